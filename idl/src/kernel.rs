@@ -1,0 +1,659 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The kernel's interface: system calls, refusals, capabilities, exits and their answers.
+//!
+//! A system call is `svc #n` with `n` an [`Op`]. `x0` holds a selector (an index into the caller's capability
+//! table) or what the operation says; `x1`–`x5` further arguments; `x19`–`x28` the ten message words `m0`–`m9`.
+//! At return `x0` is a value when it is not negative, else minus a [`Refusal`]. `x19`–`x28` hold the other side's
+//! words after an IPC; `x1` and `x2` results where an operation has them. All other registers are undefined after a
+//! call. The sender's stub clears the words it does not mean to send: all ten always travel.
+
+/// Version of everything in this file; kernel and servers of one image must agree.
+pub const ABI: u16 = 1;
+
+/// Words in a message that travels in registers.
+pub const WORDS: usize = 10;
+
+/// Bytes of a page, of a message buffer, and of the smallest mapping.
+pub const PAGE: u64 = 4096;
+
+/// Operation numbers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Op {
+    /// Calls the portal in `x0` with `m0`–`m9`; `x1` = bytes of the message buffer that travel along (0 = none).
+    /// Back comes the answer's words, and in `x0` the bytes of buffer that came with it.
+    /// Refused: `NoCapability`, `WrongKind`, `Gone`, `Order` (the portal's rank is not lower), `WrongCpu`.
+    Call = 0,
+    /// Answers what this thread is serving, if anything, and waits for the next call or exit. `x0` = [`Answer`] bits
+    /// (0 when the one answered is a thread), `x1` = bytes of buffer. Back: `x0` = badge of the portal or route.
+    ReplyAndWait = 1,
+    /// Hands what this thread is serving, with new words, to the portal in `x0` of a higher rank, and waits for the next.
+    Forward = 2,
+    /// Sets the bits of the signal capability in `x0` in its thread's signal word. Works across CPUs.
+    Signal = 3,
+    /// Waits until a bit of the mask in `x0` is set in this thread's signal word or the clock reaches `x1`
+    /// (0 = for ever). Back: `x0` = the bits, which are cleared (0 = the deadline passed).
+    Wait = 4,
+    /// Back: `x0` = the clock in ticks, `x1` = ticks a second.
+    Clock = 5,
+    /// Ends the calling thread; the supervisor is signalled.
+    Exit = 6,
+    /// Lets another of the same priority run.
+    Yield = 7,
+
+    /// Makes a run of frames out of part of another: `x0` frames, `x1` first page, `x2` pages, `x3` empty slot of the
+    /// caller's for the new capability. The part is taken out of the old run's use.
+    FramesSplit = 0x10,
+    /// Unmaps the run in `x0` from every map, revokes every capability made of it, zeroes it; it is whole again.
+    FramesReclaim = 0x11,
+    /// Back: `x0` = pages, `x1` = first machine page (only with the right [`Rights::CONTROL`], else 0), `x2` = 1 for device memory.
+    FramesInfo = 0x12,
+
+    /// Makes a domain: `x0` frames for its page tables, `x1` slots of its capability table, `x2` rank, `x3` empty slot.
+    DomainCreate = 0x18,
+    /// Maps into a domain: `x0` domain, `x1` virtual address, `x2` frames, `x3` first page in the run, `x4` pages, `x5` [`Access`] bits.
+    DomainMap = 0x19,
+    /// Unmaps from a domain: `x0` domain, `x1` virtual address, `x2` pages.
+    DomainUnmap = 0x1a,
+    /// Destroys a domain: its threads, its capabilities, its maps; its table frames go back to their run. `x0` domain.
+    DomainDestroy = 0x1b,
+
+    /// Makes a thread: `x0` domain, `x1` CPU, `x2` priority or [`PASSIVE`], `x3` empty slot, `x4` virtual address of its
+    /// message buffer page (mapped already), `x5` = budget time in µs in the low half, period in µs in the high half (0 = none).
+    ThreadCreate = 0x20,
+    /// Starts a thread: `x0` thread, `x1` entry, `x2` stack pointer, `x3` its first `x0`.
+    ThreadStart = 0x21,
+    /// Stops a thread for good and frees it. `x0` thread.
+    ThreadDestroy = 0x22,
+    /// Why a thread stopped: `x0` thread, `x1` which word. Back: `x0` = that word of its [`ThreadFault`] record.
+    ThreadFault = 0x23,
+    /// Says who supervises a thread: `x0` thread, `x1` signal capability.
+    ThreadSupervise = 0x24,
+
+    /// Makes a portal into a thread: `x0` thread, `x1` badge, `x2` empty slot.
+    PortalCreate = 0x28,
+    /// Makes a signal capability: `x0` thread, `x1` bits, `x2` empty slot.
+    SignalCreate = 0x29,
+
+    /// Copies a capability into another domain's table: `x0` the caller's slot, `x1` domain, `x2` slot there,
+    /// `x3` rights to keep (never more than the source has).
+    Grant = 0x30,
+    /// Drops the capability in slot `x0`.
+    Drop = 0x31,
+    /// Takes an object's name from everybody else: every other capability to it is dead when this returns. `x0` slot.
+    Revoke = 0x32,
+
+    /// Makes a guest: `x0` frames for its page tables, `x1` views (1 for now), `x2` empty slot.
+    GuestCreate = 0x38,
+    /// Maps into a guest: `x0` guest, `x1` view << 56 | guest page, `x2` frames, `x3` first page in the run, `x4` pages, `x5` [`Access`] bits.
+    GuestMap = 0x39,
+    /// Unmaps: `x0` guest, `x1` view << 56 | guest page, `x2` pages.
+    GuestUnmap = 0x3a,
+    /// Changes access: `x0` guest, `x1` view << 56 | guest page, `x2` pages, `x3` [`Access`] bits. Absent pages are skipped.
+    GuestProtect = 0x3b,
+    /// Copies guest memory into the caller's: `x0` guest, `x1` guest address, `x2` caller's address, `x3` bytes (≤ 64 KiB).
+    /// Back: `x0` = bytes copied; fewer when a guest page is absent.
+    GuestRead = 0x3c,
+    /// Copies the caller's memory into guest memory: like [`Op::GuestRead`], the other way. Makes it coherent with instruction fetch.
+    GuestWrite = 0x3d,
+    /// Destroys a guest, its vCPUs and its maps. `x0` guest.
+    GuestDestroy = 0x3e,
+
+    /// Makes a vCPU: `x0` guest, `x1` CPU, `x2` its number in the guest, `x3` empty slot, `x4` priority, `x5` budget as in [`Op::ThreadCreate`].
+    VcpuCreate = 0x40,
+    /// Sends a class of exits: `x0` vCPU, `x1` [`ExitClass`], `x2` portal on the vCPU's CPU, `x3` groups (see [`Groups`]), `x4` badge.
+    VcpuRoute = 0x41,
+    /// Makes a device window: `x0` vCPU, `x1` index < 16, `x2` first guest page, `x3` pages (0 = none), `x4` the route's class.
+    VcpuWindow = 0x42,
+    /// Reads a register of a stopped vCPU: `x0` vCPU, `x1` [`VcpuRegister`]. Back: `x0` = 0, `x1` = value.
+    VcpuGet = 0x43,
+    /// Writes a register of a stopped vCPU: `x0` vCPU, `x1` [`VcpuRegister`], `x2` value. Bits a guest may not have are refused.
+    VcpuSet = 0x44,
+    /// Makes a stopped vCPU run. `x0` vCPU. Refused `BadState` when it is not stopped.
+    VcpuStart = 0x45,
+    /// Puts a vCPU's registers to their architectural reset values. `x0` vCPU, stopped.
+    VcpuReset = 0x46,
+    /// Stops a vCPU: `x0` vCPU. It stays until [`Op::VcpuStart`].
+    VcpuStop = 0x47,
+    /// Enters an exception in a stopped vCPU at EL1: `x0` vCPU, `x1` syndrome, `x2` fault address.
+    VcpuException = 0x48,
+
+    /// Writes one bit field of up to 32 virtual lines: `x0` vCPU, `x1` [`LineField`], `x2` first line (multiple of 32),
+    /// `x3` which of the 32, `x4` their new values. Lines below 32 are the vCPU's own, others the guest's.
+    LinesWrite = 0x50,
+    /// Reads the same: `x0` vCPU, `x1` [`LineField`], `x2` first line. Back: `x0` = the 32 values.
+    LinesRead = 0x51,
+    /// Writes priorities of 4 lines: `x0` vCPU, `x1` first line (multiple of 4), `x2` four bytes, `x3` which of the 4.
+    LinesPriority = 0x52,
+    /// Reads priorities of 4 lines: `x0` vCPU, `x1` first line. Back: `x0` = four bytes.
+    LinesPriorityRead = 0x53,
+    /// Sends a guest-wide line to a vCPU: `x0` vCPU it shall go to, `x1` line.
+    LineTarget = 0x54,
+    /// Says whether the guest's distributor forwards at all: `x0` vCPU, `x1` 0 or 1.
+    LinesEnable = 0x55,
+
+    /// Binds a physical line to a signal: `x0` line capability, `x1` signal capability. The line is masked when it arrives.
+    LineBind = 0x58,
+    /// Unmasks a bound line: `x0` line capability.
+    LineAck = 0x59,
+    /// Makes a line capability: `x0` system capability, `x1` physical line, `x2` empty slot.
+    LineCreate = 0x5a,
+
+    /// Switches the machine off or restarts it: `x0` system capability, `x1` 0 = off, 1 = restart.
+    SystemOff = 0x60,
+    /// Puts the buffer's first `x0` bytes into the kernel's log.
+    Log = 0x61,
+    /// Takes bytes of the kernel's log into the buffer: `x0` system capability. Back: `x0` = bytes.
+    LogRead = 0x62,
+    /// Facts about the machine: `x0` system capability, `x1` which [`Fact`]. Back: `x1` = its value.
+    Fact = 0x63,
+}
+
+impl Op {
+    /// Every operation, in order of number.
+    pub const ALL: &[Op] = &[
+        Op::Call, Op::ReplyAndWait, Op::Forward, Op::Signal, Op::Wait, Op::Clock, Op::Exit, Op::Yield,
+        Op::FramesSplit, Op::FramesReclaim, Op::FramesInfo,
+        Op::DomainCreate, Op::DomainMap, Op::DomainUnmap, Op::DomainDestroy,
+        Op::ThreadCreate, Op::ThreadStart, Op::ThreadDestroy, Op::ThreadFault, Op::ThreadSupervise,
+        Op::PortalCreate, Op::SignalCreate, Op::Grant, Op::Drop, Op::Revoke,
+        Op::GuestCreate, Op::GuestMap, Op::GuestUnmap, Op::GuestProtect, Op::GuestRead, Op::GuestWrite, Op::GuestDestroy,
+        Op::VcpuCreate, Op::VcpuRoute, Op::VcpuWindow, Op::VcpuGet, Op::VcpuSet, Op::VcpuStart, Op::VcpuReset,
+        Op::VcpuStop, Op::VcpuException,
+        Op::LinesWrite, Op::LinesRead, Op::LinesPriority, Op::LinesPriorityRead, Op::LineTarget, Op::LinesEnable,
+        Op::LineBind, Op::LineAck, Op::LineCreate,
+        Op::SystemOff, Op::Log, Op::LogRead, Op::Fact,
+    ];
+
+    /// The operation with this number, if there is one.
+    pub fn from_number(number: u16) -> Option<Op> {
+        Self::ALL.iter().copied().find(|op| *op as u16 == number)
+    }
+}
+
+/// Priority argument of [`Op::ThreadCreate`] for a thread that only runs on what its callers lend.
+pub const PASSIVE: u64 = 0xffff;
+
+/// Why the kernel did not do it. State is as before the call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[repr(u8)]
+pub enum Refusal {
+    /// The slot is empty or outside the table.
+    NoCapability = 1,
+    /// The capability names another kind of object.
+    WrongKind = 2,
+    /// The capability lacks a right this needs.
+    MissingRight = 3,
+    /// The object is gone.
+    Gone = 4,
+    /// An argument can never be right.
+    BadArgument = 5,
+    /// An index, page or count lies outside the object.
+    OutOfRange = 6,
+    /// Something is there already.
+    Occupied = 7,
+    /// The pool or quota this needs is used up.
+    Quota = 8,
+    /// A call may only go to a lower rank, a forward only to a higher one.
+    Order = 9,
+    /// Not now; the same call may succeed later.
+    Again = 10,
+    /// The deadline passed.
+    Late = 11,
+    /// Nothing is mapped there.
+    NotMapped = 12,
+    /// This machine cannot.
+    Unsupported = 13,
+    /// The object is not in a state where this is possible.
+    BadState = 14,
+    /// The object lives on another CPU.
+    WrongCpu = 15,
+    /// There is no such operation.
+    NoOperation = 16,
+}
+
+impl Refusal {
+    /// Every refusal, in order of number.
+    pub const ALL: [Refusal; 16] = [
+        Refusal::NoCapability, Refusal::WrongKind, Refusal::MissingRight, Refusal::Gone, Refusal::BadArgument,
+        Refusal::OutOfRange, Refusal::Occupied, Refusal::Quota, Refusal::Order, Refusal::Again, Refusal::Late,
+        Refusal::NotMapped, Refusal::Unsupported, Refusal::BadState, Refusal::WrongCpu, Refusal::NoOperation,
+    ];
+
+    /// What goes into `x0`.
+    pub const fn to_register(self) -> u64 {
+        (-(self as i64)) as u64
+    }
+
+    /// What `x0` says: a value, or a refusal.
+    pub fn from_register(x0: u64) -> Result<u64, Refusal> {
+        let value = x0 as i64;
+        if value >= 0 {
+            return Ok(x0);
+        }
+        let index = (-(value + 1)) as usize;
+        Err(*Self::ALL.get(index).unwrap_or(&Refusal::NoOperation))
+    }
+}
+
+/// The kinds of objects a capability can name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Kind {
+    /// An empty slot.
+    Empty = 0,
+    /// A protection domain: an address space and a capability table.
+    Domain = 1,
+    /// A thread.
+    Thread = 2,
+    /// A synchronous entry into a thread.
+    Portal = 3,
+    /// Bits in a thread's signal word.
+    Signal = 4,
+    /// A virtual processor.
+    Vcpu = 5,
+    /// A guest: second-stage maps and virtual interrupt state.
+    Guest = 6,
+    /// A run of physical memory.
+    Frames = 7,
+    /// A physical interrupt.
+    Line = 8,
+    /// The machine itself: switching off, facts, lines.
+    System = 9,
+}
+
+/// What a capability allows; which bits mean something depends on the kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(transparent)]
+pub struct Rights(pub u8);
+
+impl Rights {
+    /// Frames: map readable. Guest: read its memory. vCPU: read its registers.
+    pub const READ: Rights = Rights(1);
+    /// Frames: map writable. Guest: write its memory. vCPU: write its registers.
+    pub const WRITE: Rights = Rights(2);
+    /// Frames: map executable. vCPU: start, stop.
+    pub const EXECUTE: Rights = Rights(4);
+    /// Guest: change its maps. Domain: change its maps and threads.
+    pub const EDIT: Rights = Rights(8);
+    /// vCPU, guest: change virtual interrupt state.
+    pub const LINES: Rights = Rights(16);
+    /// Destroy, reclaim, revoke, split; make objects of it.
+    pub const CONTROL: Rights = Rights(32);
+    /// Portal: call. Signal: raise.
+    pub const USE: Rights = Rights(64);
+    /// Copy the capability to others.
+    pub const GRANT: Rights = Rights(128);
+    /// Everything.
+    pub const ALL: Rights = Rights(0xff);
+
+    /// Both together.
+    pub const fn with(self, other: Rights) -> Rights {
+        Rights(self.0 | other.0)
+    }
+
+    /// Whether every right in `need` is here.
+    pub const fn covers(self, need: Rights) -> bool {
+        self.0 & need.0 == need.0
+    }
+}
+
+/// Access bits of a mapping, and what kind of memory it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(transparent)]
+pub struct Access(pub u64);
+
+impl Access {
+    /// May be read.
+    pub const READ: Access = Access(1);
+    /// May be written.
+    pub const WRITE: Access = Access(2);
+    /// May be executed.
+    pub const EXECUTE: Access = Access(4);
+    /// Device memory, not ordinary memory.
+    pub const DEVICE: Access = Access(8);
+
+    /// Both together.
+    pub const fn with(self, other: Access) -> Access {
+        Access(self.0 | other.0)
+    }
+
+    /// Whether every bit of `need` is here.
+    pub const fn covers(self, need: Access) -> bool {
+        self.0 & need.0 == need.0
+    }
+}
+
+/// What a vCPU stopped for. Each class has a route of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[repr(u8)]
+pub enum ExitClass {
+    /// An access the second stage does not allow, outside every device window.
+    Memory = 0,
+    /// An access in a device window.
+    Device = 1,
+    /// A trapped system register access or trapped instruction of that space.
+    Register = 2,
+    /// HVC.
+    Hypercall = 3,
+    /// SMC.
+    Firmware = 4,
+    /// WFE or WFI that the kernel does not answer itself.
+    Wait = 5,
+    /// Breakpoint, watchpoint, single step.
+    Debug = 6,
+    /// Floating point or vector use that the kernel does not answer itself.
+    Float = 7,
+    /// Everything else: instructions and states a guest must not use.
+    Illegal = 8,
+    /// A system error (SError) the guest caused.
+    SystemError = 9,
+}
+
+/// Number of exit classes, and of routes in a vCPU.
+pub const EXIT_CLASSES: usize = 16;
+
+impl ExitClass {
+    /// Every class, in order of number.
+    pub const ALL: [ExitClass; 10] = [
+        ExitClass::Memory, ExitClass::Device, ExitClass::Register, ExitClass::Hypercall, ExitClass::Firmware,
+        ExitClass::Wait, ExitClass::Debug, ExitClass::Float, ExitClass::Illegal, ExitClass::SystemError,
+    ];
+
+    /// The class with this number.
+    pub fn from_number(number: u64) -> Option<ExitClass> {
+        Self::ALL.get(usize::try_from(number).ok()?).copied()
+    }
+}
+
+/// First word of an exit message: class, what kind of access, where it came from.
+///
+/// Bits 0–7 class; 8–15 width of the access in bytes (0 = not known from the syndrome); 16–20 the register it moves;
+/// 21 the register is 64 bits wide; 22 the value is sign-extended; 32–47 view; 48–55 length of the instruction in
+/// bytes (0 = the program counter is past it already); flags below.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(transparent)]
+pub struct ExitHeader(pub u64);
+
+impl ExitHeader {
+    /// A write.
+    pub const WRITE: u64 = 1 << 24;
+    /// An instruction fetch.
+    pub const FETCH: u64 = 1 << 25;
+    /// The access was the guest's own page-table walk.
+    pub const WALK: u64 = 1 << 26;
+    /// `m3` holds the guest virtual address.
+    pub const VIRTUAL_VALID: u64 = 1 << 27;
+    /// A leaf is there but forbids the access (else it is absent).
+    pub const PERMISSION: u64 = 1 << 28;
+    /// The instruction came from the guest's user level.
+    pub const USER: u64 = 1 << 29;
+    /// An atomic or exclusive access.
+    pub const EXCLUSIVE: u64 = 1 << 30;
+
+    /// What the vCPU stopped for.
+    pub fn class(self) -> Option<ExitClass> {
+        ExitClass::from_number(self.0 & 0xff)
+    }
+
+    /// Width of the access in bytes, when the syndrome says so.
+    pub fn width(self) -> Option<u8> {
+        match (self.0 >> 8) as u8 {
+            0 => None,
+            bytes => Some(bytes),
+        }
+    }
+
+    /// The general register that the access moves.
+    pub const fn register(self) -> u8 {
+        (self.0 >> 16) as u8 & 31
+    }
+
+    /// Whether that register is 64 bits wide.
+    pub const fn is_wide(self) -> bool {
+        self.0 >> 21 & 1 == 1
+    }
+
+    /// Whether a read is sign-extended.
+    pub const fn is_signed(self) -> bool {
+        self.0 >> 22 & 1 == 1
+    }
+
+    /// Whether this flag is set.
+    pub const fn has(self, flag: u64) -> bool {
+        self.0 & flag != 0
+    }
+
+    /// The view the vCPU was in.
+    pub const fn view(self) -> u16 {
+        (self.0 >> 32) as u16
+    }
+
+    /// Bytes from the program counter to the next instruction.
+    pub const fn length(self) -> u8 {
+        (self.0 >> 48) as u8
+    }
+}
+
+/// An exit as a server receives it: the ten words of the message by name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Exit {
+    /// `m0`.
+    pub header: ExitHeader,
+    /// `m1`: the machine's own syndrome (ESR_EL2 on AArch64).
+    pub syndrome: u64,
+    /// `m2`: guest-physical address, for memory and device exits.
+    pub physical: u64,
+    /// `m3`: guest virtual address where the header says it is valid.
+    pub virtual_address: u64,
+    /// `m4`: program counter (group [`Groups::PC`]).
+    pub pc: u64,
+    /// `m5`: value of the register that a write moves (group [`Groups::VALUE`]).
+    pub value: u64,
+    /// `m6`–`m9`: x0–x3 (group [`Groups::GENERAL`]).
+    pub general: [u64; 4],
+}
+
+impl Exit {
+    /// From the words of the message.
+    pub const fn from_words(m: [u64; WORDS]) -> Exit {
+        Exit {
+            header: ExitHeader(m[0]),
+            syndrome: m[1],
+            physical: m[2],
+            virtual_address: m[3],
+            pc: m[4],
+            value: m[5],
+            general: [m[6], m[7], m[8], m[9]],
+        }
+    }
+
+    /// To the words of the message.
+    pub const fn to_words(&self) -> [u64; WORDS] {
+        let g = self.general;
+        [
+            self.header.0, self.syndrome, self.physical, self.virtual_address, self.pc, self.value, g[0], g[1], g[2],
+            g[3],
+        ]
+    }
+}
+
+/// Which register groups travel in an exit message; words of other groups are zero.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(transparent)]
+pub struct Groups(pub u64);
+
+impl Groups {
+    /// Program counter in `m4`.
+    pub const PC: Groups = Groups(1);
+    /// Value of the register that the access moves in `m5`.
+    pub const VALUE: Groups = Groups(2);
+    /// x0–x3 in `m6`–`m9`.
+    pub const GENERAL: Groups = Groups(4);
+
+    /// Both together.
+    pub const fn with(self, other: Groups) -> Groups {
+        Groups(self.0 | other.0)
+    }
+}
+
+/// What an answer to an exit changes in the vCPU; goes into `x0` of [`Op::ReplyAndWait`]. Unknown bits are refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(transparent)]
+pub struct Answer(pub u64);
+
+impl Answer {
+    /// Go on as it was: the instruction is tried again.
+    pub const RETRY: Answer = Answer(0);
+    /// Skip the instruction.
+    pub const ADVANCE: Answer = Answer(1);
+    /// Program counter = `m4`.
+    pub const PC: Answer = Answer(2);
+    /// x0–x3 = `m6`–`m9`.
+    pub const GENERAL: Answer = Answer(4);
+    /// The register in bits 8–12 = `m5` (31 = none).
+    pub const REGISTER: Answer = Answer(8);
+    /// The vCPU stays stopped until [`Op::VcpuStart`].
+    pub const STOP: Answer = Answer(16);
+    /// Every bit that means something.
+    pub const KNOWN: u64 = 0x1f1f;
+
+    /// Both together.
+    pub const fn with(self, other: Answer) -> Answer {
+        Answer(self.0 | other.0)
+    }
+
+    /// With the register that `m5` goes to.
+    pub const fn register(self, n: u8) -> Answer {
+        Answer(self.0 | Self::REGISTER.0 | ((n & 31) as u64) << 8)
+    }
+
+    /// Whether this bit is set.
+    pub const fn has(self, bit: Answer) -> bool {
+        self.0 & bit.0 != 0
+    }
+}
+
+/// A bit field that every virtual line has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum LineField {
+    /// Forwarded when pending.
+    Enabled = 0,
+    /// Pending by software or edge.
+    Pending = 1,
+    /// Taken and not yet ended.
+    Active = 2,
+    /// Edge triggered (else by level).
+    Edge = 3,
+    /// The input of a level line is high.
+    Level = 4,
+    /// In group 1 (else group 0).
+    Group = 5,
+}
+
+impl LineField {
+    /// The field with this number.
+    pub fn from_number(number: u64) -> Option<LineField> {
+        use LineField::*;
+        [Enabled, Pending, Active, Edge, Level, Group].get(usize::try_from(number).ok()?).copied()
+    }
+}
+
+/// Virtual lines a guest can have: 32 private ones a vCPU, the rest the guest's.
+pub const VIRTUAL_LINES: u64 = 128;
+
+/// A vCPU register by number, for [`Op::VcpuGet`] and [`Op::VcpuSet`]. 0–30 are x0–x30.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+#[allow(missing_docs)]
+pub enum VcpuRegister {
+    X0 = 0, X1 = 1, X2 = 2, X3 = 3, X30 = 30,
+    /// Program counter.
+    Pc = 32,
+    /// Processor state. M must be EL0t, EL1t or EL1h of AArch64.
+    Pstate = 33,
+    SpEl0 = 34, SpEl1 = 35, ElrEl1 = 36, SpsrEl1 = 37, VbarEl1 = 38, SctlrEl1 = 39, Ttbr0El1 = 40, Ttbr1El1 = 41,
+    TcrEl1 = 42, MairEl1 = 43, EsrEl1 = 44, FarEl1 = 45, CpacrEl1 = 46, TpidrEl1 = 47, TpidrEl0 = 48, TpidrroEl0 = 49,
+    ContextidrEl1 = 50, CntkctlEl1 = 51, CntvCtl = 52, CntvCval = 53, Vmpidr = 54, Vpidr = 55, AmairEl1 = 56,
+    Afsr0El1 = 57, Afsr1El1 = 58, ParEl1 = 59, CsselrEl1 = 60,
+    /// Virtual counter offset, in ticks.
+    Cntvoff = 61,
+    /// 1 while the guest's virtual timer is held masked by the kernel because its line is in flight.
+    TimerHeld = 62,
+}
+
+/// Words of the record of a thread's fault, read by [`Op::ThreadFault`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum ThreadFault {
+    /// 0 = it runs, 1 = it ended by itself, 2 = it faulted.
+    State = 0,
+    /// The machine's syndrome.
+    Syndrome = 1,
+    /// The address.
+    Address = 2,
+    /// The program counter.
+    Pc = 3,
+    /// The stack pointer.
+    Sp = 4,
+    /// The first `x0`–`x30` stand at 8–38.
+    General = 8,
+}
+
+/// A fact about the machine, for [`Op::Fact`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Fact {
+    /// CPUs that run.
+    Cpus = 0,
+    /// Ticks of the clock a second.
+    ClockHz = 1,
+    /// Instructions (ticks at 1 GHz) from the kernel's first to root's, from the counter.
+    BootTicks = 2,
+    /// Bytes of memory that the kernel keeps.
+    KernelMemory = 3,
+    /// Free names in the pool of [`Kind`] `x2` on this CPU.
+    FreeNames = 4,
+    /// Main ID register of CPU 0.
+    Midr = 5,
+    /// An ID register of the machine, by its encoding CRm<<3|op2 in `x2` (op0 = 3, op1 = 0, CRn = 0).
+    IdRegister = 6,
+    /// List registers of the virtual interrupt interface.
+    ListRegisters = 7,
+    /// Words shared between CPUs that this CPU has written on IPC and exit paths.
+    SharedWrites = 8,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_survives_the_register() {
+        for refusal in Refusal::ALL {
+            assert_eq!(Refusal::from_register(refusal.to_register()), Err(refusal));
+        }
+        assert_eq!(Refusal::from_register(7), Ok(7));
+        assert_eq!(Refusal::from_register(i64::MIN as u64), Err(Refusal::NoOperation));
+    }
+
+    #[test]
+    fn operations_are_listed_once_and_in_order() {
+        for pair in Op::ALL.windows(2) {
+            assert!((pair[0] as u8) < pair[1] as u8);
+        }
+        assert_eq!(Op::from_number(0x63), Some(Op::Fact));
+        assert_eq!(Op::from_number(0xff), None);
+    }
+
+    #[test]
+    fn an_exit_keeps_its_words() {
+        let words = [0x0001_0000_0302_0401, 2, 3, 4, 5, 6, 7, 8, 9, 10];
+        let exit = Exit::from_words(words);
+        assert_eq!(exit.to_words(), words);
+        assert_eq!(exit.header.class(), Some(ExitClass::Device));
+        assert_eq!(exit.header.width(), Some(4));
+        assert_eq!(exit.header.register(), 2);
+    }
+}

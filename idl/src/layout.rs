@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Where things are: virtual addresses in every server, and the capabilities each server starts with.
+//!
+//! Root builds these; the runtime and the servers rely on them.
+
+/// Servers are linked here.
+pub const PROGRAM: u64 = 0x0020_0000;
+/// The server's configuration, postcard, read-only. The first 8 bytes are its length.
+pub const CONFIG: u64 = 0x1000_0000;
+/// Stack of thread `i` ends at `STACKS + (i + 1) * STACK_STRIDE`; the page below its `STACK_BYTES` is never mapped.
+pub const STACKS: u64 = 0x2000_0000;
+/// Distance between stacks.
+pub const STACK_STRIDE: u64 = 0x0002_0000;
+/// Bytes of a stack.
+pub const STACK_BYTES: u64 = 0x0001_0000;
+/// Message buffer page of thread `i` is at `BUFFERS + i * 4096`.
+pub const BUFFERS: u64 = 0x2800_0000;
+/// Ring page `i` of a server is at `RINGS + i * 4096`. See `runtime::ring`.
+pub const RINGS: u64 = 0x3000_0000;
+/// The image's payload, read-only, where a server gets to see it.
+pub const PAYLOAD: u64 = 0x4000_0000;
+/// Device page of a server (the console's UART).
+pub const DEVICE: u64 = 0x3800_0000;
+
+/// Capability slots that every server starts with.
+pub mod slot {
+    /// Never a capability.
+    pub const NONE: u64 = 0;
+    /// Signal to root: something to look at (a report in the ring, an end).
+    pub const ROOT: u64 = 1;
+    /// Signal to console: there is output in a ring.
+    pub const CONSOLE: u64 = 2;
+    /// The guest of a p2m or vcpu server.
+    pub const GUEST: u64 = 3;
+    /// p2m: the guest's memory, one run.
+    pub const MEMORY: u64 = 4;
+    /// vcpu: portal to p2m; slot `P2M + thread` is the one on that thread's CPU.
+    pub const P2M: u64 = 16;
+    /// vcpu: the guest's vCPUs, slot `VCPU + i`.
+    pub const VCPU: u64 = 32;
+    /// console: signals to the vcpu servers (input waits), slot `INPUT + channel`.
+    pub const INPUT: u64 = 16;
+    /// console: the UART's line.
+    pub const UART_LINE: u64 = 5;
+    /// console: the system capability with the right to read the kernel's log.
+    pub const SYSTEM: u64 = 6;
+    /// vcpu: signal to this server's own thread 0.
+    pub const SELF: u64 = 7;
+}
+
+/// Capability slots that root starts with, made by the kernel.
+pub mod root_slot {
+    /// Root's own domain.
+    pub const DOMAIN: u64 = 1;
+    /// Root's own thread.
+    pub const THREAD: u64 = 2;
+    /// The machine.
+    pub const SYSTEM: u64 = 3;
+    /// The image's payload, one run, mapped read-only at [`super::PAYLOAD`] too.
+    pub const PAYLOAD: u64 = 4;
+    /// Free memory: runs at `MEMORY`, `MEMORY + 1`, … as many as `BootHeader::ram` has entries.
+    pub const MEMORY: u64 = 8;
+    /// Device runs, in the order of `BootHeader::devices`.
+    pub const DEVICES: u64 = 16;
+    /// First slot that root uses as it likes.
+    pub const FREE: u64 = 64;
+}
+
+/// Bits of root's signal word.
+pub mod root_signal {
+    /// Bit of the server with this index in the plan (a report waits, it ended or it faulted).
+    pub const fn server(index: usize) -> u64 {
+        1 << index
+    }
+}
+
+/// Bits of the console's signal word.
+pub mod console_signal {
+    /// Some ring has output.
+    pub const OUTPUT: u64 = 1;
+    /// The UART's line was raised.
+    pub const LINE: u64 = 2;
+    /// Root has something (power-off: drain everything).
+    pub const ROOT: u64 = 4;
+}
+
+/// Bits of a vcpu server thread's signal word.
+pub mod vcpu_signal {
+    /// Console input waits in the ring.
+    pub const INPUT: u64 = 1;
+}
+
+/// Badges by which a server knows who asks.
+pub mod badge {
+    /// An exit of the vCPU in the low 8 bits.
+    pub const EXIT: u64 = 0;
+    /// A call from the guest's vcpu server, thread in the low 8 bits.
+    pub const VCPU_SERVER: u64 = 1 << 8;
+    /// A call from root.
+    pub const ROOT: u64 = 2 << 8;
+
+    /// Who asks: [`EXIT`], [`VCPU_SERVER`] or [`ROOT`].
+    pub const fn kind(badge: u64) -> u64 {
+        badge & !0xff
+    }
+
+    /// The low 8 bits.
+    pub const fn index(badge: u64) -> u8 {
+        badge as u8
+    }
+}

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The interfaces of Trellis: what the kernel offers, what crosses between servers, and what an image holds.
+//!
+//! Read in this order: [`kernel`] (system calls, capabilities, exits), [`boot`] (what the kernel finds in its
+//! image), [`plan`] (what root and the servers find there), [`wire`] (what travels over the serial port).
+#![no_std]
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod boot;
+pub mod kernel;
+pub mod layout;
+pub mod plan;
+pub mod wire;

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the composer decided: which servers, which guests, where everything stands in the payload.
+//!
+//! Postcard, read in place by root; each server's own configuration is a part of its own. The composer has checked
+//! it; root checks again whatever an index could break.
+
+use heapless::Vec;
+use serde::{Deserialize, Serialize};
+
+/// Version of this file's types.
+pub const VERSION: u16 = 1;
+/// Most servers in an image (root's signal word has one bit each).
+pub const MAX_SERVERS: usize = 48;
+/// Most guests in an image.
+pub const MAX_GUESTS: usize = 16;
+/// Most vCPUs of a guest.
+pub const MAX_VCPUS: usize = 8;
+
+/// Bytes of the payload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// From the payload's first byte; page aligned.
+    pub offset: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// The whole image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan<'a> {
+    /// [`VERSION`].
+    pub version: u16,
+    /// The manifest's name.
+    pub name: &'a str,
+    /// In order of start: console first, then p2m and vcpu of each guest.
+    #[serde(borrow)]
+    pub servers: Vec<ServerPlan<'a>, MAX_SERVERS>,
+    /// The guests.
+    #[serde(borrow)]
+    pub guests: Vec<GuestPlan<'a>, MAX_GUESTS>,
+    /// The manifest's text, for `trellis query`.
+    pub manifest: Part,
+}
+
+/// A piece of a program: mapped straight from the payload, or copied when it is writable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    /// Where in the payload.
+    pub part: Part,
+    /// Virtual address, page aligned.
+    pub address: u64,
+    /// Bytes in memory; the rest is zero.
+    pub memory_bytes: u64,
+    /// [`crate::kernel::Access`] bits.
+    pub access: u64,
+}
+
+/// What a server is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// The serial port. Rank 5.
+    Console,
+    /// The maps of the guest with this index. Rank 1.
+    P2m(u8),
+    /// The processor and platform of the guest with this index. Rank 2.
+    Vcpu(u8),
+}
+
+impl Role {
+    /// Calls go to lower ranks only, forwards to higher ones. Root's is 4.
+    pub const fn rank(self) -> u8 {
+        match self {
+            Role::P2m(_) => 1,
+            Role::Vcpu(_) => 2,
+            Role::Console => 5,
+        }
+    }
+}
+
+/// One server: a domain, its program, its threads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerPlan<'a> {
+    /// Unique name, as logs show it.
+    pub name: &'a str,
+    /// What it is there for.
+    pub role: Role,
+    /// Entry address.
+    pub entry: u64,
+    /// The program's pieces.
+    pub segments: Vec<Segment, 6>,
+    /// CPU of each thread. For p2m and vcpu: thread `i` serves vCPU `i`, and one more, the last, is the control
+    /// thread on root's CPU. For the console: one thread.
+    pub cpus: Vec<u8, 9>,
+    /// Pages of page tables.
+    pub table_pages: u16,
+    /// Capability slots.
+    pub slots: u16,
+    /// Its configuration ([`P2mConfig`], [`VcpuConfig`] or [`ConsoleConfig`]), if any.
+    pub config: Part,
+}
+
+/// How much of a CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Budget {
+    /// Microseconds in each period.
+    pub time_us: u32,
+    /// The period in microseconds.
+    pub period_us: u32,
+}
+
+/// One guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestPlan<'a> {
+    /// Unique name.
+    pub name: &'a str,
+    /// First guest-physical byte of its memory.
+    pub memory_base: u64,
+    /// Bytes of memory; a multiple of 2 MiB.
+    pub memory_bytes: u64,
+    /// CPU of each vCPU.
+    pub cpus: Vec<u8, MAX_VCPUS>,
+    /// 0 (lowest) – 255.
+    pub priority: u8,
+    /// Per vCPU; none = the whole CPU by priority.
+    pub budget: Option<Budget>,
+    /// Pages of page tables for its maps.
+    pub table_pages: u32,
+    /// The system goes on as long as an essential guest does.
+    pub essential: bool,
+    /// What PSCI SYSTEM_RESET, or the death of one of its servers, leads to.
+    pub on_reset: OnReset,
+    /// Index of its p2m server.
+    pub p2m: u8,
+    /// Index of its vcpu server.
+    pub vcpu: u8,
+    /// Line in the manifest where `[guest.NAME]` stands.
+    pub manifest_line: u32,
+}
+
+/// What happens when a guest asks for a reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnReset {
+    /// It starts again from its image.
+    Reboot,
+    /// It has ended.
+    End,
+}
+
+/// When guest memory gets its frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Populate {
+    /// All before the guest starts.
+    Eager,
+    /// Each page (or 2 MiB block) at its first touch.
+    Lazy,
+}
+
+/// Configuration of a p2m server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct P2mConfig<'a> {
+    /// The guest's name.
+    pub guest: &'a str,
+    /// First guest page of memory.
+    pub first_page: u64,
+    /// Pages of memory.
+    pub pages: u64,
+    /// When frames are mapped.
+    pub populate: Populate,
+    /// vCPUs of the guest.
+    pub vcpus: u8,
+    /// Pages mapped without the guest's memory: GICv2's virtual CPU interface (guest page, machine run in
+    /// [`crate::layout::slot::MEMORY`] + 1). None on GICv3.
+    pub gicv_page: Option<u64>,
+}
+
+/// Bytes to put into guest memory before it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Where in the payload.
+    pub part: Part,
+    /// Guest-physical address.
+    pub address: u64,
+}
+
+/// Configuration of a vcpu server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VcpuConfig<'a> {
+    /// The guest's name.
+    pub guest: &'a str,
+    /// vCPUs of the guest.
+    pub vcpus: u8,
+    /// First guest-physical byte of memory.
+    pub memory_base: u64,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// What to load: image, initramfs, device tree.
+    pub loads: Vec<Load, 8>,
+    /// Where vCPU 0 starts.
+    pub entry: u64,
+    /// Its x0 (address of the device tree).
+    pub x0: u64,
+    /// 2 or 3: what kind of interrupt controller the guest sees.
+    pub gic: u8,
+    /// The host has FEAT_… unknown at composition; this says what the manifest allows. AArch32 at user level.
+    pub aarch32: bool,
+}
+
+/// Configuration of the console server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleConfig<'a> {
+    /// Channel `i` is ring pair `i`; its name as the host shows it. Channel 0 is root's log.
+    #[serde(borrow)]
+    pub channels: Vec<Channel<'a>, MAX_SERVERS>,
+    /// The UART is a PL011 at [`crate::layout::DEVICE`].
+    pub uart: bool,
+}
+
+/// One channel of the console.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Channel<'a> {
+    /// Name of a guest or server.
+    pub name: &'a str,
+    /// Bytes of a guest's serial port (else a server's log).
+    pub is_guest: bool,
+}

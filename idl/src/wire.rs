@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What travels between servers beyond the kernel's own messages, and over the serial port.
+//!
+//! Serial port: each frame is `COBS(kind, channel, payload…, CRC-16 little-endian)` followed by a zero byte; the CRC
+//! (CRC-16/IBM-3740, as crate `crc` names it) covers kind, channel and payload. Bytes that belong to no valid frame are
+//! raw text, such as the kernel prints before the console server runs and when it panics.
+
+use crate::kernel::ExitClass;
+use crate::plan::OnReset;
+use heapless::{String, Vec};
+use serde::{Deserialize, Serialize};
+
+/// Kinds of frames on the serial port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum FrameKind {
+    /// Board to host: bytes of the kernel's log.
+    KernelLog = 1,
+    /// Board to host: text of a server's log; channel = index of the server in the plan, 255 = root.
+    ServerLog = 2,
+    /// Board to host: bytes of a guest's serial port; channel = index of the guest in the plan. Host to board: its input.
+    Guest = 3,
+    /// Board to host: a postcard [`Report`].
+    Report = 4,
+}
+
+impl FrameKind {
+    /// The kind with this number.
+    pub fn from_number(number: u8) -> Option<FrameKind> {
+        use FrameKind::*;
+        match number {
+            1 => Some(KernelLog),
+            2 => Some(ServerLog),
+            3 => Some(Guest),
+            4 => Some(Report),
+            _ => None,
+        }
+    }
+}
+
+/// Channel of root in [`FrameKind::ServerLog`].
+pub const ROOT_CHANNEL: u8 = 255;
+/// Most payload bytes in a frame.
+pub const MAX_PAYLOAD: usize = 512;
+
+/// What root tells the host in numbers; the host turns it into sentences.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Report {
+    /// Root runs: instructions since the kernel's first one (ticks at 1 GHz under `--icount`), bytes the kernel keeps.
+    Started {
+        /// Ticks of the clock from the kernel's first instruction to root's.
+        boot_ticks: u64,
+        /// Ticks a second.
+        clock_hz: u64,
+        /// Bytes of memory the kernel keeps.
+        kernel_memory: u64,
+    },
+    /// A guest came to an end.
+    GuestEnded {
+        /// Its index in the plan.
+        guest: u8,
+        /// How.
+        end: GuestEnd,
+    },
+    /// A guest starts again.
+    GuestRebooted {
+        /// Its index in the plan.
+        guest: u8,
+        /// How often it has now.
+        times: u32,
+    },
+    /// A server stopped.
+    ServerFaulted {
+        /// Its index in the plan.
+        server: u8,
+        /// Its registers.
+        record: Fault,
+    },
+    /// Every essential guest has ended; the machine goes off.
+    Off {
+        /// All ended well.
+        well: bool,
+    },
+}
+
+/// How a guest ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GuestEnd {
+    /// It switched itself off.
+    Off,
+    /// It asked for a reset and the manifest says `on-reset = "end"`.
+    Reset,
+    /// It ended with a status of its own (not 0).
+    Status(u64),
+    /// It did something that nobody answers.
+    Crash(Crash),
+    /// One of its servers stopped.
+    Server(u8),
+}
+
+/// Why a guest crashed, with its registers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Crash {
+    /// Which vCPU.
+    pub vcpu: u8,
+    /// What it stopped for.
+    pub class: u8,
+    /// The machine's syndrome.
+    pub syndrome: u64,
+    /// Guest-physical address, if it was an access.
+    pub physical: u64,
+    /// Guest virtual address.
+    pub virtual_address: u64,
+    /// Program counter.
+    pub pc: u64,
+    /// Processor state.
+    pub pstate: u64,
+    /// x0–x30.
+    pub general: Vec<u64, 31>,
+}
+
+impl Crash {
+    /// What it stopped for, by name.
+    pub fn exit_class(&self) -> Option<ExitClass> {
+        ExitClass::from_number(self.class.into())
+    }
+}
+
+/// A server's registers when it stopped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// The machine's syndrome.
+    pub syndrome: u64,
+    /// The address.
+    pub address: u64,
+    /// Program counter.
+    pub pc: u64,
+    /// Stack pointer.
+    pub sp: u64,
+    /// x0–x30.
+    pub general: Vec<u64, 31>,
+}
+
+/// What a vcpu or p2m server tells root; in the report ring, one record a length byte pair and postcard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToRoot {
+    /// The guest ended; every vCPU is stopped or will find itself stopped.
+    Ended(GuestEnd),
+    /// The guest asks for a reset.
+    Reset,
+    /// The server is ready.
+    Ready,
+    /// The server cannot go on.
+    Failed(String<96>),
+}
+
+/// Operations of a vcpu server's control portal (`m0`); root calls them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub enum VcpuOp {
+    /// Loads the guest's parts into its memory and starts vCPU 0. Back: `m0` = 0 or 1 + a refusal.
+    Start = 1,
+    /// Stops all vCPUs and forgets all platform state. Root has stopped and cleared memory before or does so next.
+    Reset = 2,
+}
+
+/// Operations of a p2m server (`m0`); the guest's vcpu server and root call them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub enum P2mOp {
+    /// Answers when the server is ready: `m0` = 0.
+    Ready = 1,
+    /// Makes sure that `m2` guest pages from `m1` have frames. Back: `m0` = 0 or 1 + a refusal.
+    Populate = 2,
+    /// Forgets every mapping and starts as at the beginning (the guest's memory has been cleared). Back: `m0`.
+    Reset = 3,
+}
+
+/// What happens next to a guest that wants a reset.
+pub const fn after_reset(policy: OnReset) -> Option<GuestEnd> {
+    match policy {
+        OnReset::Reboot => None,
+        OnReset::End => Some(GuestEnd::Reset),
+    }
+}

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The two sides of a server: what it may ask ([`System`]) and what it is asked ([`Server`]).
+
+use trellis_idl::kernel::{Answer, Exit, Op, Refusal, WORDS};
+
+/// What a server can ask of the kernel. On the board this is `svc`; in host tests, the core on the hosted machine or
+/// a record of what was asked.
+pub trait System {
+    /// Any operation but the ones that wait or carry message words. Back: `x0`, `x1`, `x2`.
+    fn invoke(&self, op: Op, arguments: [u64; 6]) -> Result<[u64; 3], Refusal>;
+
+    /// Calls a portal and waits for the answer: words there, words back.
+    fn call(&self, portal: u64, words: [u64; WORDS]) -> Result<[u64; WORDS], Refusal>;
+
+    /// Waits for bits of this thread's signal word (deadline in ticks, 0 = for ever). 0 = the deadline passed.
+    fn wait(&self, mask: u64, deadline: u64) -> u64;
+
+    /// This thread's message buffer.
+    fn with_buffer<R>(&self, f: impl FnOnce(&mut [u8; 4096]) -> R) -> R;
+}
+
+/// What a server says to the one it serves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reply {
+    /// To a vCPU: what changes, and the words it changes to.
+    Exit(Answer, [u64; WORDS]),
+    /// To a caller.
+    Call([u64; WORDS]),
+    /// Somebody of a higher rank shall answer: the portal's slot, and the words it gets.
+    Forward(u64, [u64; WORDS]),
+}
+
+/// A server: a value that is asked. Threads of one server share it, so it locks inside where it must.
+pub trait Server: Sync {
+    /// A vCPU stopped; the badge is the route's.
+    fn exit(&self, system: &impl System, badge: u64, exit: &Exit) -> Reply;
+
+    /// Somebody called; the badge is the portal's.
+    fn call(&self, system: &impl System, badge: u64, words: [u64; WORDS]) -> Reply;
+}
