@@ -1,1 +1,38 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
+//! Every decision the kernel takes. It forbids unsafe, knows no architecture, and runs in ordinary host tests.
+//!
+//! A machine crate decodes what happened, asks one of the doors in [`trap`], and obeys the [`trap::Next`] it gets
+//! back. Read in this order: [`machine`] (what a machine owes), [`pool`] (names), [`cap`] and [`table`] (authority),
+//! [`local`] and [`shared`] (state), [`portal`] (IPC), [`vcpu`] (exits), [`schedule`] (time), [`lines`] (virtual
+//! interrupts), [`space`] and [`frame`] (memory), [`syscall`] (the table of operations), [`init`] (the first domain).
+//!
+//! Four principles: the kernel decides, returns, and is carried out once; a CPU's own objects are reached without
+//! locks or atomics ([`local::Local`]); what CPUs share is atomic or behind one lock each ([`shared::Shared`]); a
+//! refused call leaves everything as it was.
+#![no_std]
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod cap;
+pub mod domain;
+pub mod frame;
+pub mod guest;
+pub mod init;
+pub mod lines;
+pub mod local;
+pub mod lock;
+pub mod machine;
+pub mod pool;
+pub mod portal;
+pub mod schedule;
+pub mod shared;
+pub mod signal;
+pub mod space;
+pub mod syscall;
+pub mod table;
+pub mod thread;
+pub mod trap;
+pub mod vcpu;

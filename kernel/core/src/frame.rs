@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Runs of physical memory: who may map them, where they are mapped, and how they are taken back.
+
+use crate::machine::Page;
+use crate::pool::{Empty, Id, Pool, SHARED_HOME};
+use trellis_idl::kernel::Refusal;
+
+/// Runs in the system.
+pub const RUNS: usize = 512;
+/// Maps a run can be in at once.
+const MAPS: usize = 4;
+
+/// What a run is used for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Use {
+    /// To be mapped.
+    Memory,
+    /// The kernel's: page tables of a domain or guest.
+    Tables,
+}
+
+/// A map that a run may be in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MapName {
+    /// None.
+    None,
+    /// A domain's, by index.
+    Domain(u16),
+    /// A guest's, by index.
+    Guest(u16),
+}
+
+/// Physical memory, one after the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Run {
+    /// First page.
+    pub first: Page,
+    /// Pages.
+    pub pages: u64,
+    /// Device memory.
+    pub device: bool,
+    /// Never written: the image's payload.
+    pub constant: bool,
+    /// What it is for.
+    pub use_: Use,
+    /// The run it was split off.
+    pub parent: u64,
+    pub(crate) maps: [MapName; MAPS],
+}
+
+impl Empty for Run {
+    const EMPTY: Run = Run {
+        first: 0,
+        pages: 0,
+        device: false,
+        constant: false,
+        use_: Use::Memory,
+        parent: 0,
+        maps: [MapName::None; MAPS],
+    };
+}
+
+impl Run {
+    /// Notes that it is mapped there.
+    pub fn note(&mut self, map: MapName) -> Result<(), Refusal> {
+        if self.maps.contains(&map) {
+            return Ok(());
+        }
+        let free = self.maps.iter_mut().find(|m| **m == MapName::None).ok_or(Refusal::Quota)?;
+        *free = map;
+        Ok(())
+    }
+
+    /// Forgets one map.
+    pub fn forget(&mut self, map: MapName) {
+        for known in self.maps.iter_mut().filter(|known| **known == map) {
+            *known = MapName::None;
+        }
+    }
+
+    /// Where it is mapped.
+    pub fn mapped(&self) -> impl Iterator<Item = MapName> + use<> {
+        self.maps.into_iter().filter(|map| *map != MapName::None)
+    }
+}
+
+/// All runs.
+#[derive(Debug)]
+pub struct Runs {
+    /// The pool; names are what capabilities hold.
+    pub pool: Pool<Run, RUNS>,
+}
+
+impl Runs {
+    /// None.
+    pub const fn new() -> Self {
+        Runs { pool: Pool::new(SHARED_HOME) }
+    }
+
+    /// The run with this name.
+    pub fn get(&self, name: u64) -> Result<&Run, Refusal> {
+        self.pool.get(Id::from_word(name)).ok_or(Refusal::Gone)
+    }
+
+    /// The same, for changing.
+    pub fn get_mut(&mut self, name: u64) -> Result<&mut Run, Refusal> {
+        self.pool.get_mut(Id::from_word(name)).ok_or(Refusal::Gone)
+    }
+
+    /// Pages `first..first+count` of a run that may be used: inside it, and not split off.
+    pub fn check(&self, name: u64, first: u64, count: u64) -> Result<Page, Refusal> {
+        let run = self.get(name)?;
+        let end = first.checked_add(count).filter(|end| *end <= run.pages).ok_or(Refusal::OutOfRange)?;
+        if count == 0 {
+            return Err(Refusal::OutOfRange);
+        }
+        if run.use_ != Use::Memory {
+            return Err(Refusal::BadState);
+        }
+        let (from, to) = (run.first + first, run.first + end);
+        for id in self.pool.names() {
+            let Some(other) = self.pool.get(id) else { continue };
+            if other.parent == name && other.first < to && other.first + other.pages > from {
+                return Err(Refusal::Occupied);
+            }
+        }
+        Ok(from)
+    }
+
+    /// Splits a part off.
+    pub fn split(&mut self, name: u64, first: u64, count: u64) -> Result<u64, Refusal> {
+        let page = self.check(name, first, count)?;
+        let run = *self.get(name)?;
+        if run.mapped().next().is_some() && !run.constant {
+            // What is mapped as part of the old run could not be found again under the new one.
+            return Err(Refusal::BadState);
+        }
+        let part = Run { first: page, pages: count, parent: name, maps: [MapName::None; MAPS], ..run };
+        self.pool.insert(part).map(|id| id.0).ok_or(Refusal::Quota)
+    }
+
+    /// Whether parts of it were split off.
+    pub fn has_parts(&self, name: u64) -> bool {
+        self.pool.names().any(|id| self.pool.get(id).is_some_and(|run| run.parent == name))
+    }
+}
+
+impl Default for Runs {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_split_off_is_not_the_old_runs_any_more() {
+        let mut runs = Runs::new();
+        let whole = runs.pool.insert(Run { first: 100, pages: 50, ..Run::EMPTY }).expect("room").0;
+        let part = runs.split(whole, 10, 5).expect("free");
+        assert_eq!(runs.check(part, 0, 5), Ok(110));
+        assert_eq!(runs.check(part, 0, 6), Err(Refusal::OutOfRange));
+        assert_eq!(runs.check(whole, 0, 10), Ok(100));
+        assert_eq!(runs.check(whole, 14, 1), Err(Refusal::Occupied));
+        assert_eq!(runs.check(whole, 15, 35), Ok(115));
+        assert_eq!(runs.check(whole, 1, u64::MAX), Err(Refusal::OutOfRange));
+        assert_eq!(runs.split(whole, 0, 11), Err(Refusal::Occupied));
+        assert!(runs.has_parts(whole) && !runs.has_parts(part));
+    }
+}

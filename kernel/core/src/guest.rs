@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A guest: the maps its vCPUs see. (Views other than the host map have their room in `views`, and are not there yet.)
+
+use crate::machine::{Memory, PAGE_BYTES};
+use crate::space::Space;
+use trellis_idl::kernel::{Access, Refusal};
+
+/// Most bytes that one `GuestRead` or `GuestWrite` moves: bounds the time in the kernel.
+pub const MOST_BYTES: u64 = 64 * 1024;
+
+/// A guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Guest {
+    /// The host map.
+    pub space: Space,
+    /// Name of the run its tables are in.
+    pub tables: u64,
+    /// vCPUs it has.
+    pub vcpus: u16,
+}
+
+impl Guest {
+    /// No guest.
+    pub const EMPTY: Guest = Guest { space: Space::EMPTY, tables: 0, vcpus: 0 };
+}
+
+/// Copies between two maps page by page; stops where either has no page or forbids it. Says how many bytes.
+pub fn copy<M: Memory>(
+    memory: &mut M, to: (&Space, u64, Access), from: (&Space, u64, Access), bytes: u64, code: bool,
+) -> Result<u64, Refusal> {
+    if bytes > MOST_BYTES {
+        return Err(Refusal::BadArgument);
+    }
+    let end_to = to.1.checked_add(bytes).ok_or(Refusal::OutOfRange)?;
+    from.1.checked_add(bytes).ok_or(Refusal::OutOfRange)?;
+    let mut done = 0;
+    while to.1 + done < end_to {
+        let (target, source) = (to.1 + done, from.1 + done);
+        let room = PAGE_BYTES - (target % PAGE_BYTES).max(source % PAGE_BYTES);
+        let step = room.min(bytes - done);
+        let (Some(t), Some(s)) = (to.0.find(memory, target / PAGE_BYTES), from.0.find(memory, source / PAGE_BYTES))
+        else {
+            break;
+        };
+        let device = t.access.covers(Access::DEVICE) || s.access.covers(Access::DEVICE);
+        if device || !t.access.covers(to.2) || !s.access.covers(from.2) {
+            break;
+        }
+        let target = t.page * PAGE_BYTES + target % PAGE_BYTES;
+        let source = s.page * PAGE_BYTES + source % PAGE_BYTES;
+        memory.copy(target, source, step, code);
+        done += step;
+    }
+    Ok(done)
+}

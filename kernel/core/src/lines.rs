@@ -1,0 +1,405 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Virtual interrupts: per vCPU the state of 128 lines, and which of them sit in list registers.
+//!
+//! Lines 0–15 are software interrupts, 16–31 private, the rest the guest's (kept in the vCPU they are sent to). To
+//! inject means to make pending, never *done*: pending lines wait here and are put into list registers by priority; a
+//! maintenance interrupt asks for more while some wait.
+
+use crate::local::{Local, Running};
+use crate::machine::{Machine, VcpuContext};
+use crate::schedule;
+use crate::shared::Shared;
+use crate::trap::Next;
+use crate::vcpu;
+use trellis_idl::kernel::{LineField, Refusal};
+
+/// The virtual timer's line (Arm BSA: PPI 11 of the virtual timer = INTID 27).
+pub const VIRTUAL_TIMER: u8 = 27;
+
+/// Most list registers (GICv3 has at most 16).
+pub const LIST_ENTRIES: usize = 16;
+
+/// What a list register holds, without the machine's packing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ListEntry {
+    /// The line; 0 with neither flag = empty.
+    pub line: u8,
+    /// Its priority.
+    pub priority: u8,
+    /// Pending.
+    pub pending: bool,
+    /// Active.
+    pub active: bool,
+    /// In group 1.
+    pub group: bool,
+    /// Tied to the physical line of the same number: the guest's end of interrupt deactivates that.
+    pub hardware: bool,
+    /// Ask for a maintenance interrupt when it ends.
+    pub notify: bool,
+}
+
+impl ListEntry {
+    /// Whether it holds nothing.
+    pub const fn is_empty(&self) -> bool {
+        !self.pending && !self.active
+    }
+}
+
+/// Software interrupts that a guest sends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SoftwareInterrupt {
+    /// 0–15.
+    pub line: u8,
+    /// vCPU numbers of the guest, one bit each; the sender's own included if it is meant.
+    pub targets: u64,
+    /// All but the sender.
+    pub others: bool,
+}
+
+/// The lines of a vCPU. One bit a line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lines {
+    enabled: u128,
+    /// Pending by edge or software.
+    pending: u128,
+    /// Input of a level line.
+    level: u128,
+    /// Edge triggered.
+    edge: u128,
+    group: u128,
+    /// Taken and not ended, as far as known here (list registers know better).
+    active: u128,
+    /// In a list register.
+    listed: u128,
+    /// Tied to the physical line of the same number.
+    hardware: u128,
+    priority: [u8; 128],
+    /// Which line each list register holds (valid where `listed`).
+    slots: [u8; LIST_ENTRIES],
+    /// The distributor forwards.
+    forwarding: bool,
+}
+
+impl Lines {
+    /// Reset state: software interrupts are edge triggered, the virtual timer is tied to its physical line.
+    pub const EMPTY: Lines = Lines {
+        enabled: 0,
+        pending: 0,
+        level: 0,
+        edge: 0xffff,
+        group: 0,
+        active: 0,
+        listed: 0,
+        hardware: 1 << VIRTUAL_TIMER,
+        priority: [0; 128],
+        slots: [0; LIST_ENTRIES],
+        forwarding: false,
+    };
+
+    /// Lines that should be taken and are in no list register.
+    const fn waiting(&self) -> u128 {
+        if !self.forwarding {
+            return 0;
+        }
+        self.enabled & (self.pending | (self.level & !self.edge)) & !self.active & !self.listed
+    }
+
+    /// Whether a guest that waits has something to wake up for.
+    pub const fn has_deliverable(&self) -> bool {
+        self.listed_pending() | self.waiting() != 0
+    }
+
+    const fn listed_pending(&self) -> u128 {
+        self.listed & !self.active & self.enabled
+    }
+
+    /// The waiting line of the highest priority (the lowest number).
+    fn best(&self) -> Option<u8> {
+        let mut rest = self.waiting();
+        let mut best: Option<u8> = None;
+        while rest != 0 {
+            let line = rest.trailing_zeros() as u8;
+            rest &= rest - 1;
+            if best.is_none_or(|b| self.priority[line as usize & 127] < self.priority[b as usize & 127]) {
+                best = Some(line);
+            }
+        }
+        best
+    }
+
+    /// Makes a line pending.
+    pub fn make_pending(&mut self, line: u8) {
+        self.pending |= bit(line);
+    }
+
+    fn field(&mut self, field: LineField) -> &mut u128 {
+        match field {
+            LineField::Enabled => &mut self.enabled,
+            LineField::Pending => &mut self.pending,
+            LineField::Active => &mut self.active,
+            LineField::Edge => &mut self.edge,
+            LineField::Level => &mut self.level,
+            LineField::Group => &mut self.group,
+        }
+    }
+
+    /// Whether the physical line of this number may interrupt now: the guest has it enabled.
+    pub const fn is_enabled(&self, line: u8) -> bool {
+        self.enabled & bit(line) != 0
+    }
+}
+
+const fn bit(line: u8) -> u128 {
+    1 << (line & 127)
+}
+
+/// The list registers of a vCPU, wherever they are.
+fn entry<M: Machine>(local: &Local<M>, machine: &M, index: u16, slot: usize) -> ListEntry {
+    let vcpu = local.vcpus.at(index);
+    if machine.is_loaded(&vcpu.context) { machine.list_entry(slot) } else { vcpu.context.list_entry(slot) }
+}
+
+fn set_entry<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, slot: usize, value: ListEntry) {
+    let loaded = machine.is_loaded(&local.vcpus.at(index).context);
+    if loaded {
+        machine.set_list_entry(slot, value);
+    } else {
+        local.vcpus.at_mut(index).context.set_list_entry(slot, value);
+    }
+}
+
+/// Learns what the guest did with its list registers: ended lines leave, active ones are noted.
+fn sync<M: Machine>(local: &mut Local<M>, machine: &M, index: u16) {
+    if local.vcpus.at(index).lines.listed == 0 {
+        return;
+    }
+    for slot in 0..machine.list_entries() {
+        let held = entry(local, machine, index, slot);
+        let lines = &mut local.vcpus.at_mut(index).lines;
+        let line = lines.slots[slot];
+        if lines.listed & bit(line) == 0 || (!held.is_empty() && held.line != line) {
+            continue;
+        }
+        if held.is_empty() {
+            lines.listed &= !bit(line);
+            lines.active &= !bit(line);
+        } else if held.active {
+            lines.active |= bit(line);
+        }
+    }
+}
+
+/// Learns what ended and fills list registers with what waits.
+pub fn refresh<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
+    sync(local, machine, index);
+    let mut slot = 0;
+    while let Some(line) = local.vcpus.at(index).lines.best() {
+        while slot < machine.list_entries() && !entry(local, machine, index, slot).is_empty() {
+            slot += 1;
+        }
+        if slot == machine.list_entries() {
+            break;
+        }
+        let lines = &mut local.vcpus.at_mut(index).lines;
+        let value = ListEntry {
+            line,
+            priority: lines.priority[line as usize & 127],
+            pending: true,
+            active: false,
+            group: lines.group & bit(line) != 0,
+            hardware: lines.hardware & bit(line) != 0,
+            notify: lines.edge & bit(line) == 0 && lines.hardware & bit(line) == 0,
+        };
+        lines.pending &= !bit(line);
+        lines.listed |= bit(line);
+        lines.slots[slot & (LIST_ENTRIES - 1)] = line;
+        set_entry(local, machine, index, slot, value);
+    }
+    let more = local.vcpus.at(index).lines.waiting() != 0;
+    if machine.is_loaded(&local.vcpus.at(index).context) {
+        machine.watch_underflow(more);
+    }
+}
+
+/// Takes a line out of its list register, if it is only pending there: it was disabled or withdrawn.
+fn withdraw<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, which: u128, keep_pending: bool) {
+    for slot in 0..machine.list_entries() {
+        let held = entry(local, machine, index, slot);
+        if held.is_empty() || held.active || which & bit(held.line) == 0 {
+            continue;
+        }
+        set_entry(local, machine, index, slot, ListEntry::default());
+        let lines = &mut local.vcpus.at_mut(index).lines;
+        lines.listed &= !bit(held.line);
+        if keep_pending && (lines.edge & bit(held.line) != 0 || lines.hardware & bit(held.line) != 0) {
+            lines.pending |= bit(held.line);
+        }
+    }
+}
+
+/// The virtual timer of the loaded vCPU is due: its line becomes pending, tied to the physical one.
+pub fn timer_due<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
+    let loaded = local.vcpus.names().find(|id| local.vcpus.get(*id).is_some_and(|v| machine.is_loaded(&v.context)));
+    if let Some(id) = loaded {
+        let index = id.index() as u16;
+        let lines = &mut local.vcpus.at_mut(index).lines;
+        lines.listed &= !bit(VIRTUAL_TIMER);
+        lines.active &= !bit(VIRTUAL_TIMER);
+        lines.make_pending(VIRTUAL_TIMER);
+        vcpu::wake(local, index);
+    }
+    schedule::go_on_fresh(local, shared, machine)
+}
+
+/// The virtual interface wants attention: a line that asked for notice ended, or room became free.
+pub fn maintenance<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
+    let loaded = local.vcpus.names().find(|id| local.vcpus.get(*id).is_some_and(|v| machine.is_loaded(&v.context)));
+    if let Some(id) = loaded {
+        refresh(local, machine, id.index() as u16);
+    }
+    schedule::go_on(local, shared, machine)
+}
+
+/// The running vCPU sends a software interrupt to vCPUs of its guest. The instruction has been skipped.
+pub fn software<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, what: SoftwareInterrupt,
+) -> Next {
+    let Running::Vcpu(index) = local.running else {
+        return schedule::go_on(local, shared, machine);
+    };
+    local.vcpus.at_mut(index).context.advance();
+    let (guest, number) = (local.vcpus.at(index).guest, local.vcpus.at(index).number);
+    let own = 1u64 << (number & 63);
+    let targets = if what.others { !own } else { what.targets };
+    if targets & own != 0 {
+        local.vcpus.at_mut(index).lines.make_pending(what.line & 15);
+        vcpu::wake(local, index);
+    }
+    if targets & !own != 0 {
+        for i in 0..crate::local::VCPUS as u16 {
+            let other = local.vcpus.at(i);
+            let alive = local.vcpus.name_at(i).0 != 0;
+            if alive && i != index && other.guest == guest && targets >> (other.number & 63) & 1 == 1 {
+                local.vcpus.at_mut(i).lines.make_pending(what.line & 15);
+                vcpu::wake(local, i);
+            }
+        }
+    }
+    schedule::go_on_fresh(local, shared, machine)
+}
+
+/// `Op::LinesWrite`.
+pub fn write<M: Machine>(
+    local: &mut Local<M>, machine: &mut M, index: u16, field: u64, first: u64, which: u64, values: u64,
+) -> Result<u64, Refusal> {
+    let field = LineField::from_number(field).ok_or(Refusal::BadArgument)?;
+    if first >= 128 || !first.is_multiple_of(32) || which > u32::MAX as u64 || values > u32::MAX as u64 {
+        return Err(Refusal::OutOfRange);
+    }
+    sync(local, machine, index);
+    let mask = (which as u128) << first;
+    let set = ((values & which) as u128) << first;
+    let lines = &mut local.vcpus.at_mut(index).lines;
+    let word = lines.field(field);
+    *word = *word & !mask | set;
+    // Software interrupts are edge triggered, always.
+    lines.edge |= 0xffff;
+    let gone = mask & !set;
+    match field {
+        LineField::Enabled => withdraw(local, machine, index, gone, true),
+        LineField::Pending => withdraw(local, machine, index, gone, false),
+        LineField::Level => {
+            let level_lines = !local.vcpus.at(index).lines.edge;
+            withdraw(local, machine, index, gone & level_lines, false);
+            let lines = &mut local.vcpus.at_mut(index).lines;
+            lines.pending |= set & lines.edge;
+        }
+        LineField::Active => {
+            let lines = &mut local.vcpus.at_mut(index).lines;
+            lines.listed &= !gone | !mask;
+        }
+        LineField::Edge | LineField::Group => {}
+    }
+    notice(local, index);
+    Ok(0)
+}
+
+/// Wakes the vCPU when something waits for it.
+fn notice<M: Machine>(local: &mut Local<M>, index: u16) {
+    if local.vcpus.at(index).lines.waiting() != 0 {
+        vcpu::wake(local, index);
+    }
+}
+
+/// `Op::LinesRead`.
+pub fn read<M: Machine>(
+    local: &mut Local<M>, machine: &M, index: u16, field: u64, first: u64,
+) -> Result<u64, Refusal> {
+    let field = LineField::from_number(field).ok_or(Refusal::BadArgument)?;
+    if first >= 128 || !first.is_multiple_of(32) {
+        return Err(Refusal::OutOfRange);
+    }
+    sync(local, machine, index);
+    let mut extra = 0;
+    if field == LineField::Pending {
+        let lines = &local.vcpus.at(index).lines;
+        extra = lines.level & !lines.edge;
+        for slot in 0..machine.list_entries() {
+            let held = entry(local, machine, index, slot);
+            if held.pending {
+                extra |= bit(held.line);
+            }
+        }
+    }
+    let word = *local.vcpus.at_mut(index).lines.field(field) | extra;
+    Ok((word >> first) as u32 as u64)
+}
+
+/// `Op::LinesPriority`.
+pub fn write_priority<M: Machine>(
+    local: &mut Local<M>, index: u16, first: u64, bytes: u64, which: u64,
+) -> Result<u64, Refusal> {
+    if first >= 128 || !first.is_multiple_of(4) {
+        return Err(Refusal::OutOfRange);
+    }
+    let lines = &mut local.vcpus.at_mut(index).lines;
+    for i in 0..4 {
+        if which >> i & 1 == 1 {
+            // 32 levels: bits 7–3, as ICH_VTR_EL2.PRIbits of the boards has at least 5 bits.
+            lines.priority[(first + i) as usize & 127] = (bytes >> (8 * i)) as u8 & 0xf8;
+        }
+    }
+    Ok(0)
+}
+
+/// `Op::LinesPriorityRead`.
+pub fn read_priority<M: Machine>(local: &Local<M>, index: u16, first: u64) -> Result<u64, Refusal> {
+    if first >= 128 || !first.is_multiple_of(4) {
+        return Err(Refusal::OutOfRange);
+    }
+    let lines = &local.vcpus.at(index).lines;
+    Ok((0..4).fold(0, |word, i| word | (lines.priority[(first + i) as usize & 127] as u64) << (8 * i)))
+}
+
+/// `Op::LinesEnable`.
+pub fn forward<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, on: u64) -> Result<u64, Refusal> {
+    if on > 1 {
+        return Err(Refusal::BadArgument);
+    }
+    local.vcpus.at_mut(index).lines.forwarding = on == 1;
+    if on == 0 {
+        sync(local, machine, index);
+        withdraw(local, machine, index, u128::MAX, true);
+    }
+    notice(local, index);
+    Ok(0)
+}
+
+/// Puts a vCPU's lines to their reset state and empties its list registers.
+pub fn reset<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
+    for slot in 0..machine.list_entries() {
+        set_entry(local, machine, index, slot, ListEntry::default());
+    }
+    local.vcpus.at_mut(index).lines = Lines::EMPTY;
+    local.vcpus.at_mut(index).hazard = false;
+}

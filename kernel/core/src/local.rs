@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What belongs to one CPU alone: its threads, vCPUs, portals, budgets and timers. Reached without locks or atomics.
+
+use crate::machine::{Machine, NEVER, Ticks};
+use crate::pool::{Id, Pool};
+use crate::portal::Portal;
+use crate::schedule::{Budget, BudgetId, NO_BUDGET};
+use crate::thread::{Thread, ThreadName};
+use crate::vcpu::{Vcpu, VcpuName};
+
+/// Threads a CPU can hold.
+pub const THREADS: usize = 64;
+/// vCPUs a CPU can hold.
+pub const VCPUS: usize = 16;
+/// Portals a CPU can hold.
+pub const PORTALS: usize = 128;
+/// Budgets: one a thread, one a vCPU.
+pub const BUDGETS: usize = THREADS + VCPUS;
+
+/// What runs, or would.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Running {
+    /// Nothing.
+    Idle,
+    /// A thread, by index.
+    Thread(u16),
+    /// A vCPU, by index.
+    Vcpu(u16),
+}
+
+/// One CPU's own state.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Local<M: Machine> {
+    /// What runs now.
+    pub running: Running,
+    /// The budget that pays.
+    pub budget: BudgetId,
+    /// This CPU's number.
+    pub cpu: u16,
+    /// Budgets that could run now, one bit each.
+    pub ready: u128,
+    /// Order of becoming ready.
+    pub turn: u64,
+    /// When the current budget began to run.
+    pub since: Ticks,
+    /// When the current budget's slice ends.
+    pub slice_end: Ticks,
+    /// The time the clock is set to.
+    pub alarm: Ticks,
+    /// Writes to words that CPUs share, on IPC and exit paths.
+    pub shared_writes: u64,
+    /// Threads.
+    pub threads: Pool<Thread<M>, THREADS>,
+    /// vCPUs.
+    pub vcpus: Pool<Vcpu<M>, VCPUS>,
+    /// Portals.
+    pub portals: Pool<Portal, PORTALS>,
+    /// Budgets: thread `i`'s own at `i`, vCPU `i`'s at `THREADS + i`.
+    pub budgets: [Budget; BUDGETS],
+    /// Deadline of each budget's owner (a wait, a virtual timer).
+    pub deadlines: [Ticks; BUDGETS],
+}
+
+impl<M: Machine> Local<M> {
+    /// A CPU with nothing on it.
+    pub const fn new(cpu: u16) -> Self {
+        Local {
+            running: Running::Idle,
+            budget: NO_BUDGET,
+            cpu,
+            ready: 0,
+            turn: 0,
+            since: 0,
+            slice_end: NEVER,
+            alarm: NEVER,
+            shared_writes: 0,
+            threads: Pool::new(cpu),
+            vcpus: Pool::new(cpu),
+            portals: Pool::new(cpu),
+            budgets: [Budget::EMPTY; BUDGETS],
+            deadlines: [NEVER; BUDGETS],
+        }
+    }
+
+    /// The index of the thread that runs (0 when none does; a system call comes only from a thread).
+    #[inline(always)]
+    pub fn thread(&self) -> u16 {
+        match self.running {
+            Running::Thread(index) => index,
+            _ => 0,
+        }
+    }
+
+    /// A thread's name as capabilities hold it.
+    pub fn thread_id(word: u64) -> Id<Thread<M>> {
+        Id::from_word(word)
+    }
+
+    /// A vCPU's name as capabilities hold it.
+    pub fn vcpu_id(word: u64) -> Id<Vcpu<M>> {
+        Id::from_word(word)
+    }
+
+    /// The thread of a machine-free name.
+    pub fn by_name(&self, name: Id<ThreadName>) -> Option<&Thread<M>> {
+        self.threads.get(Id::from_word(name.0))
+    }
+
+    /// The vCPU of a machine-free name.
+    pub fn vcpu_by_name(&self, name: Id<VcpuName>) -> Option<&Vcpu<M>> {
+        self.vcpus.get(Id::from_word(name.0))
+    }
+}

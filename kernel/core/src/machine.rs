@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the core asks of hardware. Deciding is not among it.
+
+use crate::lines::ListEntry;
+use trellis_idl::kernel::{Access, Refusal};
+
+/// A physical page number.
+pub type Page = u64;
+
+/// Bytes of a page.
+pub const PAGE_BYTES: u64 = trellis_idl::kernel::PAGE;
+
+/// A clock value; the unit is the machine's own.
+pub type Ticks = u64;
+
+/// A deadline that never comes.
+pub const NEVER: Ticks = u64::MAX;
+
+/// A leaf of a second-stage map: a frame and what may be done with it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leaf {
+    /// First page of the frame.
+    pub page: Page,
+    /// What the second stage allows, and the memory kind.
+    pub access: Access,
+}
+
+/// What one entry of a table says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entry {
+    /// Nothing.
+    Absent,
+    /// A table of the next level, at this page.
+    Table(Page),
+    /// A block or page.
+    Leaf(Leaf),
+}
+
+/// Part of a map that changed; TLBs may hold what was there. Must be turned into an invalidation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "a changed map must be invalidated, or a stale TLB entry lives on"]
+pub struct Stale {
+    /// Hardware tag of the map (VMID).
+    pub tag: u16,
+    /// Root table of the map.
+    pub root: Page,
+    /// First page of the changed range, in the map's own addresses.
+    pub first: u64,
+    /// Pages; 0 = nothing was there before, so only ordering is needed.
+    pub pages: u64,
+}
+
+/// Physical memory as tables and bytes: what the walker and the copying operations need.
+pub trait Memory {
+    /// Reads entry `index` of the table at `table`.
+    fn entry(&self, table: Page, index: usize) -> u64;
+    /// Writes it with one 64-bit store that table walkers see whole.
+    fn set_entry(&mut self, table: Page, index: usize, value: u64);
+    /// Unpacks an entry. `level` 1 = 1 GiB, 2 = 2 MiB, 3 = 4 KiB.
+    fn unpack(entry: u64, level: u8) -> Entry;
+    /// Packs an entry.
+    fn pack(entry: Entry, level: u8) -> u64;
+    /// Zeroes pages and cleans them to the point of coherency.
+    fn zero(&mut self, first: Page, pages: u64);
+    /// Copies bytes between physical addresses; `code` makes the target coherent with instruction fetch.
+    fn copy(&mut self, to: u64, from: u64, bytes: u64, code: bool);
+    /// Carries out an invalidation on every CPU.
+    fn invalidate(&mut self, stale: Stale);
+}
+
+/// A machine: saved contexts and the effects that only hardware can have.
+pub trait Machine: Memory + Sized + core::fmt::Debug {
+    /// Saved state of a thread.
+    type Thread: ThreadContext;
+    /// Saved state of a vCPU.
+    type Vcpu: VcpuContext;
+
+    /// The clock.
+    fn now(&self) -> Ticks;
+    /// Ticks a second.
+    fn hertz(&self) -> u64;
+    /// The next timer interrupt shall come at this time (or not at all).
+    fn wake_at(&mut self, deadline: Ticks);
+    /// Makes another CPU enter its kernel soon.
+    fn kick(&mut self, cpu: u16);
+    /// Masks or unmasks a physical line.
+    fn mask(&mut self, line: u32, masked: bool);
+    /// Whether the vCPU with this context has its state in the hardware of this CPU.
+    fn is_loaded(&self, vcpu: &Self::Vcpu) -> bool;
+    /// The list registers of the loaded vCPU: reads one.
+    fn list_entry(&self, index: usize) -> ListEntry;
+    /// The list registers of the loaded vCPU: writes one.
+    fn set_list_entry(&mut self, index: usize, entry: ListEntry);
+    /// Number of list registers.
+    fn list_entries(&self) -> usize;
+    /// Asks for a maintenance interrupt when at most one list register is in use.
+    fn watch_underflow(&mut self, on: bool);
+    /// Puts what the hardware holds of this vCPU into its context, if it is loaded, and forgets it.
+    fn unload(&mut self, vcpu: &mut Self::Vcpu);
+    /// A fact about the machine ([`trellis_idl::kernel::Fact`]).
+    fn fact(&self, which: u64, argument: u64) -> Result<u64, Refusal>;
+    /// Switches off (false) or restarts (true). Comes back only where the board cannot.
+    fn power(&mut self, restart: bool);
+    /// Puts bytes at a physical address into the kernel's log.
+    fn log(&mut self, address: u64, bytes: u64);
+    /// Takes bytes of the log into a page.
+    fn log_read(&mut self, address: u64, most: u64) -> u64;
+}
+
+/// What the core needs of a thread's saved state.
+pub trait ThreadContext: core::fmt::Debug {
+    /// A context of nothing.
+    const EMPTY: Self;
+    /// Prepares a first entry: program counter, stack pointer, first argument, and the map it runs in.
+    fn start(&mut self, pc: u64, sp: u64, argument: u64);
+    /// The map it runs in.
+    fn set_map(&mut self, tag: u16, root: Page);
+    /// What `x0`–`x2` hold when it goes on after a system call.
+    fn set_return(&mut self, values: [u64; 3]);
+    /// Message words waiting to be loaded.
+    fn words(&self) -> &[u64; 10];
+    /// The same, for writing.
+    fn words_mut(&mut self) -> &mut [u64; 10];
+    /// A word of its registers: 0–30 general, 31 stack pointer, 32 program counter.
+    fn register(&self, n: usize) -> u64;
+}
+
+/// What the core needs of a vCPU's saved state.
+pub trait VcpuContext: core::fmt::Debug {
+    /// A context of nothing.
+    const EMPTY: Self;
+    /// Words of the exit message.
+    fn exit(&self) -> &[u64; 10];
+    /// Replaces the words of the exit message (a server forwarded it with others).
+    fn set_exit(&mut self, words: [u64; 10]);
+    /// Puts every register to its reset value; the map and identity stay.
+    fn reset(&mut self);
+    /// The map it runs in, and which number it is in its guest.
+    fn set_map(&mut self, tag: u16, root: Page, index: u8);
+    /// Reads a register by [`trellis_idl::kernel::VcpuRegister`] number.
+    fn get(&self, register: u64) -> Result<u64, Refusal>;
+    /// Writes one; bits a guest may not have are refused.
+    fn set(&mut self, register: u64, value: u64) -> Result<(), Refusal>;
+    /// Applies an answer's words from memory (the fast way is in the machine's entry code).
+    fn answer(&mut self, mask: u64, words: &[u64; 10]);
+    /// Skips the instruction it stopped at.
+    fn advance(&mut self);
+    /// Enters an exception at the guest's kernel level.
+    fn exception(&mut self, syndrome: u64, address: u64);
+    /// Whether waiting instructions stop the vCPU.
+    fn trap_wait(&mut self, on: bool);
+    /// When its virtual timer will fire next ([`NEVER`] when it will not); valid while unloaded.
+    fn timer_deadline(&self) -> Ticks;
+    /// Saved list registers while it is not loaded.
+    fn list_entry(&self, index: usize) -> ListEntry;
+    /// Writes a saved list register.
+    fn set_list_entry(&mut self, index: usize, entry: ListEntry);
+}

@@ -1,0 +1,476 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Portals: synchronous entries into a thread. Call, answer, forward, and the queue of a busy server.
+//!
+//! Words never pass through here: on the hot doors they stay in registers, on the slow ones they are parked in the
+//! contexts and moved by [`pass_words`]. An answer is a one-shot: the server holds `{client, turn}`; answering takes it
+//! out first and then asks whether the client still waits for just that.
+
+use crate::local::{Local, Running};
+use crate::machine::{Machine, ThreadContext, VcpuContext};
+use crate::pool::{Empty, Id};
+use crate::schedule::{self, BudgetId};
+use crate::shared::Shared;
+use crate::signal;
+use crate::thread::{Entry, Thread, ThreadState};
+use crate::trap::Next;
+use crate::vcpu::{Vcpu, VcpuState};
+use trellis_idl::kernel::{Answer, Groups, Kind, PAGE, Refusal, Rights};
+
+/// A synchronous entry into a thread.
+#[derive(Clone, Copy, Debug)]
+pub struct Portal {
+    /// The thread's name.
+    pub thread: u64,
+    /// What the thread learns about who came.
+    pub badge: u64,
+}
+
+impl Empty for Portal {
+    const EMPTY: Portal = Portal { thread: 0, badge: 0 };
+}
+
+/// Somebody who waits for an answer (or in a queue), and which of its calls it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Client {
+    /// Nobody.
+    None,
+    /// A thread by name, in this turn of its.
+    Thread(u64, u32),
+    /// A vCPU by name, in this turn of its.
+    Vcpu(u64, u32),
+}
+
+/// `Op::Call` with registers only, to a server that is free.
+#[inline(always)]
+pub fn call<M: Machine>(local: &mut Local<M>, shared: &Shared, selector: u64, bytes: u64) -> Next {
+    let me = local.thread();
+    let caller = local.threads.at(me);
+    let (rank, turn) = (caller.rank, caller.turn);
+    let cap = shared.table.read(caller.table, selector);
+    if !cap.word.is(Kind::Portal, Rights::USE) || bytes != 0 {
+        return Next::Slow;
+    }
+    let Some(portal) = local.portals.get(Id::from_word(cap.name)) else {
+        return Next::Slow;
+    };
+    let (name, badge) = (Id::<Thread<M>>::from_word(portal.thread), portal.badge);
+    let my_name = local.threads.name_at(me).0;
+    let budget = local.budget;
+    let Some(server) = local.threads.get_mut(name) else {
+        return Next::Slow;
+    };
+    if server.state != ThreadState::Open || server.rank >= rank {
+        return Next::Slow;
+    }
+    server.state = ThreadState::Ready;
+    server.client = Client::Thread(my_name, turn);
+    server.budget = budget;
+    local.threads.at_mut(me).state = ThreadState::Awaiting;
+    local.running = Running::Thread(name.index() as u16);
+    Next::Ride { thread: name.index() as u16, value: badge }
+}
+
+/// `Op::ReplyAndWait` with registers only, when nobody queues here and the client can go on at once.
+#[inline(always)]
+pub fn reply<M: Machine>(local: &mut Local<M>, mask: u64, bytes: u64) -> Next {
+    let me = local.thread();
+    let server = local.threads.at_mut(me);
+    if server.queue != Client::None || bytes != 0 {
+        return Next::Slow;
+    }
+    match server.client {
+        Client::Vcpu(name, turn) => {
+            if mask & !(Answer::KNOWN & !Answer::STOP.0) != 0 {
+                return Next::Slow;
+            }
+            let id = Local::<M>::vcpu_id(name);
+            let Some(vcpu) = local.vcpus.get_mut(id) else {
+                return Next::Slow;
+            };
+            if vcpu.state != VcpuState::Awaiting || vcpu.turn != turn || vcpu.hazard {
+                return Next::Slow;
+            }
+            vcpu.state = VcpuState::Running;
+            server.client = Client::None;
+            server.state = ThreadState::Open;
+            local.running = Running::Vcpu(id.index() as u16);
+            Next::Answered { vcpu: id.index() as u16, mask }
+        }
+        Client::Thread(name, turn) => {
+            let id = Local::<M>::thread_id(name);
+            if mask != 0 {
+                return Next::Slow;
+            }
+            server.client = Client::None;
+            server.state = ThreadState::Open;
+            let Some(client) = local.threads.get_mut(id) else {
+                return gone(local, me, Client::Thread(name, turn));
+            };
+            if client.state != ThreadState::Awaiting || client.turn != turn {
+                return gone(local, me, Client::Thread(name, turn));
+            }
+            client.state = ThreadState::Ready;
+            local.running = Running::Thread(id.index() as u16);
+            Next::Ride { thread: id.index() as u16, value: 0 }
+        }
+        Client::None => Next::Slow,
+    }
+}
+
+/// The hot door found nobody to answer: put things back and let the slow one see.
+#[cold]
+#[inline(never)]
+fn gone<M: Machine>(local: &mut Local<M>, me: u16, client: Client) -> Next {
+    let server = local.threads.at_mut(me);
+    server.client = client;
+    server.state = ThreadState::Ready;
+    Next::Slow
+}
+
+/// `Op::Call`, every case.
+pub fn call_slow<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, selector: u64, bytes: u64,
+) -> Result<Next, Refusal> {
+    let me = local.thread();
+    let (table, rank, turn, name) = {
+        let caller = local.threads.at(me);
+        (caller.table, caller.rank, caller.turn, local.threads.name_at(me).0)
+    };
+    let (server, badge) = target(local, shared, table, selector)?;
+    if local.threads.at(server).rank >= rank {
+        return Err(Refusal::Order);
+    }
+    check_bytes(local, me, bytes)?;
+    let caller = local.threads.at_mut(me);
+    caller.queued_badge = badge;
+    caller.queued_bytes = bytes;
+    caller.entry = Entry::Parked;
+    Ok(arrive(local, shared, machine, server, Client::Thread(name, turn)))
+}
+
+/// The thread and badge behind a portal capability.
+fn target<M: Machine>(
+    local: &Local<M>, shared: &Shared, table: crate::table::TableRange, selector: u64,
+) -> Result<(u16, u64), Refusal> {
+    let cap = shared.table.find(table, selector, Kind::Portal, Rights::USE)?;
+    let id = Id::<Portal>::from_word(cap.name);
+    if id.home() != local.cpu {
+        return Err(Refusal::WrongCpu);
+    }
+    let portal = local.portals.get(id).ok_or(Refusal::Gone)?;
+    let thread = Id::<Thread<M>>::from_word(portal.thread);
+    let state = local.threads.get(thread).ok_or(Refusal::Gone)?.state;
+    if matches!(state, ThreadState::Ended | ThreadState::Faulted) {
+        return Err(Refusal::Gone);
+    }
+    Ok((thread.index() as u16, portal.badge))
+}
+
+fn check_bytes<M: Machine>(local: &Local<M>, thread: u16, bytes: u64) -> Result<(), Refusal> {
+    if bytes > PAGE || (bytes != 0 && local.threads.at(thread).buffer == 0) {
+        return Err(Refusal::BadArgument);
+    }
+    Ok(())
+}
+
+/// A client comes to a server: it is served now, or it waits in the server's queue.
+///
+/// The client's words are parked, its badge and bytes noted in it. The client's budget becomes the server's.
+pub(crate) fn arrive<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, server: u16, client: Client,
+) -> Next {
+    if local.threads.at(server).state != ThreadState::Open {
+        enqueue(local, server, client);
+        return schedule::block(local, shared, machine);
+    }
+    let budget = local.budget;
+    begin(local, machine, server, client, budget);
+    local.running = Running::Thread(server);
+    Next::Thread(server)
+}
+
+/// A server begins to serve a client whose words are parked.
+fn begin<M: Machine>(local: &mut Local<M>, machine: &mut M, server: u16, client: Client, budget: BudgetId) {
+    let badge = match client {
+        Client::Thread(name, _) => {
+            let index = Id::<Thread<M>>::from_word(name).index() as u16;
+            local.threads.at_mut(index).state = ThreadState::Awaiting;
+            pass_words(local, index, server);
+            let bytes = local.threads.at(index).queued_bytes;
+            pass_buffer(local, machine, index, server, bytes);
+            local.threads.at(index).queued_badge
+        }
+        Client::Vcpu(name, _) => {
+            let index = Id::<Vcpu<M>>::from_word(name).index() as u16;
+            let vcpu = local.vcpus.at_mut(index);
+            vcpu.state = VcpuState::Awaiting;
+            let (words, badge) = (vcpu.exit_words(), vcpu.queued_badge);
+            *local.threads.at_mut(server).context.words_mut() = words;
+            badge
+        }
+        Client::None => return,
+    };
+    let thread = local.threads.at_mut(server);
+    thread.client = client;
+    thread.state = ThreadState::Ready;
+    thread.entry = Entry::Parked;
+    thread.budget = budget;
+    thread.context.set_return([badge, 0, 0]);
+}
+
+/// Puts a client at the end of a busy server's queue, and lends the server its priority.
+fn enqueue<M: Machine>(local: &mut Local<M>, server: u16, client: Client) {
+    let priority = local.budgets.get(local.budget as usize).map_or(0, |budget| budget.priority());
+    match client {
+        Client::Thread(name, _) => {
+            let thread = local.threads.at_mut(Id::<Thread<M>>::from_word(name).index() as u16);
+            thread.state = ThreadState::Queued;
+            thread.next = Client::None;
+        }
+        Client::Vcpu(name, _) => {
+            let vcpu = local.vcpus.at_mut(Id::<Vcpu<M>>::from_word(name).index() as u16);
+            vcpu.state = VcpuState::Queued;
+            vcpu.next = Client::None;
+        }
+        Client::None => {}
+    }
+    let last = local.threads.at(server).queue_last;
+    match last {
+        Client::None => local.threads.at_mut(server).queue = client,
+        Client::Thread(name, _) => {
+            local.threads.at_mut(Id::<Thread<M>>::from_word(name).index() as u16).next = client;
+        }
+        Client::Vcpu(name, _) => local.vcpus.at_mut(Id::<Vcpu<M>>::from_word(name).index() as u16).next = client,
+    }
+    let server = local.threads.at_mut(server);
+    server.queue_last = client;
+    let payer = server.budget as usize;
+    if let Some(budget) = local.budgets.get_mut(payer) {
+        budget.raise(priority);
+    }
+}
+
+/// The first of a server's queue that still waits there.
+fn dequeue<M: Machine>(local: &mut Local<M>, server: u16) -> Option<(Client, BudgetId)> {
+    loop {
+        let client = local.threads.at(server).queue;
+        let (next, valid, budget) = match client {
+            Client::None => return None,
+            Client::Thread(name, turn) => match local.threads.get(Id::from_word(name)) {
+                Some(t) => (t.next, t.state == ThreadState::Queued && t.turn == turn, t.budget),
+                None => (Client::None, false, 0),
+            },
+            Client::Vcpu(name, turn) => match local.vcpus.get(Id::from_word(name)) {
+                Some(v) => (v.next, v.state == VcpuState::Queued && v.turn == turn, v.budget()),
+                None => (Client::None, false, 0),
+            },
+        };
+        let thread = local.threads.at_mut(server);
+        thread.queue = next;
+        if next == Client::None {
+            thread.queue_last = Client::None;
+        }
+        if valid {
+            return Some((client, budget));
+        }
+    }
+}
+
+/// Copies parked words from one thread to another.
+fn pass_words<M: Machine>(local: &mut Local<M>, from: u16, to: u16) {
+    let words = *local.threads.at(from).context.words();
+    *local.threads.at_mut(to).context.words_mut() = words;
+}
+
+/// Copies bytes of message buffer from one thread to another.
+fn pass_buffer<M: Machine>(local: &Local<M>, machine: &mut M, from: u16, to: u16, bytes: u64) {
+    let (source, target) = (local.threads.at(from).buffer, local.threads.at(to).buffer);
+    if bytes != 0 && source != 0 && target != 0 {
+        machine.copy(target * PAGE, source * PAGE, bytes.min(PAGE), false);
+    }
+}
+
+/// `Op::ReplyAndWait`, every case.
+pub fn reply_slow<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, mask: u64, bytes: u64,
+) -> Result<Next, Refusal> {
+    let me = local.thread();
+    check_bytes(local, me, bytes)?;
+    match local.threads.at(me).client {
+        Client::Vcpu(..) if mask & !Answer::KNOWN != 0 => return Err(Refusal::BadArgument),
+        Client::Thread(..) if mask != 0 => return Err(Refusal::BadArgument),
+        _ => {}
+    }
+    let client = core::mem::replace(&mut local.threads.at_mut(me).client, Client::None);
+    let answered = answer(local, machine, me, client, mask, bytes);
+    Ok(open(local, shared, machine, me, answered))
+}
+
+/// Gives the parked words of `server` to the client. Says whether it can go on now.
+fn answer<M: Machine>(
+    local: &mut Local<M>, machine: &mut M, server: u16, client: Client, mask: u64, bytes: u64,
+) -> Option<Running> {
+    match client {
+        Client::None => None,
+        Client::Thread(name, turn) => {
+            let id = Local::<M>::thread_id(name);
+            let waiting = local.threads.get(id).is_some_and(|t| t.state == ThreadState::Awaiting && t.turn == turn);
+            if !waiting {
+                return None;
+            }
+            let index = id.index() as u16;
+            pass_words(local, server, index);
+            pass_buffer(local, machine, server, index, bytes);
+            let thread = local.threads.at_mut(index);
+            thread.state = ThreadState::Ready;
+            thread.entry = Entry::Parked;
+            thread.context.set_return([bytes, 0, 0]);
+            Some(Running::Thread(index))
+        }
+        Client::Vcpu(name, turn) => {
+            let id = Local::<M>::vcpu_id(name);
+            let words = *local.threads.at(server).context.words();
+            let vcpu = local.vcpus.get_mut(id)?;
+            if vcpu.state != VcpuState::Awaiting || vcpu.turn != turn {
+                return None;
+            }
+            vcpu.context.answer(mask, &words);
+            if mask & Answer::STOP.0 != 0 || vcpu.stop_wanted {
+                vcpu.stop_wanted = false;
+                vcpu.state = VcpuState::Stopped;
+                return None;
+            }
+            vcpu.state = VcpuState::Running;
+            Some(Running::Vcpu(id.index() as u16))
+        }
+    }
+}
+
+/// A server is free: it takes the next of its queue or waits; whoever was answered goes on, else somebody else does.
+fn open<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, server: u16, answered: Option<Running>,
+) -> Next {
+    local.threads.at_mut(server).state = ThreadState::Open;
+    let payer = local.budget;
+    if let Some(budget) = local.budgets.get_mut(payer as usize) {
+        budget.settle();
+    }
+    if let Some((next, budget)) = dequeue(local, server) {
+        begin(local, machine, server, next, budget);
+        if budget == payer && answered.is_none() {
+            local.running = Running::Thread(server);
+            return Next::Thread(server);
+        }
+        schedule::ready(local, budget, Running::Thread(server));
+    }
+    match answered {
+        Some(running) => {
+            local.running = running;
+            schedule::go_on(local, shared, machine)
+        }
+        None => {
+            local.running = Running::Idle;
+            schedule::block_as(local, shared, machine, Running::Idle)
+        }
+    }
+}
+
+/// `Op::Forward`: another server, of a higher rank, shall answer.
+pub fn forward<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, selector: u64,
+) -> Result<Next, Refusal> {
+    let me = local.thread();
+    let (table, rank, client) = {
+        let server = local.threads.at(me);
+        (server.table, server.rank, server.client)
+    };
+    if client == Client::None {
+        return Err(Refusal::BadState);
+    }
+    let (to, badge) = target(local, shared, table, selector)?;
+    if local.threads.at(to).rank <= rank {
+        return Err(Refusal::Order);
+    }
+    let words = *local.threads.at(me).context.words();
+    local.threads.at_mut(me).client = Client::None;
+    match client {
+        Client::Thread(name, _) => {
+            let index = Id::<Thread<M>>::from_word(name).index() as u16;
+            let thread = local.threads.at_mut(index);
+            *thread.context.words_mut() = words;
+            thread.queued_badge = badge;
+            thread.queued_bytes = 0;
+        }
+        Client::Vcpu(name, _) => {
+            let index = Id::<Vcpu<M>>::from_word(name).index() as u16;
+            let vcpu = local.vcpus.at_mut(index);
+            vcpu.context.set_exit(words);
+            vcpu.queued_badge = badge;
+            vcpu.queued_groups = Groups::PC.with(Groups::VALUE).with(Groups::GENERAL).0;
+        }
+        Client::None => {}
+    }
+    // The forwarder is free first: it may have a queue of its own, which runs on its clients' budgets.
+    local.threads.at_mut(me).state = ThreadState::Open;
+    if let Some((next, budget)) = dequeue(local, me) {
+        begin(local, machine, me, next, budget);
+        schedule::ready(local, budget, Running::Thread(me));
+    }
+    Ok(arrive(local, shared, machine, to, client))
+}
+
+/// A thread stops for good: whom it serves gets `Gone` (a vCPU stays stopped), as do those who wait for it; its
+/// supervisor is told.
+pub fn end<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, index: u16, state: ThreadState,
+) -> Next {
+    dismiss(local, shared, machine, index, state);
+    schedule::block_as(local, shared, machine, Running::Idle)
+}
+
+/// The same for any thread, without deciding what runs next.
+pub(crate) fn dismiss<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, index: u16, state: ThreadState,
+) {
+    let thread = local.threads.at_mut(index);
+    let lent = thread.budget;
+    thread.state = state;
+    thread.turn = thread.turn.wrapping_add(1);
+    let supervisor = thread.supervisor;
+    let client = core::mem::replace(&mut thread.client, Client::None);
+    refuse(local, client, Some(lent));
+    while let Some((waiting, budget)) = dequeue(local, index) {
+        refuse(local, waiting, Some(budget));
+    }
+    schedule::retire(local, index as BudgetId);
+    if supervisor.1 != 0 {
+        signal::raise(local, shared, machine, supervisor.0, supervisor.1);
+    }
+}
+
+/// Tells a client that nobody will answer.
+fn refuse<M: Machine>(local: &mut Local<M>, client: Client, budget: Option<BudgetId>) {
+    match client {
+        Client::None => {}
+        Client::Thread(name, turn) => {
+            let id = Local::<M>::thread_id(name);
+            let Some(thread) = local.threads.get_mut(id) else { return };
+            if thread.turn != turn || !matches!(thread.state, ThreadState::Awaiting | ThreadState::Queued) {
+                return;
+            }
+            thread.state = ThreadState::Ready;
+            thread.entry = Entry::Parked;
+            thread.context.set_return([Refusal::Gone.to_register(), 0, 0]);
+            if let Some(budget) = budget {
+                schedule::ready(local, budget, Running::Thread(id.index() as u16));
+            }
+        }
+        Client::Vcpu(name, turn) => {
+            if let Some(vcpu) = local.vcpus.get_mut(Local::<M>::vcpu_id(name))
+                && vcpu.turn == turn
+            {
+                vcpu.state = VcpuState::Stopped;
+            }
+        }
+    }
+}

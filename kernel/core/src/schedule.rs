@@ -1,0 +1,354 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Budgets: who pays for a CPU's time, and who runs next.
+//!
+//! Every thread and every vCPU has a budget; a call or exit lends it to the server without moving anything. Only when
+//! a budget stops running is it noted what would run on it next (`head`). Time is charged at those moments, so the hot
+//! doors read no clock. A server that works on a lent budget is not stopped in the middle when the budget is used up:
+//! the overrun is taken from the next period.
+
+use crate::local::{BUDGETS, Local, Running, THREADS};
+use crate::machine::{Machine, NEVER, Ticks, VcpuContext};
+use crate::shared::Shared;
+use crate::thread::{Entry, ThreadState};
+use crate::trap::Next;
+use crate::vcpu::{self, VcpuState};
+
+/// Index of a budget.
+pub type BudgetId = u16;
+
+/// No budget: the CPU is idle.
+pub const NO_BUDGET: BudgetId = u16::MAX;
+
+/// Turns of equal priority last this many milliseconds.
+const SLICE_MS: u64 = 10;
+
+/// Time on a CPU: a priority, and how much of each period.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Budget {
+    /// What runs on it next.
+    pub head: Running,
+    own: u8,
+    raised: u8,
+    alive: bool,
+    order: u64,
+    time: Ticks,
+    period: Ticks,
+    left: i64,
+    refill_at: Ticks,
+    /// Ticks it has used in all.
+    pub used: Ticks,
+}
+
+impl Budget {
+    /// A budget of nobody.
+    pub const EMPTY: Budget = Budget {
+        head: Running::Idle,
+        own: 0,
+        raised: 0,
+        alive: false,
+        order: 0,
+        time: 0,
+        period: 0,
+        left: 0,
+        refill_at: NEVER,
+        used: 0,
+    };
+
+    /// A budget of this priority; `time` of each `period`, or everything when `period` is 0.
+    pub const fn new(priority: u8, time: Ticks, period: Ticks) -> Budget {
+        let mut budget = Budget::EMPTY;
+        budget.own = priority;
+        budget.raised = priority;
+        budget.alive = true;
+        budget.time = time;
+        budget.period = period;
+        budget.left = time as i64;
+        budget
+    }
+
+    /// What it counts for now.
+    pub const fn priority(&self) -> u8 {
+        self.raised
+    }
+
+    /// Somebody of this priority waits for what runs on it.
+    pub fn raise(&mut self, priority: u8) {
+        if priority > self.raised {
+            self.raised = priority;
+        }
+    }
+
+    /// Nobody waits for what ran on it any more.
+    pub fn settle(&mut self) {
+        self.raised = self.own;
+    }
+
+    const fn is_limited(&self) -> bool {
+        self.period != 0
+    }
+
+    const fn is_spent(&self) -> bool {
+        self.is_limited() && self.left <= 0
+    }
+}
+
+const fn bit(budget: BudgetId) -> u128 {
+    1 << (budget as u32 & 127)
+}
+
+/// Makes a budget able to run, with this on it.
+pub fn ready<M: Machine>(local: &mut Local<M>, id: BudgetId, head: Running) {
+    local.turn += 1;
+    let order = local.turn;
+    let Some(budget) = local.budgets.get_mut(id as usize) else { return };
+    budget.head = head;
+    budget.order = order;
+    if budget.alive && !budget.is_spent() {
+        local.ready |= bit(id);
+    }
+    local.deadlines[id as usize] = NEVER;
+    wants_cpu(local);
+}
+
+/// Others can run: the vCPU that runs may not keep the CPU while it waits.
+fn wants_cpu<M: Machine>(local: &mut Local<M>) {
+    let others = local.ready & !bit(local.budget);
+    if let Running::Vcpu(index) = local.running {
+        local.vcpus.at_mut(index).context.trap_wait(others != 0);
+    }
+}
+
+/// A budget's owner is gone.
+pub fn retire<M: Machine>(local: &mut Local<M>, id: BudgetId) {
+    local.ready &= !bit(id);
+    local.deadlines[id as usize] = NEVER;
+    local.budgets[id as usize].head = Running::Idle;
+}
+
+/// The budget with the highest priority that has waited longest.
+fn pick<M: Machine>(local: &Local<M>) -> Option<BudgetId> {
+    let mut rest = local.ready;
+    let mut best: Option<(u8, u64, BudgetId)> = None;
+    while rest != 0 {
+        let id = rest.trailing_zeros() as BudgetId;
+        rest &= rest - 1;
+        let budget = &local.budgets[id as usize % BUDGETS];
+        let better = match best {
+            None => true,
+            Some((priority, order, _)) => {
+                budget.raised > priority || (budget.raised == priority && budget.order < order)
+            }
+        };
+        if better {
+            best = Some((budget.raised, budget.order, id));
+        }
+    }
+    best.map(|(_, _, id)| id)
+}
+
+/// Charges the current budget for the time since it was last charged; refills where a period has begun.
+fn charge<M: Machine>(local: &mut Local<M>, now: Ticks) {
+    let spent = now.saturating_sub(local.since);
+    local.since = now;
+    if let Some(budget) = local.budgets.get_mut(local.budget as usize) {
+        budget.used += spent;
+        if budget.is_limited() {
+            if budget.refill_at == NEVER {
+                budget.refill_at = now.saturating_sub(spent).saturating_add(budget.period);
+            }
+            budget.left -= spent as i64;
+        }
+    }
+}
+
+/// Gives every budget whose period has begun its time again, less what it overran.
+fn refill<M: Machine>(local: &mut Local<M>, now: Ticks) {
+    for id in 0..BUDGETS {
+        let budget = &mut local.budgets[id];
+        if budget.refill_at > now {
+            continue;
+        }
+        let was_spent = budget.is_spent();
+        while budget.refill_at <= now {
+            budget.left = (budget.left + budget.time as i64).min(budget.time as i64);
+            budget.refill_at = budget.refill_at.saturating_add(budget.period.max(1));
+        }
+        let runnable = budget.head != Running::Idle && budget.alive;
+        if budget.left == budget.time as i64 && local.ready & bit(id as BudgetId) == 0 {
+            budget.refill_at = NEVER;
+        }
+        if was_spent && !budget.is_spent() && runnable && is_runnable(local, local.budgets[id].head) {
+            local.ready |= bit(id as BudgetId);
+        }
+    }
+}
+
+/// Whether what is on a budget could run.
+fn is_runnable<M: Machine>(local: &Local<M>, head: Running) -> bool {
+    match head {
+        Running::Idle => false,
+        Running::Thread(index) => local.threads.at(index).state == ThreadState::Ready,
+        Running::Vcpu(index) => local.vcpus.at(index).state == VcpuState::Running,
+    }
+}
+
+/// What runs goes on unless something better can: after anything that may have made others ready.
+pub fn go_on<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
+    let current = local.budget;
+    if current == NO_BUDGET || local.running == Running::Idle {
+        return choose(local, shared, machine);
+    }
+    let best = pick(local);
+    let mine = local.budgets[current as usize].raised;
+    match best {
+        Some(id) if id != current && local.budgets[id as usize].raised > mine => {
+            let running = local.running;
+            ready(local, current, running);
+            choose(local, shared, machine)
+        }
+        _ => enter(local, shared, machine),
+    }
+}
+
+/// [`go_on`] for a vCPU that may have got a line just now: the common case enters it without looking for others.
+pub fn go_on_fresh<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
+    if local.ready & !bit(local.budget) == 0 && local.running != Running::Idle {
+        return enter(local, shared, machine);
+    }
+    go_on(local, shared, machine)
+}
+
+/// What runs cannot go on; its budget keeps it for later.
+pub fn block<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
+    let running = local.running;
+    block_as(local, shared, machine, running)
+}
+
+/// The current budget stops with this on it.
+pub fn block_as<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, head: Running) -> Next {
+    let current = local.budget;
+    if current != NO_BUDGET {
+        local.ready &= !bit(current);
+        // A budget that was made ready again meanwhile (its server took the next client) keeps what it got.
+        local.budgets[current as usize].head = head;
+    }
+    local.running = Running::Idle;
+    choose(local, shared, machine)
+}
+
+/// Lets others of the same priority run.
+pub fn yield_now<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
+    let (current, running) = (local.budget, local.running);
+    if current != NO_BUDGET {
+        ready(local, current, running);
+    }
+    choose(local, shared, machine)
+}
+
+/// Switches to the best budget.
+fn choose<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
+    let now = machine.now();
+    charge(local, now);
+    refill(local, now);
+    let Some(id) = pick(local) else {
+        local.budget = NO_BUDGET;
+        local.running = Running::Idle;
+        local.slice_end = NEVER;
+        set_alarm(local, machine);
+        return Next::Idle;
+    };
+    local.budget = id;
+    local.ready |= bit(id);
+    local.running = local.budgets[id as usize].head;
+    let slice = SLICE_MS * machine.hertz() / 1000;
+    let budget = &local.budgets[id as usize];
+    local.slice_end = match budget.is_limited() {
+        true => now.saturating_add(budget.left.max(0) as u64).min(now + slice),
+        false if local.ready & !bit(id) != 0 => now + slice,
+        false => NEVER,
+    };
+    set_alarm(local, machine);
+    enter(local, shared, machine)
+}
+
+/// Enters what runs.
+fn enter<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
+    match local.running {
+        Running::Idle => Next::Idle,
+        Running::Thread(index) => Next::Thread(index),
+        Running::Vcpu(index) => {
+            let others = local.ready & !bit(local.budget) != 0;
+            local.vcpus.at_mut(index).context.trap_wait(others);
+            vcpu::enter(local, shared, machine, index)
+        }
+    }
+}
+
+/// Sets the clock to the first of all deadlines.
+pub fn set_alarm<M: Machine>(local: &mut Local<M>, machine: &mut M) {
+    let mut first = local.slice_end;
+    for id in 0..BUDGETS {
+        first = first.min(local.deadlines[id]).min(local.budgets[id].refill_at);
+    }
+    if first != local.alarm {
+        local.alarm = first;
+        machine.wake_at(first);
+    }
+}
+
+/// Notes a deadline of a budget's owner.
+pub fn set_deadline<M: Machine>(local: &mut Local<M>, machine: &mut M, id: BudgetId, deadline: Ticks) {
+    local.deadlines[id as usize] = deadline;
+    if deadline < local.alarm {
+        local.alarm = deadline;
+        machine.wake_at(deadline);
+    }
+}
+
+/// The clock reached the alarm: waits end, budgets refill, slices end.
+pub fn alarm<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
+    let now = machine.now();
+    local.alarm = NEVER;
+    for id in 0..BUDGETS {
+        if local.deadlines[id] <= now {
+            local.deadlines[id] = NEVER;
+            owner_due(local, machine, id as BudgetId);
+        }
+    }
+    charge(local, now);
+    refill(local, now);
+    let current = local.budget;
+    if current != NO_BUDGET && local.running != Running::Idle {
+        let over = local.slice_end <= now;
+        let spent = local.budgets[current as usize].is_spent();
+        let lent = matches!(local.running, Running::Thread(index) if index != current);
+        if over && !(spent && lent) {
+            let running = local.running;
+            local.ready &= !bit(current);
+            ready(local, current, running);
+            return choose(local, shared, machine);
+        }
+        if over {
+            // A server in the middle of lent work is not stopped; look again soon, whoever runs then.
+            local.slice_end = now + machine.hertz() / 20_000;
+        }
+    }
+    set_alarm(local, machine);
+    go_on(local, shared, machine)
+}
+
+/// The deadline of a budget's owner passed: a thread's wait ends, a vCPU's timer is due.
+fn owner_due<M: Machine>(local: &mut Local<M>, machine: &mut M, id: BudgetId) {
+    if (id as usize) < THREADS {
+        let thread = local.threads.at_mut(id);
+        if thread.state == ThreadState::Waiting {
+            use crate::machine::ThreadContext;
+            thread.state = ThreadState::Ready;
+            thread.entry = Entry::Parked;
+            thread.context.set_return([0, 0, 0]);
+            ready(local, id, Running::Thread(id));
+        }
+    } else {
+        vcpu::timer_while_away(local, machine, id - THREADS as BudgetId);
+    }
+}

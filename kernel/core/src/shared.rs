@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What CPUs share: atomics, and things behind one lock each.
+
+use crate::domain::Domain;
+use crate::frame::Runs;
+use crate::guest::Guest;
+use crate::local::THREADS;
+use crate::lock::Lock;
+use crate::pool::{Pool, SHARED_HOME};
+use crate::table::Table;
+use core::sync::atomic::{AtomicU64, Ordering};
+use trellis_idl::boot::MAX_CPUS;
+
+/// Domains in the system.
+pub const DOMAINS: usize = 64;
+/// Guests in the system.
+pub const GUESTS: usize = 16;
+/// Physical lines that can be bound.
+pub const LINES: usize = 1024;
+
+/// What other CPUs may touch of a CPU.
+#[derive(Debug)]
+pub struct CpuMail {
+    /// Names of its threads (0 = none), so that a dead name raises nothing.
+    pub names: [AtomicU64; THREADS],
+    /// Their signal words.
+    pub signals: [AtomicU64; THREADS],
+}
+
+/// Whom a physical line is bound to.
+#[derive(Debug)]
+pub struct LineSlot {
+    /// The thread's name.
+    pub thread: AtomicU64,
+    /// The bits it gets; 0 = not bound.
+    pub bits: AtomicU64,
+}
+
+/// Everything that CPUs share.
+#[derive(Debug)]
+pub struct Shared {
+    /// Capability tables.
+    pub table: Table,
+    /// One mailbox a CPU.
+    pub cpus: [CpuMail; MAX_CPUS],
+    /// Physical lines.
+    pub lines: [LineSlot; LINES],
+    /// Taken by operations that make, destroy, grant or revoke.
+    pub control: Lock<Control>,
+    /// Each guest's maps, under the guest's own lock.
+    pub guests: [Lock<Guest>; GUESTS],
+    /// Each domain's map, under the domain's own lock.
+    pub domains: [Lock<Domain>; DOMAINS],
+}
+
+/// State behind the control lock.
+#[derive(Debug)]
+pub struct Control {
+    /// Names of guests.
+    pub guests: Pool<GuestName, GUESTS>,
+    /// Names of domains.
+    pub domains: Pool<DomainName, DOMAINS>,
+    /// Runs of physical memory.
+    pub runs: Runs,
+    /// First capability slot that no table owns.
+    pub next_slot: u32,
+    /// Hardware tags (VMIDs) in use.
+    pub tags: [u64; 4],
+}
+
+/// What a guest's name names.
+#[derive(Debug, Default)]
+pub struct GuestName;
+/// What a domain's name names.
+#[derive(Debug, Default)]
+pub struct DomainName;
+
+impl crate::pool::Empty for GuestName {
+    const EMPTY: Self = GuestName;
+}
+impl crate::pool::Empty for DomainName {
+    const EMPTY: Self = DomainName;
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Shared {
+    /// A system with nothing in it.
+    pub const fn new() -> Self {
+        const ZERO: AtomicU64 = AtomicU64::new(0);
+        Shared {
+            table: Table::new(),
+            cpus: [const { CpuMail { names: [ZERO; THREADS], signals: [ZERO; THREADS] } }; MAX_CPUS],
+            lines: [const { LineSlot { thread: ZERO, bits: ZERO } }; LINES],
+            control: Lock::new(Control {
+                guests: Pool::new(SHARED_HOME),
+                domains: Pool::new(SHARED_HOME),
+                runs: Runs::new(),
+                next_slot: 0,
+                tags: [1, 0, 0, 0],
+            }),
+            guests: [const { Lock::new(Guest::EMPTY) }; GUESTS],
+            domains: [const { Lock::new(Domain::EMPTY) }; DOMAINS],
+        }
+    }
+
+    /// How often any lock was taken.
+    pub fn locks_taken(&self) -> u64 {
+        self.control.taken()
+            + self.guests.iter().map(Lock::taken).sum::<u64>()
+            + self.domains.iter().map(Lock::taken).sum::<u64>()
+    }
+
+    /// Puts a thread's name where other CPUs see it (0 = gone), with an empty signal word.
+    pub fn publish(&self, cpu: u16, index: u16, name: u64) {
+        let mail = &self.cpus[cpu as usize % MAX_CPUS];
+        mail.names[index as usize % THREADS].store(0, Ordering::Release);
+        mail.signals[index as usize % THREADS].store(0, Ordering::Release);
+        mail.names[index as usize % THREADS].store(name, Ordering::Release);
+    }
+}
+
+impl Control {
+    /// A hardware tag that nobody has; never 0.
+    pub fn take_tag(&mut self) -> Option<u16> {
+        for (word, bits) in self.tags.iter_mut().enumerate() {
+            if *bits != u64::MAX {
+                let bit = bits.trailing_ones();
+                *bits |= 1 << bit;
+                return Some(word as u16 * 64 + bit as u16);
+            }
+        }
+        None
+    }
+
+    /// Gives a tag back. Every TLB entry under it must be gone.
+    pub fn give_tag(&mut self, tag: u16) {
+        if let Some(bits) = self.tags.get_mut(tag as usize / 64) {
+            *bits &= !(1 << (tag % 64));
+        }
+    }
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Signals: bits in a thread's word, from any CPU; and physical lines bound to them.
+
+use crate::local::{Local, Running, THREADS};
+use crate::machine::{Machine, NEVER, ThreadContext};
+use crate::pool::Id;
+use crate::schedule;
+use crate::shared::{LINES, Shared};
+use crate::thread::{Entry, Thread, ThreadName, ThreadState};
+use crate::trap::Next;
+use core::sync::atomic::Ordering;
+use trellis_idl::kernel::{Kind, Refusal, Rights};
+
+/// Sets bits in a thread's signal word; wakes it when it waits for one of them. A dead name sets nothing.
+pub fn raise<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, to: Id<ThreadName>, bits: u64,
+) -> bool {
+    let index = to.index() & (THREADS - 1);
+    let home = to.home();
+    let Some(cpu) = shared.cpus.get(home as usize) else { return false };
+    if home != local.cpu {
+        if cpu.names[index].load(Ordering::Acquire) != to.0 {
+            return false;
+        }
+        cpu.signals[index].fetch_or(bits, Ordering::AcqRel);
+        local.shared_writes += 1;
+        machine.kick(home);
+        return true;
+    }
+    if local.by_name(to).is_none() {
+        return false;
+    }
+    cpu.signals[index].fetch_or(bits, Ordering::AcqRel);
+    wake(local, shared, index as u16);
+    true
+}
+
+/// Ends a thread's wait if one of its bits is set.
+fn wake<M: Machine>(local: &mut Local<M>, shared: &Shared, index: u16) {
+    let thread = local.threads.at_mut(index);
+    if thread.state != ThreadState::Waiting {
+        return;
+    }
+    let word = &shared.cpus[local.cpu as usize].signals[index as usize];
+    let bits = word.load(Ordering::Acquire) & thread.mask;
+    if bits == 0 {
+        return;
+    }
+    word.fetch_and(!bits, Ordering::AcqRel);
+    thread.state = ThreadState::Ready;
+    thread.entry = Entry::Parked;
+    thread.context.set_return([bits, 0, 0]);
+    let budget = thread.budget;
+    schedule::ready(local, budget, Running::Thread(index));
+}
+
+/// `Op::Signal`.
+pub fn signal<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, selector: u64,
+) -> Result<u64, Refusal> {
+    let table = local.threads.at(local.thread()).table;
+    let cap = shared.table.find(table, selector, Kind::Signal, Rights::USE)?;
+    if raise(local, shared, machine, Id::from_word(cap.name), cap.word.badge()) { Ok(0) } else { Err(Refusal::Gone) }
+}
+
+/// `Op::Wait`: bits that are there already end it at once.
+pub fn wait<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, mask: u64, deadline: u64,
+) -> Result<Next, Refusal> {
+    if mask == 0 && deadline == 0 {
+        return Err(Refusal::BadArgument);
+    }
+    let me = local.thread();
+    let word = &shared.cpus[local.cpu as usize].signals[me as usize];
+    let bits = word.load(Ordering::Acquire) & mask;
+    let late = deadline != 0 && machine.now() >= deadline;
+    if bits != 0 || late {
+        word.fetch_and(!bits, Ordering::AcqRel);
+        local.threads.at_mut(me).context.set_return([bits, 0, 0]);
+        return Ok(schedule::go_on(local, shared, machine));
+    }
+    let thread = local.threads.at_mut(me);
+    thread.mask = mask;
+    thread.state = ThreadState::Waiting;
+    thread.entry = Entry::Parked;
+    let budget = thread.budget;
+    if deadline != 0 && budget == me {
+        schedule::set_deadline(local, machine, budget, deadline.min(NEVER - 1));
+    }
+    Ok(schedule::block(local, shared, machine))
+}
+
+/// Another CPU raised signals here: every waiting thread looks at its word.
+pub fn kicked<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
+    for index in 0..THREADS as u16 {
+        wake(local, shared, index);
+    }
+    schedule::go_on(local, shared, machine)
+}
+
+/// A device line arrived and is masked: its thread is told.
+pub fn line_arrived<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, line: u32) -> Next {
+    if let Some(slot) = shared.lines.get(line as usize % LINES) {
+        let (thread, bits) = (slot.thread.load(Ordering::Acquire), slot.bits.load(Ordering::Relaxed));
+        if bits != 0 {
+            raise(local, shared, machine, Id::from_word(thread), bits);
+        }
+    }
+    schedule::go_on(local, shared, machine)
+}
+
+/// `Op::LineBind`: line capability, signal capability.
+pub fn line_bind<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, line: u64, signal: u64,
+) -> Result<u64, Refusal> {
+    let table = local.threads.at(local.thread()).table;
+    let line = shared.table.find(table, line, Kind::Line, Rights::CONTROL)?;
+    let signal = shared.table.find(table, signal, Kind::Signal, Rights::USE)?;
+    let slot = shared.lines.get(line.name as usize).ok_or(Refusal::OutOfRange)?;
+    slot.bits.store(signal.word.badge(), Ordering::Relaxed);
+    slot.thread.store(signal.name, Ordering::Release);
+    machine.mask(line.name as u32, false);
+    Ok(0)
+}
+
+/// `Op::LineAck`.
+pub fn line_ack<M: Machine>(local: &Local<M>, shared: &Shared, machine: &mut M, line: u64) -> Result<u64, Refusal> {
+    let table = local.threads.at(local.thread()).table;
+    let line = shared.table.find(table, line, Kind::Line, Rights::CONTROL)?;
+    machine.mask(line.name as u32, false);
+    Ok(0)
+}
+
+/// The name of a thread without the machine in its type.
+pub fn name_of<M: Machine>(id: Id<Thread<M>>) -> Id<ThreadName> {
+    Id::from_word(id.0)
+}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Capability tables: one array of atomic slots, each domain owning a range of it.
+//!
+//! Readers take no lock: the name with acquire, then the word. Writers hold the control lock; they store the name last
+//! when they grant and clear it first when they delete, and a slot is used again only after every CPU has left the
+//! kernel once since (single-CPU systems leave it with each answer).
+
+use crate::cap::{Cap, CapWord};
+use core::sync::atomic::{AtomicU64, Ordering};
+use trellis_idl::kernel::{Kind, Refusal, Rights};
+
+/// Slots in the system.
+pub const SLOTS: usize = 4096;
+
+#[derive(Debug)]
+struct Slot {
+    word: AtomicU64,
+    name: AtomicU64,
+}
+
+/// The range of slots that a domain owns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TableRange {
+    /// First slot.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// All capability tables.
+#[derive(Debug)]
+pub struct Table {
+    slots: [Slot; SLOTS],
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Table {
+    /// Empty tables.
+    pub const fn new() -> Self {
+        Table { slots: [const { Slot { word: AtomicU64::new(0), name: AtomicU64::new(0) } }; SLOTS] }
+    }
+
+    #[inline(always)]
+    fn slot(&self, range: TableRange, selector: u64) -> Option<&Slot> {
+        if selector >= range.count as u64 {
+            return None;
+        }
+        Some(&self.slots[(range.first as usize + selector as usize) & (SLOTS - 1)])
+    }
+
+    /// What is in a slot, whatever it is.
+    #[inline(always)]
+    pub fn read(&self, range: TableRange, selector: u64) -> Cap {
+        match self.slot(range, selector) {
+            Some(slot) => {
+                let name = slot.name.load(Ordering::Acquire);
+                Cap { word: CapWord(slot.word.load(Ordering::Relaxed)), name }
+            }
+            None => Cap::default(),
+        }
+    }
+
+    /// The capability in a slot, if it is of this kind with these rights.
+    #[inline(always)]
+    pub fn find(&self, range: TableRange, selector: u64, kind: Kind, need: Rights) -> Result<Cap, Refusal> {
+        let cap = self.read(range, selector);
+        if cap.word.is(kind, need) { Ok(cap) } else { Err(cap.word.why_not(kind)) }
+    }
+
+    /// Whether a slot is there and empty.
+    pub fn check_empty(&self, range: TableRange, selector: u64) -> Result<(), Refusal> {
+        if selector == 0 {
+            return Err(Refusal::OutOfRange);
+        }
+        let slot = self.slot(range, selector).ok_or(Refusal::OutOfRange)?;
+        if slot.word.load(Ordering::Relaxed) == 0 { Ok(()) } else { Err(Refusal::Occupied) }
+    }
+
+    /// Puts a capability into an empty slot. Under the control lock.
+    pub fn put(&self, range: TableRange, selector: u64, cap: Cap) -> Result<(), Refusal> {
+        self.check_empty(range, selector)?;
+        let slot = self.slot(range, selector).ok_or(Refusal::OutOfRange)?;
+        slot.word.store(cap.word.0, Ordering::Relaxed);
+        slot.name.store(cap.name, Ordering::Release);
+        Ok(())
+    }
+
+    /// Empties a slot. Under the control lock.
+    pub fn clear(&self, range: TableRange, selector: u64) {
+        if let Some(slot) = self.slot(range, selector) {
+            slot.name.store(0, Ordering::Release);
+            slot.word.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Empties every slot that names the object, but the one at `keep`. Under the control lock.
+    pub fn clear_name(&self, kind: Kind, name: u64, keep: Option<(TableRange, u64)>) {
+        let kept = keep.map(|(range, selector)| range.first as usize + selector as usize);
+        for (index, slot) in self.slots.iter().enumerate() {
+            let word = CapWord(slot.word.load(Ordering::Relaxed));
+            if word.is(kind, Rights(0)) && slot.name.load(Ordering::Relaxed) == name && kept != Some(index) {
+                slot.name.store(0, Ordering::Release);
+                slot.word.store(0, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_selector_outside_the_range_finds_nothing() {
+        let table = Table::new();
+        let range = TableRange { first: 64, count: 4 };
+        let cap = Cap { word: CapWord::new(Kind::Line, Rights::ALL, 0), name: 9 };
+        assert_eq!(table.put(range, 4, cap), Err(Refusal::OutOfRange));
+        assert_eq!(table.put(range, 0, cap), Err(Refusal::OutOfRange));
+        assert_eq!(table.put(range, 3, cap), Ok(()));
+        assert_eq!(table.put(range, 3, cap), Err(Refusal::Occupied));
+        assert_eq!(table.find(range, u64::MAX, Kind::Line, Rights(0)), Err(Refusal::NoCapability));
+        assert_eq!(table.find(range, 3, Kind::Guest, Rights(0)), Err(Refusal::WrongKind));
+        assert_eq!(table.find(range, 3, Kind::Line, Rights::USE), Ok(cap));
+        table.clear_name(Kind::Line, 9, None);
+        assert_eq!(table.find(range, 3, Kind::Line, Rights(0)), Err(Refusal::NoCapability));
+    }
+}

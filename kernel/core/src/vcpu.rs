@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A virtual processor: its routes, its windows, and how it stops and goes on.
+
+use crate::lines::{self, Lines};
+use crate::local::{Local, Running, THREADS};
+use crate::machine::{Machine, NEVER, VcpuContext};
+use crate::pool::{Empty, Id};
+use crate::portal::{self, Client, Portal};
+use crate::schedule::{self, BudgetId};
+use crate::shared::Shared;
+use crate::thread::{Thread, ThreadState};
+use crate::trap::Next;
+use trellis_idl::kernel::{EXIT_CLASSES, ExitClass, Groups};
+
+/// What a vCPU is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum VcpuState {
+    /// Does not run until `VcpuStart`.
+    Stopped,
+    /// Runs as soon as its budget does.
+    Running,
+    /// Stopped for an exit that somebody serves.
+    Awaiting,
+    /// Stopped for an exit, in the queue of a busy server.
+    Queued,
+    /// Waits for an interrupt.
+    Waiting,
+}
+
+/// Where a class of exits goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Route {
+    /// The portal's name; 0 = none.
+    pub portal: u64,
+    /// What the server learns about who came.
+    pub badge: u64,
+    /// Register groups that travel.
+    pub groups: u64,
+}
+
+/// Guest pages without a leaf whose faults are a device's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Window {
+    /// First page.
+    pub first: u64,
+    /// Pages; 0 = unused.
+    pub count: u64,
+    /// Class whose route its faults take.
+    pub class: u8,
+}
+
+/// Windows a vCPU can have.
+pub const WINDOWS: usize = 16;
+
+/// What vCPU names name, without the machine in the type.
+#[derive(Debug)]
+pub struct VcpuName;
+
+/// A virtual processor.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Vcpu<M: Machine> {
+    /// Saved registers; first, so that the machine's entry code finds it at the object's own address.
+    pub context: M::Vcpu,
+    /// What it is doing.
+    pub state: VcpuState,
+    /// Something must be looked at before it runs: a pending line.
+    pub hazard: bool,
+    /// Stop instead of going on at the next answer.
+    pub stop_wanted: bool,
+    /// Counts exits that were cancelled.
+    pub turn: u32,
+    /// One route a class.
+    pub routes: [Route; EXIT_CLASSES],
+    /// Device windows.
+    pub windows: [Window; WINDOWS],
+    /// Windows in use: the first this many.
+    pub window_count: u8,
+    /// Its number in its guest.
+    pub number: u8,
+    /// Index of its guest.
+    pub guest: u16,
+    /// Its index in the pool.
+    pub index: u16,
+    /// The next in the queue it waits in.
+    pub next: Client,
+    /// Badge of the route it took, while it waits in a queue.
+    pub queued_badge: u64,
+    /// Groups of that route.
+    pub queued_groups: u64,
+    /// Virtual interrupt state.
+    pub lines: Lines,
+}
+
+impl<M: Machine> Empty for Vcpu<M> {
+    const EMPTY: Self = Vcpu {
+        context: M::Vcpu::EMPTY,
+        state: VcpuState::Stopped,
+        hazard: false,
+        stop_wanted: false,
+        turn: 0,
+        routes: [Route { portal: 0, badge: 0, groups: 0 }; EXIT_CLASSES],
+        windows: [Window { first: 0, count: 0, class: 0 }; WINDOWS],
+        window_count: 0,
+        number: 0,
+        guest: 0,
+        index: 0,
+        next: Client::None,
+        queued_badge: 0,
+        queued_groups: 0,
+        lines: Lines::EMPTY,
+    };
+}
+
+impl<M: Machine> Vcpu<M> {
+    /// Its own budget.
+    pub const fn budget(&self) -> BudgetId {
+        THREADS as BudgetId + self.index
+    }
+
+    /// The words of its exit, without those of groups that do not travel.
+    pub fn exit_words(&self) -> [u64; 10] {
+        let mut words = *self.context.exit();
+        mask_words(&mut words, Groups(self.queued_groups));
+        words
+    }
+
+    /// The class of a memory fault: a device's, if it lies in a window.
+    #[inline(always)]
+    pub fn class_of(&self, page: u64) -> u8 {
+        let mut i = 0;
+        while i < self.window_count as usize {
+            let window = &self.windows[i & (WINDOWS - 1)];
+            if page.wrapping_sub(window.first) < window.count {
+                return window.class;
+            }
+            i += 1;
+        }
+        ExitClass::Memory as u8
+    }
+}
+
+/// Clears the words of groups that do not travel.
+pub fn mask_words(words: &mut [u64; 10], groups: Groups) {
+    if groups.0 & Groups::PC.0 == 0 {
+        words[4] = 0;
+    }
+    if groups.0 & Groups::VALUE.0 == 0 {
+        words[5] = 0;
+    }
+    if groups.0 & Groups::GENERAL.0 == 0 {
+        words[6] = 0;
+        words[7] = 0;
+        words[8] = 0;
+        words[9] = 0;
+    }
+}
+
+/// A vCPU stopped: its exit goes to the thread behind the class's route, if that is free.
+#[inline(always)]
+pub fn exited<M: Machine>(local: &mut Local<M>, index: u16, class: u8) -> Next {
+    let vcpu = local.vcpus.at(index);
+    let route = vcpu.routes[class as usize & (EXIT_CLASSES - 1)];
+    let turn = vcpu.turn;
+    let Some(portal) = local.portals.get(Id::<Portal>::from_word(route.portal)) else {
+        return Next::Slow;
+    };
+    let id = Id::<Thread<M>>::from_word(portal.thread);
+    let name = local.vcpus.name_at(index).0;
+    let budget = local.budget;
+    let Some(server) = local.threads.get_mut(id) else {
+        return Next::Slow;
+    };
+    if server.state != ThreadState::Open {
+        return Next::Slow;
+    }
+    server.state = ThreadState::Ready;
+    server.client = Client::Vcpu(name, turn);
+    server.budget = budget;
+    local.vcpus.at_mut(index).state = VcpuState::Awaiting;
+    local.running = Running::Thread(id.index() as u16);
+    Next::Deliver { thread: id.index() as u16, vcpu: index, badge: route.badge, groups: route.groups }
+}
+
+/// An exit that the hot door could not deliver: its server is busy, or there is none (then the vCPU stops).
+pub fn exited_slow<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, class: ExitClass, class_number: u64,
+) -> Next {
+    let Running::Vcpu(index) = local.running else {
+        return schedule::go_on(local, shared, machine);
+    };
+    let _ = class;
+    let vcpu = local.vcpus.at_mut(index);
+    let route = vcpu.routes[class_number as usize & (EXIT_CLASSES - 1)];
+    vcpu.queued_badge = route.badge;
+    vcpu.queued_groups = route.groups;
+    let client = Client::Vcpu(local.vcpus.name_at(index).0, local.vcpus.at(index).turn);
+    let server = local.portals.get(Id::<Portal>::from_word(route.portal)).map(|portal| portal.thread);
+    let server = server.and_then(|name| {
+        let id = Id::<Thread<M>>::from_word(name);
+        let state = local.threads.get(id)?.state;
+        (!matches!(state, ThreadState::Ended | ThreadState::Faulted)).then_some(id.index() as u16)
+    });
+    match server {
+        Some(server) => portal::arrive(local, shared, machine, server, client),
+        None => {
+            local.vcpus.at_mut(index).state = VcpuState::Stopped;
+            schedule::block_as(local, shared, machine, Running::Idle)
+        }
+    }
+}
+
+/// The running vCPU waits for an interrupt: none pending, so its budget sleeps until a line or its timer.
+pub fn waits<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
+    let Running::Vcpu(index) = local.running else {
+        return schedule::go_on(local, shared, machine);
+    };
+    local.vcpus.at_mut(index).context.advance();
+    lines::refresh(local, machine, index);
+    if local.vcpus.at(index).lines.has_deliverable() {
+        return schedule::go_on(local, shared, machine);
+    }
+    let vcpu = local.vcpus.at_mut(index);
+    vcpu.state = VcpuState::Waiting;
+    let budget = vcpu.budget();
+    // While its state stays in the hardware the timer's own interrupt would come as well; the earlier of both counts.
+    let deadline = vcpu.context.timer_deadline();
+    if deadline != NEVER {
+        schedule::set_deadline(local, machine, budget, deadline);
+    }
+    schedule::block_as(local, shared, machine, Running::Vcpu(index))
+}
+
+/// Something became pending for a vCPU that waits: it can run.
+pub fn wake<M: Machine>(local: &mut Local<M>, index: u16) {
+    let vcpu = local.vcpus.at_mut(index);
+    vcpu.hazard = true;
+    if vcpu.state == VcpuState::Waiting {
+        vcpu.state = VcpuState::Running;
+        let budget = vcpu.budget();
+        schedule::ready(local, budget, Running::Vcpu(index));
+    }
+}
+
+/// The virtual timer of a vCPU that does not run came due.
+pub fn timer_while_away<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
+    let vcpu = local.vcpus.at(index);
+    if vcpu.state == VcpuState::Stopped {
+        return;
+    }
+    if machine.is_loaded(&vcpu.context) {
+        // Its own interrupt is about to arrive; the vCPU must be awake to take it.
+        wake(local, index);
+        return;
+    }
+    wake(local, index);
+}
+
+/// The last thing before a vCPU runs: pending lines into list registers.
+pub fn enter<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, index: u16) -> Next {
+    let vcpu = local.vcpus.at_mut(index);
+    if vcpu.stop_wanted {
+        vcpu.stop_wanted = false;
+        vcpu.state = VcpuState::Stopped;
+        return schedule::block_as(local, shared, machine, Running::Idle);
+    }
+    vcpu.state = VcpuState::Running;
+    if vcpu.hazard {
+        vcpu.hazard = false;
+        lines::refresh(local, machine, index);
+    }
+    Next::Guest(index)
+}
