@@ -1,1 +1,29 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
+//! The EL2 machine: decodes what happened, asks the core, obeys.
+//!
+//! Promise: what the core asks through `trellis_core::machine::Machine` touches only memory and registers that the core
+//! may name: frames of runs, table pages of maps, contexts of living threads and vCPUs.
+//! Pure parts (`registers`, `context`, `decode`) compile and are tested on any host.
+#![cfg_attr(target_os = "none", no_std)]
+#![warn(missing_docs)]
+
+pub mod context;
+pub mod decode;
+pub mod registers;
+
+#[cfg(target_os = "none")]
+pub mod boot;
+#[cfg(target_os = "none")]
+pub mod cpu;
+#[cfg(target_os = "none")]
+pub mod gic;
+#[cfg(target_os = "none")]
+pub mod isa;
+#[cfg(target_os = "none")]
+pub mod log;
+#[cfg(target_os = "none")]
+pub mod machine;
+#[cfg(target_os = "none")]
+pub mod mmio;
+#[cfg(target_os = "none")]
+pub mod stage1;

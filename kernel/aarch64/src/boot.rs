@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! From the loader to root: check the header, map, start the interrupt controller, make root.
+
+use crate::cpu::{BLOCK_OFFSET, Cpu, SHARED, first};
+use crate::gic::Gic;
+use crate::isa::{self, read};
+use crate::log::{Log, Serial};
+use crate::stage1::{self, Image};
+use core::fmt::Write;
+use trellis_core::init;
+use trellis_idl::boot::{BootHeader, MAGIC, VERSION};
+
+core::arch::global_asm!(include_str!("boot.S"), cpu_offset = const BLOCK_OFFSET);
+
+/// The header that the composer fills in, in the kernel's first page.
+#[unsafe(link_section = ".boot_header")]
+#[unsafe(no_mangle)]
+static BOOT_HEADER: BootHeader = BootHeader::EMPTY;
+
+/// Stands in for the header before boot.
+pub static NO_HEADER: BootHeader = BootHeader::EMPTY;
+
+/// The boot CPU's block.
+#[unsafe(no_mangle)]
+static mut BOOT_CPU: Cpu = Cpu::new(0);
+
+unsafe extern "C" {
+    static __image_start: u8;
+    static __text_end: u8;
+    static __rodata_end: u8;
+    static __bss_end: u8;
+}
+
+fn header() -> &'static BootHeader {
+    // The composer wrote over it after it was linked: the compiler may not know what is in it.
+    core::hint::black_box(&BOOT_HEADER)
+}
+
+/// Called by `boot.S` with the MMU off: image's first byte, counter at the first instruction, device tree.
+#[unsafe(no_mangle)]
+extern "C" fn boot_main(image: u64, first_tick: u64, _device_tree: u64) -> ! {
+    let header = header();
+    if header.magic != MAGIC || header.version != VERSION {
+        stop();
+    }
+    let linked = Image {
+        start: image,
+        text_end: &raw const __text_end as u64,
+        constants_end: &raw const __rodata_end as u64,
+    };
+    stage1::build(header, linked);
+    stage1::switch_on();
+    // SAFETY: boot runs once, on the boot CPU; this is the only reference ever made to its block here.
+    let cpu = unsafe { &mut *&raw mut BOOT_CPU };
+    cpu.machine.header = header;
+    cpu.machine.first_tick = first_tick;
+    cpu.machine.kernel_bytes = &raw const __bss_end as u64 - &raw const __image_start as u64;
+    cpu.set_up();
+    cpu.machine.gic = Gic::start(header.gic.distributor, header.gic.cpu, 0);
+    greet(cpu);
+    let free = free_memory(header, image);
+    let made = init::root(&mut cpu.local, &SHARED, &mut cpu.machine, header, image >> 12, &free);
+    if let Err(refusal) = made {
+        panic!("root cannot be made: {refusal:?}");
+    }
+    first(cpu)
+}
+
+fn greet(cpu: &Cpu) {
+    let _ = writeln!(
+        Log::get(),
+        "Trellis {} on MIDR {:#x}, {} list registers, {} Hz",
+        env!("CARGO_PKG_VERSION"),
+        read!("midr_el1"),
+        cpu.machine.gic.lists(),
+        cpu.machine.hertz
+    );
+}
+
+/// Free memory: of each range of the header the part behind the image, in pages.
+fn free_memory(header: &BootHeader, image: u64) -> [(u64, u64); 4] {
+    let mut free = [(0, 0); 4];
+    let image_end = image + header.image_bytes;
+    for (slot, range) in free.iter_mut().zip(&header.ram) {
+        let end = range.base + range.bytes;
+        let begin = if image_end > range.base && image < end { image_end } else { range.base };
+        let first = begin.div_ceil(4096);
+        *slot = (first, (end / 4096).saturating_sub(first));
+    }
+    free
+}
+
+/// Nothing can be said or done.
+fn stop() -> ! {
+    loop {
+        isa::wfi();
+    }
+}
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    let header = header();
+    let mut serial = Serial(if header.uart.kind == 1 { header.uart.base } else { 0 });
+    let _ = writeln!(serial, "\nkernel panic: {info}");
+    while let Some(byte) = Log::get().take() {
+        let _ = serial.write_char(byte as char);
+    }
+    if header.start == trellis_idl::boot::start::PSCI {
+        isa::smc(0x8400_0008, 0, 0, 0);
+    }
+    stop()
+}

@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Saved state of threads and vCPUs, laid out as `entry.S` reads it.
+
+use crate::registers::{self, Pstate};
+use core::mem::offset_of;
+use trellis_core::lines::{LIST_ENTRIES, ListEntry};
+use trellis_core::machine::{NEVER, Page, ThreadContext, Ticks, VcpuContext};
+use trellis_idl::kernel::{Answer, Refusal, VcpuRegister};
+
+/// A thread's registers.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Thread {
+    /// x0–x30 where it was interrupted or faulted; one dead place.
+    pub x: [u64; 32],
+    /// Program counter.
+    pub pc: u64,
+    /// Stack pointer.
+    pub sp: u64,
+    /// Processor state where it was interrupted.
+    pub pstate: u64,
+    /// VTTBR_EL2 of its domain.
+    pub vttbr: u64,
+    /// Parked message words.
+    pub words: [u64; 10],
+    /// x0–x2 at the end of a system call.
+    pub results: [u64; 3],
+}
+
+const _: () = assert!(
+    offset_of!(Thread, pc) == 256
+        && offset_of!(Thread, vttbr) == 280
+        && offset_of!(Thread, words) == 288
+        && offset_of!(Thread, results) == 368
+);
+
+impl ThreadContext for Thread {
+    const EMPTY: Self =
+        Thread { x: [0; 32], pc: 0, sp: 0, pstate: 0, vttbr: 0, words: [0; 10], results: [0; 3] };
+
+    fn start(&mut self, pc: u64, sp: u64, argument: u64) {
+        self.pc = pc;
+        self.sp = sp;
+        self.results = [argument, 0, 0];
+        self.words = [0; 10];
+    }
+
+    fn set_map(&mut self, tag: u16, root: Page) {
+        self.vttbr = vttbr(tag, root);
+    }
+
+    fn set_return(&mut self, values: [u64; 3]) {
+        self.results = values;
+    }
+
+    fn words(&self) -> &[u64; 10] {
+        &self.words
+    }
+
+    fn words_mut(&mut self) -> &mut [u64; 10] {
+        &mut self.words
+    }
+
+    fn register(&self, n: usize) -> u64 {
+        match n {
+            0..=30 => self.x[n],
+            31 => self.sp,
+            32 => self.pc,
+            _ => 0,
+        }
+    }
+}
+
+/// VTTBR_EL2: VMID and root table (Arm ARM D19.2.153). CnP = 0.
+pub const fn vttbr(tag: u16, root: Page) -> u64 {
+    (tag as u64) << 48 | root << 12
+}
+
+/// EL1 system registers that stay in the hardware until another vCPU needs the CPU, in the order `isa.rs` moves them.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct El1 {
+    pub sp_el1: u64,
+    pub elr: u64,
+    pub spsr: u64,
+    pub vbar: u64,
+    pub ttbr0: u64,
+    pub ttbr1: u64,
+    pub tcr: u64,
+    pub mair: u64,
+    pub amair: u64,
+    pub esr: u64,
+    pub far: u64,
+    pub afsr0: u64,
+    pub afsr1: u64,
+    pub par: u64,
+    pub cpacr: u64,
+    pub contextidr: u64,
+    pub tpidr_el1: u64,
+    pub tpidr_el0: u64,
+    pub tpidrro_el0: u64,
+    pub cntkctl: u64,
+    pub csselr: u64,
+    pub vmpidr: u64,
+    pub vpidr: u64,
+    pub cntvoff: u64,
+    pub cntv_ctl: u64,
+    pub cntv_cval: u64,
+}
+
+impl El1 {
+    const EMPTY: El1 = El1 {
+        sp_el1: 0, elr: 0, spsr: 0, vbar: 0, ttbr0: 0, ttbr1: 0, tcr: 0, mair: 0, amair: 0, esr: 0, far: 0, afsr0: 0,
+        afsr1: 0, par: 0, cpacr: 0, contextidr: 0, tpidr_el1: 0, tpidr_el0: 0, tpidrro_el0: 0, cntkctl: 0, csselr: 0,
+        vmpidr: 0, vpidr: 0, cntvoff: 0, cntv_ctl: 0, cntv_cval: 0,
+    };
+}
+
+/// Vector registers V0–V31, FPSR, FPCR.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(16))]
+pub struct Vectors {
+    /// V0–V31, low half first.
+    pub v: [u64; 64],
+    /// FPSR.
+    pub fpsr: u64,
+    /// FPCR.
+    pub fpcr: u64,
+}
+
+/// A vCPU's registers.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Vcpu {
+    /// x0–x30; one dead place that an answer for register 31 falls into.
+    pub x: [u64; 32],
+    /// Program counter.
+    pub pc: u64,
+    /// SP_EL0.
+    pub sp_el0: u64,
+    /// Processor state.
+    pub pstate: u64,
+    /// VTTBR_EL2.
+    pub vttbr: u64,
+    /// HCR_EL2 while it runs.
+    pub hcr: u64,
+    /// CPTR_EL2 while it runs: traps floating point until its state is loaded.
+    pub cptr: u64,
+    /// SCTLR_EL1, valid while a server runs.
+    pub sctlr: u64,
+    /// Nothing.
+    pub reserved: u64,
+    /// Words of its exit message.
+    pub exit: [u64; 10],
+    /// Registers that are switched lazily; valid while it is not loaded (the timer's also at a WFI).
+    pub el1: El1,
+    /// ICH_LR<n>_EL2 while it is not loaded.
+    pub lists: [u64; LIST_ENTRIES],
+    /// ICH_VMCR_EL2.
+    pub vmcr: u64,
+    /// ICH_AP1R0_EL2.
+    pub active_priorities: u64,
+    /// The physical virtual-timer interrupt is active: its virtual one is in flight.
+    pub timer_active: bool,
+    /// Vector registers, valid while another owns the hardware's.
+    pub vectors: Vectors,
+}
+
+const _: () = assert!(
+    offset_of!(Vcpu, pc) == 256
+        && offset_of!(Vcpu, hcr) == 288
+        && offset_of!(Vcpu, sctlr) == 304
+        && offset_of!(Vcpu, exit) == 320
+);
+
+impl VcpuContext for Vcpu {
+    const EMPTY: Self = Vcpu {
+        x: [0; 32], pc: 0, sp_el0: 0, pstate: 0, vttbr: 0, hcr: 0, cptr: 0, sctlr: 0, reserved: 0, exit: [0; 10],
+        el1: El1::EMPTY, lists: [0; LIST_ENTRIES], vmcr: 0, active_priorities: 0, timer_active: false,
+        vectors: Vectors { v: [0; 64], fpsr: 0, fpcr: 0 },
+    };
+
+    fn exit(&self) -> &[u64; 10] {
+        &self.exit
+    }
+
+    fn set_exit(&mut self, words: [u64; 10]) {
+        self.exit = words;
+    }
+
+    fn reset(&mut self) {
+        let (vttbr, vmpidr, vpidr) = (self.vttbr, self.el1.vmpidr, self.el1.vpidr);
+        *self = Self::EMPTY;
+        self.vttbr = vttbr;
+        self.el1.vmpidr = vmpidr;
+        self.el1.vpidr = vpidr;
+        self.hcr = registers::HCR_GUEST;
+        self.cptr = registers::CPTR_TRAP_ALL;
+        self.sctlr = registers::SCTLR_EL1_RESET;
+        self.pstate = Pstate::RESET.0;
+    }
+
+    fn set_map(&mut self, tag: u16, root: Page, index: u8) {
+        self.vttbr = vttbr(tag, root);
+        self.el1.vmpidr = 1 << 31 | index as u64;
+    }
+
+    fn get(&self, register: u64) -> Result<u64, Refusal> {
+        if register <= 30 {
+            return Ok(self.x[register as usize]);
+        }
+        self.place(register).ok_or(Refusal::OutOfRange)
+    }
+
+    fn set(&mut self, register: u64, value: u64) -> Result<(), Refusal> {
+        if register <= 30 {
+            self.x[register as usize] = value;
+            return Ok(());
+        }
+        if register == VcpuRegister::Pstate as u64 {
+            self.pstate = Pstate::for_guest(value).ok_or(Refusal::BadArgument)?.0;
+            return Ok(());
+        }
+        *self.place_mut(register).ok_or(Refusal::OutOfRange)? = value;
+        Ok(())
+    }
+
+    fn answer(&mut self, mask: u64, words: &[u64; 10]) {
+        let mask = Answer(mask);
+        if mask.has(Answer::ADVANCE) {
+            self.pc = self.pc.wrapping_add(4);
+        }
+        if mask.has(Answer::PC) {
+            self.pc = words[4];
+        }
+        if mask.has(Answer::GENERAL) {
+            self.x[..4].copy_from_slice(&words[6..]);
+        }
+        if mask.has(Answer::REGISTER) {
+            self.x[(mask.0 >> 8 & 31) as usize] = words[5];
+        }
+    }
+
+    fn advance(&mut self) {
+        self.pc = self.pc.wrapping_add(4);
+    }
+
+    /// Arm ARM D1.3.6: the vector by where it came from, the state saved, everything masked.
+    fn exception(&mut self, syndrome: u64, address: u64) {
+        let from = Pstate(self.pstate);
+        let offset = if from.is_user() { 0x400 } else if from.uses_sp_el0() { 0 } else { 0x200 };
+        self.el1.elr = self.pc;
+        self.el1.spsr = self.pstate;
+        self.el1.esr = syndrome;
+        self.el1.far = address;
+        self.pc = (self.el1.vbar & !0x7ff).wrapping_add(offset);
+        self.pstate = Pstate::RESET.0;
+    }
+
+    fn trap_wait(&mut self, on: bool) {
+        self.hcr = if on { self.hcr | registers::HCR_TWI } else { self.hcr & !registers::HCR_TWI };
+    }
+
+    fn timer_deadline(&self) -> Ticks {
+        // CNTV_CTL: ENABLE and not IMASK.
+        if self.el1.cntv_ctl & 3 == 1 {
+            self.el1.cntv_cval.wrapping_add(self.el1.cntvoff)
+        } else {
+            NEVER
+        }
+    }
+
+    fn list_entry(&self, index: usize) -> ListEntry {
+        registers::unpack_list(self.lists[index % LIST_ENTRIES])
+    }
+
+    fn set_list_entry(&mut self, index: usize, entry: ListEntry) {
+        self.lists[index % LIST_ENTRIES] = registers::pack_list(entry);
+    }
+}
+
+impl Vcpu {
+    fn place(&self, register: u64) -> Option<u64> {
+        use VcpuRegister as R;
+        let e = &self.el1;
+        let table = [
+            (R::Pc, self.pc), (R::Pstate, self.pstate), (R::SpEl0, self.sp_el0), (R::SpEl1, e.sp_el1),
+            (R::ElrEl1, e.elr), (R::SpsrEl1, e.spsr), (R::VbarEl1, e.vbar), (R::SctlrEl1, self.sctlr),
+            (R::Ttbr0El1, e.ttbr0), (R::Ttbr1El1, e.ttbr1), (R::TcrEl1, e.tcr), (R::MairEl1, e.mair),
+            (R::EsrEl1, e.esr), (R::FarEl1, e.far), (R::CpacrEl1, e.cpacr), (R::TpidrEl1, e.tpidr_el1),
+            (R::TpidrEl0, e.tpidr_el0), (R::TpidrroEl0, e.tpidrro_el0), (R::ContextidrEl1, e.contextidr),
+            (R::CntkctlEl1, e.cntkctl), (R::CntvCtl, e.cntv_ctl), (R::CntvCval, e.cntv_cval), (R::Vmpidr, e.vmpidr),
+            (R::Vpidr, e.vpidr), (R::AmairEl1, e.amair), (R::Afsr0El1, e.afsr0), (R::Afsr1El1, e.afsr1),
+            (R::ParEl1, e.par), (R::CsselrEl1, e.csselr), (R::Cntvoff, e.cntvoff),
+        ];
+        table.iter().find(|(r, _)| *r as u64 == register).map(|(_, value)| *value)
+    }
+
+    fn place_mut(&mut self, register: u64) -> Option<&mut u64> {
+        use VcpuRegister as R;
+        let e = &mut self.el1;
+        let table = [
+            (R::Pc, &mut self.pc), (R::SpEl0, &mut self.sp_el0), (R::SpEl1, &mut e.sp_el1), (R::ElrEl1, &mut e.elr),
+            (R::SpsrEl1, &mut e.spsr), (R::VbarEl1, &mut e.vbar), (R::SctlrEl1, &mut self.sctlr),
+            (R::Ttbr0El1, &mut e.ttbr0), (R::Ttbr1El1, &mut e.ttbr1), (R::TcrEl1, &mut e.tcr),
+            (R::MairEl1, &mut e.mair), (R::EsrEl1, &mut e.esr), (R::FarEl1, &mut e.far), (R::CpacrEl1, &mut e.cpacr),
+            (R::TpidrEl1, &mut e.tpidr_el1), (R::TpidrEl0, &mut e.tpidr_el0), (R::TpidrroEl0, &mut e.tpidrro_el0),
+            (R::ContextidrEl1, &mut e.contextidr), (R::CntkctlEl1, &mut e.cntkctl), (R::CntvCtl, &mut e.cntv_ctl),
+            (R::CntvCval, &mut e.cntv_cval), (R::Vmpidr, &mut e.vmpidr), (R::Vpidr, &mut e.vpidr),
+            (R::AmairEl1, &mut e.amair), (R::Afsr0El1, &mut e.afsr0), (R::Afsr1El1, &mut e.afsr1),
+            (R::ParEl1, &mut e.par), (R::CsselrEl1, &mut e.csselr), (R::Cntvoff, &mut e.cntvoff),
+        ];
+        table.into_iter().find(|(r, _)| *r as u64 == register).map(|(_, place)| place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_message_makes_a_vcpu_run_at_el2_or_in_aarch32() {
+        let mut vcpu = Vcpu::EMPTY;
+        for bad in [0x9u64, 0x8, 0xc, 0xd, 0x10, 0x3d9, 0x1d3, 0x2] {
+            assert_eq!(vcpu.set(VcpuRegister::Pstate as u64, bad), Err(Refusal::BadArgument), "{bad:#x}");
+        }
+        for good in [0u64, 4, 5, 0x3c5, 0xf000_0000] {
+            assert_eq!(vcpu.set(VcpuRegister::Pstate as u64, good), Ok(()), "{good:#x}");
+        }
+    }
+
+    #[test]
+    fn an_answer_for_register_31_changes_nothing() {
+        let mut vcpu = Vcpu::EMPTY;
+        vcpu.answer(Answer::ADVANCE.register(31).0, &[7; 10]);
+        assert_eq!(&vcpu.x[..31], &[0; 31]);
+        assert_eq!(vcpu.pc, 4);
+        vcpu.answer(Answer::ADVANCE.register(3).0, &[7; 10]);
+        assert_eq!(vcpu.x[3], 7);
+    }
+
+    #[test]
+    fn an_exception_enters_by_where_it_came_from() {
+        let mut vcpu = Vcpu::EMPTY;
+        vcpu.el1.vbar = 0x8000;
+        for (pstate, pc) in [(0u64, 0x8400u64), (4, 0x8000), (5, 0x8200)] {
+            vcpu.pstate = pstate;
+            vcpu.pc = 0x1234;
+            vcpu.exception(0x0200_0000, 0);
+            assert_eq!((vcpu.pc, vcpu.el1.elr, vcpu.el1.spsr, vcpu.pstate), (pc, 0x1234, pstate, 0x3c5));
+        }
+    }
+
+    #[test]
+    fn every_register_that_is_read_can_be_written() {
+        let mut vcpu = Vcpu::EMPTY;
+        for n in 0..=64 {
+            let readable = vcpu.get(n).is_ok();
+            let writable = vcpu.set(n, 0).is_ok();
+            assert_eq!(readable, writable, "register {n}");
+        }
+    }
+}

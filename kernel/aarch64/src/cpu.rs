@@ -1,0 +1,390 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One CPU's block, and the doors that `entry.S` calls: decode, ask the core, say what to obey.
+
+use crate::context::{Thread, Vcpu};
+use crate::decode;
+use crate::gic;
+use crate::isa::{self, read, write};
+use crate::machine::Aarch64;
+use crate::registers::{self, Esr};
+use core::mem::offset_of;
+use trellis_core::local::{Local, Running};
+use trellis_core::machine::VcpuContext;
+use trellis_core::pool::Id;
+use trellis_core::shared::Shared;
+use trellis_core::thread::{Entry, FaultRecord};
+use trellis_core::trap::{Next, Trap, take};
+use trellis_core::vcpu::mask_words;
+use trellis_core::{portal, vcpu};
+use trellis_idl::kernel::{ExitClass, Groups, Op, Refusal};
+
+/// A CPU's block. SP_EL2 at rest points at `current`; the stack lies below.
+#[derive(Debug)]
+#[repr(C, align(4096))]
+pub struct Cpu {
+    stack: [u8; STACK],
+    current: *mut Thread,
+    mode: u64,
+    server: [u64; 3],
+    number: u64,
+    arguments: [u64; 6],
+    /// The core's state of this CPU.
+    pub local: Local<Aarch64>,
+    /// The hardware.
+    pub machine: Aarch64,
+}
+
+const STACK: usize = 16 * 1024;
+
+/// Where SP_EL2 points in the block.
+pub const BLOCK_OFFSET: usize = offset_of!(Cpu, current);
+const CURRENT: usize = 0;
+const MODE: usize = offset_of!(Cpu, mode) - BLOCK_OFFSET;
+const SERVER: usize = offset_of!(Cpu, server) - BLOCK_OFFSET;
+
+core::arch::global_asm!(include_str!("entry.S"), CURRENT = const CURRENT, MODE = const MODE, SERVER = const SERVER);
+
+unsafe extern "C" {
+    /// Saves the vector registers.
+    pub fn save_vectors(to: *mut crate::context::Vectors);
+    /// Loads them.
+    pub fn load_vectors(from: *const crate::context::Vectors);
+    static vectors: u8;
+}
+
+/// What all CPUs share.
+pub static SHARED: Shared = Shared::new();
+
+/// What a door hands back to `entry.S`.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Obey {
+    target: u64,
+    value: u64,
+}
+
+impl Cpu {
+    /// A CPU's block before boot.
+    pub const fn new(cpu: u16) -> Self {
+        Cpu {
+            stack: [0; STACK],
+            current: core::ptr::null_mut(),
+            mode: 0,
+            server: [registers::HCR_SERVER, registers::CPTR_TRAP_ALL, registers::SCTLR_EL1_SERVER],
+            number: 0,
+            arguments: [0; 6],
+            local: Local::new(cpu),
+            machine: Aarch64 {
+                gic: crate::gic::Gic::EMPTY,
+                loaded: core::ptr::null_mut(),
+                float_owner: core::ptr::null_mut(),
+                last: [core::ptr::null_mut(); 64],
+                hertz: 0,
+                first_tick: 0,
+                boot_ticks: 0,
+                kernel_bytes: 0,
+                header: &crate::boot::NO_HEADER,
+                guest_mode: false,
+            },
+        }
+    }
+
+    /// The block that a pointer from `entry.S` means.
+    ///
+    /// # Safety
+    /// `at` is SP_EL2 at rest of this CPU, and no other reference to the block lives.
+    unsafe fn from_stack<'a>(at: *mut u8) -> &'a mut Cpu {
+        // SAFETY: by the caller: SP_EL2 at rest is BLOCK_OFFSET into the block.
+        unsafe { &mut *at.sub(BLOCK_OFFSET).cast::<Cpu>() }
+    }
+
+    #[inline(always)]
+    fn thread(&mut self, index: u16) -> *mut Thread {
+        &raw mut self.local.threads.at_mut(index).context
+    }
+
+    #[inline(always)]
+    fn vcpu(&mut self, index: u16) -> *mut Vcpu {
+        &raw mut self.local.vcpus.at_mut(index).context
+    }
+
+    /// Registers that every CPU sets once.
+    pub fn set_up(&mut self) {
+        write!("vbar_el2", &raw const vectors as u64);
+        write!("hcr_el2", registers::HCR_SERVER);
+        write!("cptr_el2", registers::CPTR_TRAP_ALL);
+        write!("mdcr_el2", registers::MDCR | read!("pmcr_el0") >> 11 & 31);
+        write!("cnthctl_el2", registers::CNTHCTL);
+        write!("cntvoff_el2", 0);
+        write!("cntv_ctl_el0", 0);
+        write!("cnthp_ctl_el2", 0);
+        write!("hstr_el2", 0);
+        write!("actlr_el2", 0);
+        write!("mdscr_el1", 0);
+        write!("sctlr_el1", registers::SCTLR_EL1_SERVER);
+        write!("vtcr_el2", registers::vtcr(read!("id_aa64mmfr0_el1") & 15));
+        isa::isb();
+        self.machine.hertz = read!("cntfrq_el0");
+    }
+
+    /// Turns the core's word into what `entry.S` obeys; sleeps while there is nothing to run.
+    fn obey(&mut self, mut next: Next) -> Obey {
+        loop {
+            match next {
+                Next::Thread(index) => {
+                    let kind = match self.local.threads.at(index).entry {
+                        Entry::Parked => 4,
+                        Entry::Full => 8,
+                    };
+                    self.machine.guest_mode = false;
+                    return Obey { target: self.thread(index) as u64 | kind, value: 0 };
+                }
+                Next::Guest(index) => {
+                    self.load(index);
+                    self.machine.guest_mode = true;
+                    return Obey { target: self.vcpu(index) as u64, value: 0 };
+                }
+                Next::Idle => {
+                    isa::wfi();
+                    let trap = self.interrupt();
+                    next = take(&mut self.local, &SHARED, &mut self.machine, trap);
+                }
+                // Hot words come only from hot doors.
+                Next::Same(_) | Next::Ride { .. } | Next::Answered { .. } | Next::Deliver { .. } | Next::Slow => {
+                    next = take(&mut self.local, &SHARED, &mut self.machine, Trap::Spurious);
+                }
+            }
+        }
+    }
+
+    /// Puts a vCPU's state into the hardware, if it is not there.
+    fn load(&mut self, index: u16) {
+        let context = self.vcpu(index);
+        if self.machine.loaded != context {
+            let guest = self.local.vcpus.at(index).guest;
+            self.machine.guest_mode = self.mode == 1;
+            self.machine.load(context, guest);
+            self.mode = 0;
+        }
+    }
+
+    /// Acknowledges an interrupt and says what it means.
+    fn interrupt(&mut self) -> Trap {
+        let line = self.machine.gic.acknowledge();
+        match line {
+            gic::VIRTUAL_TIMER => Trap::VirtualTimer,
+            gic::ALARM => {
+                write!("cnthp_ctl_el2", 0);
+                self.machine.gic.deactivate(line);
+                Trap::Alarm
+            }
+            gic::MAINTENANCE => {
+                self.machine.gic.deactivate(line);
+                Trap::Maintenance
+            }
+            gic::KICK => {
+                self.machine.gic.deactivate(line);
+                Trap::Kick
+            }
+            32..1020 => {
+                self.machine.gic.mask(line, true);
+                self.machine.gic.deactivate(line);
+                Trap::Line(line)
+            }
+            _ => Trap::Spurious,
+        }
+    }
+
+    /// What was interrupted goes on from its full frame.
+    fn note_interrupted(&mut self) {
+        self.machine.guest_mode = self.mode == 1;
+        if let Running::Thread(index) = self.local.running {
+            self.local.threads.at_mut(index).entry = Entry::Full;
+        }
+    }
+}
+
+/// A system call: hot operations are decided here, the others are noted for [`slow_door`].
+#[unsafe(no_mangle)]
+extern "C" fn svc_door(a0: u64, a1: u64, a2: u64, a3: u64, a4: u64, a5: u64, number: u64, at: *mut u8) -> Obey {
+    // SAFETY: `entry.S` passes SP_EL2 at rest.
+    let cpu = unsafe { Cpu::from_stack(at) };
+    const CALL: u64 = Op::Call as u64;
+    const REPLY: u64 = Op::ReplyAndWait as u64;
+    let next = match number {
+        CALL => portal::call(&mut cpu.local, &SHARED, a0, a1),
+        REPLY => portal::reply(&mut cpu.local, a0, a1),
+        n if n > Op::Fact as u64 => Next::Same(Refusal::NoOperation.to_register()),
+        _ => Next::Slow,
+    };
+    match next {
+        Next::Ride { thread, value } => Obey { target: cpu.thread(thread) as u64 + 1, value },
+        Next::Answered { vcpu, mask } => {
+            let context = cpu.vcpu(vcpu);
+            if cpu.machine.loaded != context {
+                cpu.load(vcpu);
+            }
+            Obey { target: context as u64 + 2, value: mask }
+        }
+        Next::Same(value) => Obey { target: 0, value },
+        _ => {
+            cpu.number = number;
+            cpu.arguments = [a0, a1, a2, a3, a4, a5];
+            Obey { target: 4, value: 0 }
+        }
+    }
+}
+
+/// A system call whose words are parked.
+#[unsafe(no_mangle)]
+extern "C" fn slow_door(at: *mut u8) -> Obey {
+    // SAFETY: `entry.S` passes SP_EL2 at rest.
+    let cpu = unsafe { Cpu::from_stack(at) };
+    cpu.machine.guest_mode = false;
+    let trap = Trap::Syscall { number: cpu.number as u16, arguments: cpu.arguments };
+    let next = take(&mut cpu.local, &SHARED, &mut cpu.machine, trap);
+    cpu.obey(next)
+}
+
+/// A guest stopped or a server faulted; everything is in the running context.
+#[unsafe(no_mangle)]
+extern "C" fn exit_door(at: *mut u8, esr: u64) -> Obey {
+    // SAFETY: `entry.S` passes SP_EL2 at rest.
+    let cpu = unsafe { Cpu::from_stack(at) };
+    let Running::Vcpu(index) = cpu.local.running else {
+        return server_fault(cpu, esr);
+    };
+    let vcpu = cpu.local.vcpus.at_mut(index);
+    let class = match decode::exit(&mut vcpu.context, Esr(esr)) {
+        decode::Decoded::Exit(class) => class as u8,
+        decode::Decoded::Fault { page } => vcpu.class_of(page),
+        other => return exit_in_kernel(cpu, index, other),
+    };
+    vcpu.context.exit[0] |= class as u64;
+    match vcpu::exited(&mut cpu.local, index, class) {
+        Next::Deliver { thread, vcpu, badge, groups } => {
+            mask_words(&mut cpu.local.vcpus.at_mut(vcpu).context.exit, Groups(groups));
+            cpu.machine.guest_mode = false;
+            Obey { target: cpu.thread(thread) as u64 + 1, value: badge }
+        }
+        _ => exit_slow(cpu, class),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn exit_slow(cpu: &mut Cpu, class: u8) -> Obey {
+    cpu.machine.guest_mode = true;
+    let known = ExitClass::from_number(class as u64).unwrap_or(ExitClass::Illegal);
+    let next = take(&mut cpu.local, &SHARED, &mut cpu.machine, Trap::Exit(known, class as u64));
+    cpu.obey(next)
+}
+
+/// Exits that the kernel answers itself.
+#[inline(never)]
+fn exit_in_kernel(cpu: &mut Cpu, index: u16, what: decode::Decoded) -> Obey {
+    cpu.machine.guest_mode = true;
+    let trap = match what {
+        decode::Decoded::SoftwareInterrupt(interrupt) => Trap::SoftwareInterrupt(interrupt),
+        decode::Decoded::Wait => {
+            let context = &mut cpu.local.vcpus.at_mut(index).context;
+            context.el1.cntv_ctl = read!("cntv_ctl_el0");
+            context.el1.cntv_cval = read!("cntv_cval_el0");
+            Trap::WaitForInterrupt
+        }
+        decode::Decoded::Float => {
+            let context = cpu.vcpu(index);
+            cpu.machine.take_float(context);
+            Trap::Spurious
+        }
+        decode::Decoded::Undefined => {
+            // Arm ARM: an undefined instruction at EL1 or EL0 is EC 0 with IL set, taken to EL1.
+            let context = cpu.vcpu(index);
+            // SAFETY: a living vCPU of this CPU's pool; nobody else refers to it now.
+            unsafe {
+                cpu.machine.save_loaded();
+                (*context).exception(1 << 25, 0);
+            }
+            cpu.mode = 0;
+            Trap::Spurious
+        }
+        decode::Decoded::Retry | decode::Decoded::Exit(_) | decode::Decoded::Fault { .. } => Trap::Spurious,
+    };
+    let next = take(&mut cpu.local, &SHARED, &mut cpu.machine, trap);
+    cpu.obey(next)
+}
+
+#[cold]
+#[inline(never)]
+fn server_fault(cpu: &mut Cpu, esr: u64) -> Obey {
+    cpu.machine.guest_mode = false;
+    let record = FaultRecord { syndrome: esr, address: read!("far_el2") };
+    let next = take(&mut cpu.local, &SHARED, &mut cpu.machine, Trap::Fault(record));
+    cpu.obey(next)
+}
+
+/// An interrupt; everything is in the running context.
+#[unsafe(no_mangle)]
+extern "C" fn irq_door(at: *mut u8) -> Obey {
+    // SAFETY: `entry.S` passes SP_EL2 at rest.
+    let cpu = unsafe { Cpu::from_stack(at) };
+    cpu.note_interrupted();
+    let trap = cpu.interrupt();
+    let next = take(&mut cpu.local, &SHARED, &mut cpu.machine, trap);
+    cpu.obey(next)
+}
+
+/// A guest's EL0 was in AArch32: not supported, the guest stops with a report.
+#[unsafe(no_mangle)]
+extern "C" fn exit_32_door(at: *mut u8, esr: u64) -> Obey {
+    // SAFETY: `entry.S` passes SP_EL2 at rest.
+    let cpu = unsafe { Cpu::from_stack(at) };
+    match cpu.local.running {
+        Running::Vcpu(index) => {
+            decode::describe(&mut cpu.local.vcpus.at_mut(index).context, Esr(esr), ExitClass::Illegal);
+            exit_slow(cpu, ExitClass::Illegal as u8)
+        }
+        _ => server_fault(cpu, esr),
+    }
+}
+
+/// An SError: the guest's that runs, or a server's.
+#[unsafe(no_mangle)]
+extern "C" fn system_error_door(at: *mut u8, esr: u64) -> Obey {
+    // SAFETY: `entry.S` passes SP_EL2 at rest.
+    let cpu = unsafe { Cpu::from_stack(at) };
+    match cpu.local.running {
+        Running::Vcpu(index) => {
+            decode::describe(&mut cpu.local.vcpus.at_mut(index).context, Esr(esr), ExitClass::SystemError);
+            exit_slow(cpu, ExitClass::SystemError as u8)
+        }
+        _ => server_fault(cpu, esr),
+    }
+}
+
+/// The kernel itself faulted: the end, with everything that helps.
+#[unsafe(no_mangle)]
+extern "C" fn own_fault_door(at: *mut u8, esr: u64, elr: u64, far: u64) -> ! {
+    panic!("fault in the kernel: esr {esr:#x}, elr {elr:#x}, far {far:#x}, block {at:?}");
+}
+
+/// Starts root: the first entry from boot.
+pub fn first(cpu: &'static mut Cpu) -> ! {
+    let next = take(&mut cpu.local, &SHARED, &mut cpu.machine, Trap::Spurious);
+    cpu.machine.boot_ticks = read!("cntpct_el0") - cpu.machine.first_tick;
+    let obey = cpu.obey(next);
+    let top = &raw mut cpu.current as u64;
+    // SAFETY: `obey` in entry.S expects SP at rest and x0; it never comes back.
+    unsafe {
+        core::arch::asm!("mov sp, {top}", "b obey", top = in(reg) top, in("x0") obey.target, options(noreturn));
+    }
+}
+
+/// The name of what runs, for panics.
+pub fn running_name(local: &Local<Aarch64>) -> u64 {
+    match local.running {
+        Running::Thread(index) => local.threads.name_at(index).0,
+        Running::Vcpu(index) => local.vcpus.name_at(index).0,
+        Running::Idle => Id::<()>::NONE.0,
+    }
+}

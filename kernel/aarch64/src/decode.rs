@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! ESR and fault addresses → what a guest stopped for, in the neutral words of the exit message.
+
+use crate::context::Vcpu;
+use crate::registers::{Esr, ICC_SGI1R};
+use trellis_core::lines::SoftwareInterrupt;
+use trellis_idl::kernel::{ExitClass, ExitHeader};
+
+/// What the exit is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Decoded {
+    /// For a server; the words are in the context, the class is not in the header yet.
+    Exit(ExitClass),
+    /// A second-stage fault on a guest page: memory's or a device's.
+    Fault {
+        /// Guest page.
+        page: u64,
+    },
+    /// The kernel sends it.
+    SoftwareInterrupt(SoftwareInterrupt),
+    /// WFI.
+    Wait,
+    /// Floating point, to be loaded.
+    Float,
+    /// Something the guest does not have: UNDEF at its own level.
+    Undefined,
+    /// Let it try again.
+    Retry,
+}
+
+/// Exception classes (Arm ARM D19.2.39).
+mod ec {
+    pub const WAIT: u8 = 0x01;
+    pub const FLOAT: u8 = 0x07;
+    pub const HVC: u8 = 0x16;
+    pub const SMC: u8 = 0x17;
+    pub const SYSTEM: u8 = 0x18;
+    pub const SVE: u8 = 0x19;
+    pub const SME: u8 = 0x1d;
+    pub const FETCH: u8 = 0x20;
+    pub const DATA: u8 = 0x24;
+    pub const BREAKPOINT: u8 = 0x30;
+    pub const STEP: u8 = 0x32;
+    pub const WATCHPOINT: u8 = 0x34;
+    pub const BRK: u8 = 0x3c;
+}
+
+/// Fills the exit words and says what it is.
+#[inline(always)]
+pub fn exit(context: &mut Vcpu, esr: Esr) -> Decoded {
+    match esr.class() {
+        ec::DATA | ec::FETCH => abort(context, esr),
+        ec::HVC => {
+            // The program counter is past an HVC already (Arm ARM D1.3.5).
+            words(context, esr, 0, 0);
+            Decoded::Exit(ExitClass::Hypercall)
+        }
+        ec::SMC => {
+            words(context, esr, LENGTH_4, 0);
+            Decoded::Exit(ExitClass::Firmware)
+        }
+        ec::SYSTEM => system(context, esr),
+        other => rare(context, esr, other),
+    }
+}
+
+const LENGTH_4: u64 = 4 << 48;
+
+#[inline(always)]
+fn words(context: &mut Vcpu, esr: Esr, header: u64, value: u64) {
+    let user = if context.pstate & 0xf == 0 { ExitHeader::USER } else { 0 };
+    context.exit[0] = header | user;
+    context.exit[1] = esr.0;
+    context.exit[2] = 0;
+    context.exit[3] = 0;
+    context.exit[4] = context.pc;
+    context.exit[5] = value;
+    context.exit[6] = context.x[0];
+    context.exit[7] = context.x[1];
+    context.exit[8] = context.x[2];
+    context.exit[9] = context.x[3];
+}
+
+/// A general register as an instruction sees it: 31 is zero.
+#[inline(always)]
+fn general(context: &Vcpu, n: u64) -> u64 {
+    if n == 31 { 0 } else { context.x[n as usize & 31] }
+}
+
+#[cold]
+#[inline(never)]
+fn rare(context: &mut Vcpu, esr: Esr, class: u8) -> Decoded {
+    match class {
+        ec::WAIT if esr.0 & 1 == 0 => return Decoded::Wait,
+        ec::FLOAT => return Decoded::Float,
+        ec::SVE | ec::SME => return Decoded::Undefined,
+        _ => {}
+    }
+    let class = match class {
+        ec::WAIT => ExitClass::Wait,
+        ec::BREAKPOINT | ec::STEP | ec::WATCHPOINT | ec::BRK => ExitClass::Debug,
+        _ => ExitClass::Illegal,
+    };
+    words(context, esr, LENGTH_4, 0);
+    Decoded::Exit(class)
+}
+
+/// Fills the words for a class that has no details.
+pub fn describe(context: &mut Vcpu, esr: Esr, class: ExitClass) {
+    words(context, esr, class as u64, 0);
+}
+
+#[inline(always)]
+fn system(context: &mut Vcpu, esr: Esr) -> Decoded {
+    let register = esr.system_register();
+    if esr.encoding() == ICC_SGI1R && !esr.is_read() {
+        return Decoded::SoftwareInterrupt(software_interrupt(general(context, register)));
+    }
+    let write = if esr.is_read() { 0 } else { ExitHeader::WRITE };
+    let value = if esr.is_read() { 0 } else { general(context, register) };
+    words(context, esr, LENGTH_4 | write | register << 16 | 1 << 21 | 8 << 8, value);
+    Decoded::Exit(ExitClass::Register)
+}
+
+/// ICC_SGI1R_EL1 (GICv3 12.2.19). vCPUs have affinity 0.0.0.number: the target list counts for cluster 0 only.
+pub fn software_interrupt(value: u64) -> SoftwareInterrupt {
+    let others = value >> 40 & 1 == 1;
+    let cluster = (value >> 48 & 0xff) | (value >> 32 & 0xff) | (value >> 16 & 0xff) | (value >> 44 & 0xf);
+    SoftwareInterrupt {
+        line: (value >> 24 & 15) as u8,
+        targets: if others || cluster != 0 { 0 } else { value & 0xffff },
+        others,
+    }
+}
+
+#[inline(always)]
+fn abort(context: &mut Vcpu, esr: Esr) -> Decoded {
+    let Some((physical, far)) = fault_address(esr) else {
+        return Decoded::Retry;
+    };
+    let fetch = esr.class() == ec::FETCH;
+    let mut header = LENGTH_4;
+    let mut value = 0;
+    if fetch {
+        header |= ExitHeader::FETCH;
+    } else {
+        if esr.is_write() {
+            header |= ExitHeader::WRITE;
+        }
+        if esr.has_access() {
+            let register = esr.register();
+            header |= esr.access_bytes() << 8 | register << 16 | (esr.0 >> 15 & 1) << 21 | (esr.0 >> 21 & 1) << 22;
+            if esr.is_write() {
+                value = general(context, register);
+            }
+        }
+    }
+    if esr.is_walk() {
+        header |= ExitHeader::WALK;
+    }
+    if esr.is_permission() {
+        header |= ExitHeader::PERMISSION;
+    }
+    if !esr.is_address_invalid() {
+        header |= ExitHeader::VIRTUAL_VALID;
+    }
+    words(context, esr, header, value);
+    context.exit[2] = physical;
+    context.exit[3] = far;
+    if !esr.is_stage2() {
+        // External aborts, alignment and the rest: nobody's map can mend them.
+        return Decoded::Exit(ExitClass::SystemError);
+    }
+    Decoded::Fault { page: physical >> 12 }
+}
+
+/// The guest-physical and virtual address of an abort. HPFAR_EL2 is not valid for permission faults outside a table
+/// walk (Arm ARM D19.2.57): then the guest's own translation is asked; none if it is gone meanwhile.
+#[cfg(target_os = "none")]
+#[inline(always)]
+fn fault_address(esr: Esr) -> Option<(u64, u64)> {
+    use crate::isa::{self, read};
+    let far = read!("far_el2");
+    if esr.is_permission() && !esr.is_walk() {
+        return Some((isa::translate(far, esr.is_write())?, far));
+    }
+    let page = read!("hpfar_el2") >> 4;
+    Some((page << 12 | far & 0xfff, far))
+}
+
+#[cfg(not(target_os = "none"))]
+fn fault_address(esr: Esr) -> Option<(u64, u64)> {
+    Some((esr.0 >> 32, esr.0 >> 32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trellis_core::machine::VcpuContext;
+
+    #[test]
+    fn a_device_write_carries_its_value_and_place() {
+        let mut context = Vcpu::EMPTY;
+        context.x[1] = 0x55;
+        context.pstate = 0x3c5;
+        // EC 0x24, ISV, 4 bytes, SRT 1, write, translation fault; the address rides in the test's high half.
+        let decoded = exit(&mut context, Esr(0x9381_0047 | 0x0900_0018 << 32));
+        assert_eq!(decoded, Decoded::Fault { page: 0x9000 });
+        let header = ExitHeader(context.exit[0]);
+        assert!(header.has(ExitHeader::WRITE) && !header.has(ExitHeader::USER));
+        assert_eq!((header.width(), header.register(), header.length()), (Some(4), 1, 4));
+        assert_eq!((context.exit[2], context.exit[5]), (0x0900_0018, 0x55));
+    }
+
+    #[test]
+    fn a_store_of_the_zero_register_stores_zero() {
+        let mut context = Vcpu::EMPTY;
+        context.x[31] = 99;
+        let _ = exit(&mut context, Esr(0x939f_0047));
+        assert_eq!(context.exit[5], 0);
+    }
+
+    #[test]
+    fn software_interrupts_reach_cluster_0_only() {
+        assert_eq!(software_interrupt(3 << 24 | 0b101), SoftwareInterrupt { line: 3, targets: 5, others: false });
+        assert_eq!(software_interrupt(1 << 40 | 1 << 24).others, true);
+        assert_eq!(software_interrupt(1 << 16 | 1).targets, 0);
+        let mut context = Vcpu::EMPTY;
+        context.x[2] = 7 << 24 | 2;
+        let esr = 0x18 << 26 | 1 << 25 | ICC_SGI1R | 2 << 5;
+        assert!(matches!(exit(&mut context, Esr(esr)), Decoded::SoftwareInterrupt(SoftwareInterrupt { line: 7, .. })));
+    }
+
+    #[test]
+    fn what_the_guest_does_not_have_is_undefined() {
+        let mut context = Vcpu::EMPTY;
+        assert_eq!(exit(&mut context, Esr(0x19 << 26)), Decoded::Undefined);
+        assert_eq!(exit(&mut context, Esr(0x1d << 26)), Decoded::Undefined);
+        assert_eq!(exit(&mut context, Esr(0x07 << 26)), Decoded::Float);
+        assert_eq!(exit(&mut context, Esr(0x3c << 26)), Decoded::Exit(ExitClass::Debug));
+        assert_eq!(exit(&mut context, Esr(0x3f << 26)), Decoded::Exit(ExitClass::Illegal));
+    }
+}

@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+// Save, ask a door, obey. SP_EL2 at rest points at this CPU's block; what lies below it is stack.
+//
+// Two states of the registers that a server at EL0 feels (HCR, VTTBR, CPTR, SCTLR_EL1): a guest's or a server's;
+// [CPU_MODE] says which. ERET synchronises context (Arm ARM D1.4.2), so no ISB stands on these paths. After each ERET
+// DSB + ISB stop straight-line speculation (Arm: CVE-2020-13844).
+
+    .macro  leave
+    eret
+    dsb     nsh
+    isb
+    .endm
+
+    .macro  vector target
+    .balign 128
+    b       \target
+    .endm
+
+    // Everything general into the running context; x0 = ESR or undefined, x1 = context afterwards.
+    .macro  save_all
+    ldr     x1, [sp, {CURRENT}]
+    stp     x2, x3, [x1, 16]
+    stp     x4, x5, [x1, 32]
+    stp     x6, x7, [x1, 48]
+    stp     x8, x9, [x1, 64]
+    stp     x10, x11, [x1, 80]
+    stp     x12, x13, [x1, 96]
+    stp     x14, x15, [x1, 112]
+    stp     x16, x17, [x1, 128]
+    stp     x18, x19, [x1, 144]
+    stp     x20, x21, [x1, 160]
+    stp     x22, x23, [x1, 176]
+    stp     x24, x25, [x1, 192]
+    stp     x26, x27, [x1, 208]
+    stp     x28, x29, [x1, 224]
+    str     x30, [x1, 240]
+    ldp     x2, x3, [sp, -16]
+    stp     x2, x3, [x1]
+    mrs     x2, elr_el2
+    mrs     x3, sp_el0
+    mrs     x4, spsr_el2
+    stp     x2, x3, [x1, 256]
+    str     x4, [x1, 272]
+    .endm
+
+    .section .vectors, "ax"
+    .balign 2048
+    .globl  vectors
+vectors:
+    vector  own_fault                   // current EL, SP0
+    vector  own_fault
+    vector  own_fault
+    vector  own_fault
+    vector  own_fault                   // current EL, SPx
+    vector  own_fault
+    vector  own_fault
+    vector  own_fault
+    .balign 128
+lower_sync:                             // lower EL, AArch64
+    stp     x0, x1, [sp, -16]
+    mrs     x0, esr_el2
+    lsr     x1, x0, 26
+    cmp     x1, 0x15                    // SVC: only a server's comes here (a guest's goes to its EL1)
+    b.ne    exit
+    and     w6, w0, 0xffff
+    ldp     x0, x1, [sp, -16]
+    mov     x7, sp
+    bl      svc_door
+    tbnz    x0, 0, ride
+    tbnz    x0, 1, answered
+    tbnz    x0, 2, slow
+    mov     x0, x1
+    leave
+    vector  irq
+    vector  irq                         // FIQ: routed here, never enabled
+    vector  system_error
+    vector  exit_32                     // lower EL, AArch32
+    vector  irq
+    vector  irq
+    vector  system_error
+
+    .text
+// Another thread goes on; the words ride in x19-x28. x0 = its context + 1, x1 = its x0.
+ride:
+    ldr     x3, [sp, {CURRENT}]
+    sub     x0, x0, 1
+    mrs     x5, elr_el2
+    mrs     x4, sp_el0
+    stp     x5, x4, [x3, 256]
+    ldp     x5, x4, [x0, 256]
+    ldr     x6, [x0, 280]
+    str     x0, [sp, {CURRENT}]
+    msr     elr_el2, x5
+    msr     sp_el0, x4
+    msr     vttbr_el2, x6
+    msr     spsr_el2, xzr
+    mov     x0, x1
+    leave
+
+// A vCPU goes on with an answer whose words ride in x19-x28. x0 = its context + 2, x1 = what they change.
+answered:
+    ldr     x3, [sp, {CURRENT}]
+    sub     x0, x0, 2
+    mrs     x5, elr_el2
+    mrs     x4, sp_el0
+    stp     x5, x4, [x3, 256]
+    ldr     x5, [x0, 256]
+    tbz     x1, 0, 1f                   // skip the instruction
+    add     x5, x5, 4
+1:  tbz     x1, 1, 2f                   // program counter = m4
+    mov     x5, x23
+2:  tbz     x1, 2, 3f                   // x0-x3 = m6-m9
+    stp     x25, x26, [x0]
+    stp     x27, x28, [x0, 16]
+3:  tbz     x1, 3, 4f                   // register n = m5; 31 falls into a dead place
+    ubfx    x4, x1, 8, 5
+    str     x24, [x0, x4, lsl 3]
+4:  str     x0, [sp, {CURRENT}]
+    b       enter_guest
+
+// The guest at x0, to be entered at x5, from a server's registers.
+enter_guest:
+    ldp     x1, x2, [x0, 288]           // HCR, CPTR
+    ldp     x3, x4, [x0, 264]           // SP_EL0, PSTATE
+    ldr     x6, [x0, 280]               // VTTBR
+    ldr     x7, [x0, 304]               // SCTLR_EL1
+    mov     w8, 1
+    str     x8, [sp, {MODE}]
+    msr     vttbr_el2, x6
+    msr     sctlr_el1, x7
+    msr     hcr_el2, x1
+    msr     cptr_el2, x2
+    msr     sp_el0, x3
+    msr     spsr_el2, x4
+    msr     elr_el2, x5
+    b       load_general
+
+load_general:
+    ldp     x2, x3, [x0, 16]
+    ldp     x4, x5, [x0, 32]
+    ldp     x6, x7, [x0, 48]
+    ldp     x8, x9, [x0, 64]
+    ldp     x10, x11, [x0, 80]
+    ldp     x12, x13, [x0, 96]
+    ldp     x14, x15, [x0, 112]
+    ldp     x16, x17, [x0, 128]
+    ldp     x18, x19, [x0, 144]
+    ldp     x20, x21, [x0, 160]
+    ldp     x22, x23, [x0, 176]
+    ldp     x24, x25, [x0, 192]
+    ldp     x26, x27, [x0, 208]
+    ldp     x28, x29, [x0, 224]
+    ldr     x30, [x0, 240]
+    ldp     x0, x1, [x0]
+    leave
+
+// A system call that no hot door decides: park the words, then decide.
+slow:
+    ldr     x3, [sp, {CURRENT}]
+    stp     x19, x20, [x3, 288]
+    stp     x21, x22, [x3, 304]
+    stp     x23, x24, [x3, 320]
+    stp     x25, x26, [x3, 336]
+    stp     x27, x28, [x3, 352]
+    mrs     x5, elr_el2
+    mrs     x4, sp_el0
+    stp     x5, x4, [x3, 256]
+    mov     x0, sp
+    bl      slow_door
+    b       obey
+
+// A guest stopped, or a server faulted. x0 = ESR.
+exit:
+    save_all
+    mov     x1, x0
+    mov     x0, sp
+    bl      exit_door
+    tbz     x0, 0, obey
+
+// A thread gets the exit of the vCPU that ran. x0 = its context + 1, x1 = badge.
+    sub     x0, x0, 1
+    ldr     x3, [sp, {CURRENT}]
+    mrs     x4, sctlr_el1
+    str     x4, [x3, 304]
+    ldp     x4, x5, [sp, {SERVER}]      // HCR, CPTR
+    ldr     x6, [sp, {SERVER} + 16]     // SCTLR_EL1
+    ldr     x7, [x0, 280]
+    ldp     x8, x9, [x0, 256]
+    str     x0, [sp, {CURRENT}]
+    str     xzr, [sp, {MODE}]
+    msr     hcr_el2, x4
+    msr     vttbr_el2, x7
+    msr     cptr_el2, x5
+    msr     sctlr_el1, x6
+    msr     elr_el2, x8
+    msr     sp_el0, x9
+    msr     spsr_el2, xzr
+    ldp     x19, x20, [x3, 320]
+    ldp     x21, x22, [x3, 336]
+    ldp     x23, x24, [x3, 352]
+    ldp     x25, x26, [x3, 368]
+    ldp     x27, x28, [x3, 384]
+    mov     x0, x1
+    b       clear_scratch
+
+// What a guest or another domain had in scratch registers is not for the next one.
+clear_scratch:
+    mov     x1, xzr
+    mov     x2, xzr
+clear_from_3:
+    mov     x3, xzr
+    mov     x4, xzr
+    mov     x5, xzr
+    mov     x6, xzr
+    mov     x7, xzr
+    mov     x8, xzr
+    mov     x9, xzr
+    mov     x10, xzr
+    mov     x11, xzr
+    mov     x12, xzr
+    mov     x13, xzr
+    mov     x14, xzr
+    mov     x15, xzr
+    mov     x16, xzr
+    mov     x17, xzr
+    mov     x18, xzr
+    mov     x29, xzr
+    mov     x30, xzr
+    leave
+
+irq:
+    stp     x0, x1, [sp, -16]
+    save_all
+    mov     x0, sp
+    bl      irq_door
+    b       obey
+
+exit_32:
+    stp     x0, x1, [sp, -16]
+    save_all
+    mov     x0, sp
+    mrs     x1, esr_el2
+    bl      exit_32_door
+    b       obey
+
+system_error:
+    stp     x0, x1, [sp, -16]
+    save_all
+    mov     x0, sp
+    mrs     x1, esr_el2
+    bl      system_error_door
+    b       obey
+
+// x0 = a context + what it is: 0 a guest, 4 a thread at the end of a system call, 8 a thread where it was interrupted.
+    .globl obey
+obey:
+    and     x2, x0, 15
+    bic     x0, x0, 15
+    ldr     x9, [sp, {MODE}]
+    ldr     x3, [sp, {CURRENT}]
+    str     x0, [sp, {CURRENT}]
+    cbz     x2, guest_again
+    cbz     x9, 1f
+    mrs     x4, sctlr_el1               // from a guest's registers to a server's
+    str     x4, [x3, 304]
+    ldp     x4, x5, [sp, {SERVER}]
+    ldr     x6, [sp, {SERVER} + 16]
+    str     xzr, [sp, {MODE}]
+    msr     hcr_el2, x4
+    msr     cptr_el2, x5
+    msr     sctlr_el1, x6
+1:  ldr     x7, [x0, 280]
+    ldp     x8, x9, [x0, 256]
+    msr     vttbr_el2, x7
+    msr     elr_el2, x8
+    msr     sp_el0, x9
+    tbnz    x2, 3, 2f
+    msr     spsr_el2, xzr
+    ldp     x19, x20, [x0, 288]
+    ldp     x21, x22, [x0, 304]
+    ldp     x23, x24, [x0, 320]
+    ldp     x25, x26, [x0, 336]
+    ldp     x27, x28, [x0, 352]
+    ldp     x1, x2, [x0, 376]
+    ldr     x0, [x0, 368]
+    b       clear_from_3
+2:  ldr     x4, [x0, 272]
+    and     x4, x4, 0xf0000000          // only the condition flags: a thread is always EL0t, AArch64, nothing masked
+    msr     spsr_el2, x4
+    b       load_general
+
+guest_again:
+    ldr     x5, [x0, 256]
+    cbz     x9, enter_guest
+    ldp     x1, x2, [x0, 288]
+    ldp     x3, x4, [x0, 264]
+    ldr     x6, [x0, 280]
+    msr     hcr_el2, x1
+    msr     cptr_el2, x2
+    msr     vttbr_el2, x6
+    msr     sp_el0, x3
+    msr     spsr_el2, x4
+    msr     elr_el2, x5
+    b       load_general
+
+own_fault:
+    mov     x0, sp
+    mrs     x1, esr_el2
+    mrs     x2, elr_el2
+    mrs     x3, far_el2
+    bl      own_fault_door
+    b       .
+
+// Vector registers of the context at x0 (32 pairs, then FPSR and FPCR).
+    .arch_extension fp
+    .arch_extension simd
+    .globl save_vectors
+save_vectors:
+    stp     q0, q1, [x0]
+    stp     q2, q3, [x0, 32]
+    stp     q4, q5, [x0, 64]
+    stp     q6, q7, [x0, 96]
+    stp     q8, q9, [x0, 128]
+    stp     q10, q11, [x0, 160]
+    stp     q12, q13, [x0, 192]
+    stp     q14, q15, [x0, 224]
+    stp     q16, q17, [x0, 256]
+    stp     q18, q19, [x0, 288]
+    stp     q20, q21, [x0, 320]
+    stp     q22, q23, [x0, 352]
+    stp     q24, q25, [x0, 384]
+    stp     q26, q27, [x0, 416]
+    stp     q28, q29, [x0, 448]
+    stp     q30, q31, [x0, 480]
+    mrs     x1, fpsr
+    mrs     x2, fpcr
+    str     x1, [x0, 512]
+    str     x2, [x0, 520]
+    ret
+    .globl load_vectors
+load_vectors:
+    ldp     q0, q1, [x0]
+    ldp     q2, q3, [x0, 32]
+    ldp     q4, q5, [x0, 64]
+    ldp     q6, q7, [x0, 96]
+    ldp     q8, q9, [x0, 128]
+    ldp     q10, q11, [x0, 160]
+    ldp     q12, q13, [x0, 192]
+    ldp     q14, q15, [x0, 224]
+    ldp     q16, q17, [x0, 256]
+    ldp     q18, q19, [x0, 288]
+    ldp     q20, q21, [x0, 320]
+    ldp     q22, q23, [x0, 352]
+    ldp     q24, q25, [x0, 384]
+    ldp     q26, q27, [x0, 416]
+    ldp     q28, q29, [x0, 448]
+    ldp     q30, q31, [x0, 480]
+    ldr     x1, [x0, 512]
+    ldr     x2, [x0, 520]
+    msr     fpsr, x1
+    msr     fpcr, x2
+    ret

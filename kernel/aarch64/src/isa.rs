@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Every instruction that Rust cannot say. On the board only.
+
+use crate::context::El1;
+use core::arch::asm;
+
+/// Reads a system register by name.
+macro_rules! read {
+    ($name:literal) => {{
+        let value: u64;
+        // SAFETY: reading this register has no effect but the value, and this crate runs at EL2 only.
+        unsafe { core::arch::asm!(concat!("mrs {}, ", $name), out(reg) value, options(nomem, nostack, preserves_flags)) };
+        value
+    }};
+}
+
+/// Writes a system register by name. What it means is said where it is used.
+macro_rules! write {
+    ($name:literal, $value:expr) => {{
+        let value: u64 = $value;
+        // SAFETY: the register belongs to EL2 or to the vCPU that this CPU holds; the caller says why the value is right.
+        unsafe { core::arch::asm!(concat!("msr ", $name, ", {}"), in(reg) value, options(nostack, preserves_flags)) };
+    }};
+}
+
+pub(crate) use {read, write};
+
+/// Context synchronisation.
+pub fn isb() {
+    // SAFETY: a barrier.
+    unsafe { asm!("isb", options(nostack, preserves_flags)) };
+}
+
+/// Completion of everything before, inner shareable.
+pub fn dsb_ish() {
+    // SAFETY: a barrier.
+    unsafe { asm!("dsb ish", options(nostack, preserves_flags)) };
+}
+
+/// Completion of stores before: table entries are seen by walkers after it.
+pub fn dsb_ishst() {
+    // SAFETY: a barrier.
+    unsafe { asm!("dsb ishst", options(nostack, preserves_flags)) };
+}
+
+/// Completion for the full system: devices, caches.
+pub fn dsb_sy() {
+    // SAFETY: a barrier.
+    unsafe { asm!("dsb sy", options(nostack, preserves_flags)) };
+}
+
+/// Sleeps until an interrupt is pending (masked or not).
+pub fn wfi() {
+    // SAFETY: wakes at any interrupt.
+    unsafe { asm!("dsb sy", "wfi", options(nostack, preserves_flags)) };
+}
+
+/// Invalidates this CPU's stage 1 entries of the current VMID.
+pub fn tlbi_vmalle1_local() {
+    // SAFETY: only removes cached translations.
+    unsafe { asm!("dsb nshst", "tlbi vmalle1", "dsb nsh", "isb", options(nostack, preserves_flags)) };
+}
+
+/// Invalidates stage 1 and 2 of the current VMID on all CPUs.
+pub fn tlbi_vmalls12e1is() {
+    // SAFETY: only removes cached translations.
+    unsafe { asm!("dsb ishst", "tlbi vmalls12e1is", "dsb ish", "isb", options(nostack, preserves_flags)) };
+}
+
+/// Invalidates one page of stage 2 of the current VMID on all CPUs. Must be followed by [`tlbi_vmalle1is`].
+pub fn tlbi_ipas2e1is(page: u64) {
+    // SAFETY: only removes cached translations; the operand is address >> 12.
+    unsafe { asm!("tlbi ipas2e1is, {}", in(reg) page & 0xf_ffff_ffff, options(nostack, preserves_flags)) };
+}
+
+/// Invalidates stage 1 of the current VMID on all CPUs, after stage 2 (combined entries are tagged by stage 1).
+pub fn tlbi_vmalle1is() {
+    // SAFETY: only removes cached translations.
+    unsafe { asm!("dsb ish", "tlbi vmalle1is", "dsb ish", "isb", options(nostack, preserves_flags)) };
+}
+
+/// Cleans and invalidates one line of data cache to the point of coherency.
+pub fn dc_civac(address: u64) {
+    // SAFETY: writes back what is in the cache; contents stay.
+    unsafe { asm!("dc civac, {}", in(reg) address, options(nostack, preserves_flags)) };
+}
+
+/// Cleans one line of data cache to the point of unification.
+pub fn dc_cvau(address: u64) {
+    // SAFETY: writes back what is in the cache; contents stay.
+    unsafe { asm!("dc cvau, {}", in(reg) address, options(nostack, preserves_flags)) };
+}
+
+/// Invalidates all instruction caches, inner shareable.
+pub fn ic_ialluis() {
+    // SAFETY: instructions are fetched again.
+    unsafe { asm!("dsb ish", "ic ialluis", "dsb ish", "isb", options(nostack, preserves_flags)) };
+}
+
+/// Zeroes one block of [`zva_bytes`] bytes.
+///
+/// # Safety
+/// The block is memory that the kernel may write and nothing in Rust refers to.
+pub unsafe fn dc_zva(address: u64) {
+    // SAFETY: by the caller.
+    unsafe { asm!("dc zva, {}", in(reg) address, options(nostack, preserves_flags)) };
+}
+
+/// Bytes that [`dc_zva`] zeroes, or none when it is prohibited (DCZID_EL0).
+pub fn zva_bytes() -> Option<u64> {
+    let id = read!("dczid_el0");
+    if id & 16 == 0 { Some(4 << (id & 15)) } else { None }
+}
+
+/// Smallest data cache line in bytes (CTR_EL0.DminLine).
+pub fn cache_line() -> u64 {
+    4 << (read!("ctr_el0") >> 16 & 15)
+}
+
+/// Translates a guest virtual address by the loaded guest's stage 1: the only AT in the image. PAR is put back.
+/// None: it no longer translates; let the guest try again.
+///
+/// Erratum 1319367 (Cortex-A57, A72): a speculative AT may use a mixed context; here the guest's context is whole
+/// (VTTBR, HCR and EL1 registers are all the guest's), so no mixed walk can be made.
+pub fn translate(address: u64, write: bool) -> Option<u64> {
+    let saved = read!("par_el1");
+    // SAFETY: AT only writes PAR_EL1, which is restored below.
+    unsafe {
+        if write {
+            asm!("at s1e1w, {}", "isb", in(reg) address, options(nostack, preserves_flags));
+        } else {
+            asm!("at s1e1r, {}", "isb", in(reg) address, options(nostack, preserves_flags));
+        }
+    }
+    let par = read!("par_el1");
+    write!("par_el1", saved);
+    if par & 1 == 1 { None } else { Some(par & 0x0000_ffff_ffff_f000 | address & 0xfff) }
+}
+
+/// Calls the firmware by SMC.
+pub fn smc(function: u64, a: u64, b: u64, c: u64) -> u64 {
+    let result: u64;
+    // SAFETY: SMCCC: x0–x3 arguments, x0–x17 may change; PSCI does not touch memory of ours.
+    unsafe {
+        asm!("smc #0", inout("x0") function => result, inout("x1") a => _, inout("x2") b => _, inout("x3") c => _,
+            out("x4") _, out("x5") _, out("x6") _, out("x7") _, out("x8") _, out("x9") _, out("x10") _, out("x11") _,
+            out("x12") _, out("x13") _, out("x14") _, out("x15") _, out("x16") _, out("x17") _, options(nostack));
+    }
+    result
+}
+
+macro_rules! el1_registers {
+    ($($field:ident $name:literal),* $(,)?) => {
+        /// Saves the registers that are switched lazily.
+        pub fn save_el1(el1: &mut El1) {
+            $(el1.$field = read!($name);)*
+        }
+
+        /// Loads them.
+        pub fn load_el1(el1: &El1) {
+            $(write!($name, el1.$field);)*
+        }
+    };
+}
+
+el1_registers! {
+    sp_el1 "sp_el1", elr "elr_el1", spsr "spsr_el1", vbar "vbar_el1", ttbr0 "ttbr0_el1", ttbr1 "ttbr1_el1",
+    tcr "tcr_el1", mair "mair_el1", amair "amair_el1", esr "esr_el1", far "far_el1", afsr0 "afsr0_el1",
+    afsr1 "afsr1_el1", par "par_el1", cpacr "cpacr_el1", contextidr "contextidr_el1", tpidr_el1 "tpidr_el1",
+    tpidr_el0 "tpidr_el0", tpidrro_el0 "tpidrro_el0", cntkctl "cntkctl_el1", csselr "csselr_el1",
+    vmpidr "vmpidr_el2", vpidr "vpidr_el2", cntvoff "cntvoff_el2", cntv_cval "cntv_cval_el0", cntv_ctl "cntv_ctl_el0",
+}

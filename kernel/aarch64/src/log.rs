@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The kernel's log: a ring that the console server empties. Oldest bytes go when it is full, and are counted.
+
+use core::cell::UnsafeCell;
+
+const BYTES: usize = 16 * 1024;
+
+/// The ring.
+#[derive(Debug)]
+pub struct Log {
+    bytes: [u8; BYTES],
+    head: usize,
+    tail: usize,
+}
+
+struct Place(UnsafeCell<Log>);
+// SAFETY: only touched with interrupts masked on the one CPU that runs (further CPUs get logs of their own).
+unsafe impl Sync for Place {}
+
+static LOG: Place = Place(UnsafeCell::new(Log { bytes: [0; BYTES], head: 0, tail: 0 }));
+
+impl Log {
+    /// The ring of this CPU.
+    #[allow(clippy::mut_from_ref)]
+    pub fn get() -> &'static mut Log {
+        // SAFETY: see `Place`; no caller keeps the reference over another call.
+        unsafe { &mut *LOG.0.get() }
+    }
+
+    /// Appends a byte.
+    pub fn put(&mut self, byte: u8) {
+        self.bytes[self.head % BYTES] = byte;
+        self.head += 1;
+        if self.head - self.tail > BYTES {
+            self.tail = self.head - BYTES;
+        }
+    }
+
+    /// Takes the oldest byte.
+    pub fn take(&mut self) -> Option<u8> {
+        if self.tail == self.head {
+            return None;
+        }
+        let byte = self.bytes[self.tail % BYTES];
+        self.tail += 1;
+        Some(byte)
+    }
+}
+
+impl core::fmt::Write for Log {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        text.bytes().for_each(|byte| self.put(byte));
+        Ok(())
+    }
+}
+
+/// The board's serial port, polled: only before the console server runs, and on panic.
+#[derive(Debug)]
+pub struct Serial(pub u64);
+
+impl core::fmt::Write for Serial {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        for byte in text.bytes().filter(|_| self.0 != 0) {
+            // PL011: UARTFR.TXFF is bit 5 of 0x18.
+            while crate::mmio::read32(self.0 + 0x18) & 1 << 5 != 0 {}
+            crate::mmio::write32(self.0, byte as u32);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The machine that the core asks: physical memory, maps, clock, lines, switching vCPUs.
+
+use crate::context::{Thread, Vcpu};
+use crate::gic::Gic;
+use crate::isa::{self, read, write};
+use crate::log::Log;
+use crate::registers::{self, pack_entry, unpack_entry};
+use trellis_core::lines::ListEntry;
+use trellis_core::machine::{Entry, Machine, Memory, NEVER, Page, Stale, Ticks};
+use trellis_idl::boot::BootHeader;
+use trellis_idl::kernel::{Fact, Refusal};
+
+/// Ranges of more pages than this are invalidated as a whole.
+const MOST_SINGLE: u64 = 64;
+
+/// One CPU's hardware.
+#[derive(Debug)]
+pub struct Aarch64 {
+    /// Interrupt controller.
+    pub gic: Gic,
+    /// The vCPU whose EL1, timer and list registers are in the hardware (null = none).
+    pub loaded: *mut Vcpu,
+    /// The vCPU whose vector registers are in the hardware (null = none).
+    pub float_owner: *mut Vcpu,
+    /// Per VMID (low bits): the vCPU that ran here last, so that stage 1 entries of another are dropped.
+    pub last: [*mut Vcpu; 64],
+    /// Ticks a second.
+    pub hertz: u64,
+    /// When the kernel's first instruction ran.
+    pub first_tick: u64,
+    /// Ticks from there to root's first instruction.
+    pub boot_ticks: u64,
+    /// Bytes the kernel keeps.
+    pub kernel_bytes: u64,
+    /// The image's header.
+    pub header: &'static BootHeader,
+    /// SCTLR_EL1 of the loaded vCPU is in the hardware (else in its context).
+    pub guest_mode: bool,
+}
+
+impl Memory for Aarch64 {
+    fn entry(&self, table: Page, index: usize) -> u64 {
+        let place = (table << 12) as *const u64;
+        // SAFETY: the core passes only table pages of a map's own quota and index < 512; RAM is mapped where it is.
+        unsafe { place.add(index & 511).read_volatile() }
+    }
+
+    fn set_entry(&mut self, table: Page, index: usize, value: u64) {
+        let place = (table << 12) as *mut u64;
+        // SAFETY: as in `entry`; table walks are cacheable and inner shareable (VTCR_EL2), so no cleaning is needed.
+        unsafe { place.add(index & 511).write_volatile(value) }
+    }
+
+    fn unpack(entry: u64, level: u8) -> Entry {
+        unpack_entry(entry, level)
+    }
+
+    fn pack(entry: Entry, level: u8) -> u64 {
+        pack_entry(entry, level)
+    }
+
+    fn zero(&mut self, first: Page, pages: u64) {
+        let (start, end) = (first << 12, (first + pages) << 12);
+        let block = isa::zva_bytes().unwrap_or(0);
+        let mut at = start;
+        while at < end {
+            if block != 0 {
+                // SAFETY: whole pages that the core owns; a block divides a page.
+                unsafe { isa::dc_zva(at) };
+                at += block;
+            } else {
+                // SAFETY: as above.
+                unsafe { (at as *mut u64).write_volatile(0) };
+                at += 8;
+            }
+        }
+        // Whoever reads these first may have its caches off: to the point of coherency (Arm ARM B2.7, D7.5).
+        let line = isa::cache_line();
+        let mut at = start;
+        while at < end {
+            isa::dc_civac(at);
+            at += line;
+        }
+        isa::dsb_sy();
+    }
+
+    fn copy(&mut self, to: u64, from: u64, bytes: u64, code: bool) {
+        if to != from {
+            copy_words(to, from, bytes);
+        }
+        if code {
+            self.make_coherent(to, bytes);
+        }
+    }
+
+    fn invalidate(&mut self, stale: Stale) {
+        if stale.pages == 0 {
+            // Nothing was there: walkers must only see the new entries (Arm ARM D8.16.3).
+            isa::dsb_ishst();
+            isa::isb();
+            return;
+        }
+        let running = read!("vttbr_el2");
+        write!("vttbr_el2", crate::context::vttbr(stale.tag, stale.root));
+        isa::isb();
+        if stale.pages > MOST_SINGLE {
+            isa::tlbi_vmalls12e1is();
+        } else {
+            isa::dsb_ishst();
+            for page in stale.first..stale.first + stale.pages {
+                isa::tlbi_ipas2e1is(page);
+            }
+            isa::tlbi_vmalle1is();
+        }
+        write!("vttbr_el2", running);
+        isa::isb();
+    }
+}
+
+/// Copies bytes between physical addresses, words where both sides allow.
+fn copy_words(to: u64, from: u64, bytes: u64) {
+    let mut done = 0;
+    if to % 8 == from % 8 {
+        while (to + done) % 8 != 0 && done < bytes {
+            copy_one::<u8>(to + done, from + done);
+            done += 1;
+        }
+        while done + 8 <= bytes {
+            copy_one::<u64>(to + done, from + done);
+            done += 8;
+        }
+    }
+    while done < bytes {
+        copy_one::<u8>(to + done, from + done);
+        done += 1;
+    }
+}
+
+fn copy_one<T>(to: u64, from: u64) {
+    // SAFETY: the core checked both addresses against maps and runs: memory that no Rust object lives in. Guests may
+    // write it meanwhile, hence volatile.
+    unsafe { (to as *mut T).write_volatile((from as *const T).read_volatile()) }
+}
+
+impl Aarch64 {
+    /// Clean to unification, instruction caches invalidated (Arm ARM B2.7.4); and to coherency for guests without caches.
+    fn make_coherent(&self, start: u64, bytes: u64) {
+        let line = isa::cache_line();
+        let mut at = start & !(line - 1);
+        while at < start + bytes {
+            isa::dc_cvau(at);
+            isa::dc_civac(at);
+            at += line;
+        }
+        isa::ic_ialluis();
+    }
+
+    /// Puts another vCPU's lazily switched state into the hardware.
+    pub fn load(&mut self, vcpu: *mut Vcpu, tag: u16) {
+        if self.loaded == vcpu {
+            return;
+        }
+        self.save_loaded();
+        // SAFETY: the pointer is to a living vCPU of this CPU's pool, which never moves; nobody else refers to it now.
+        let context = unsafe { &mut *vcpu };
+        isa::load_el1(&context.el1);
+        self.gic.load(&context.lists, context.vmcr, context.active_priorities);
+        self.gic.set_timer_active(context.timer_active);
+        self.loaded = vcpu;
+        // Another vCPU of this guest may have left stage 1 entries of other tables under the same ASIDs.
+        let last = &mut self.last[tag as usize % 64];
+        if *last != vcpu {
+            *last = vcpu;
+            let running = read!("vttbr_el2");
+            write!("vttbr_el2", context.vttbr);
+            isa::isb();
+            isa::tlbi_vmalle1_local();
+            write!("vttbr_el2", running);
+            isa::isb();
+        }
+    }
+
+    /// Saves what the hardware holds of the loaded vCPU.
+    pub fn save_loaded(&mut self) {
+        if self.loaded.is_null() {
+            return;
+        }
+        // SAFETY: as in `load`.
+        let context = unsafe { &mut *self.loaded };
+        isa::save_el1(&mut context.el1);
+        if self.guest_mode {
+            context.sctlr = read!("sctlr_el1");
+        }
+        // The timer is the hardware's no longer: it may not fire for a vCPU that is away.
+        write!("cntv_ctl_el0", 0);
+        isa::isb();
+        self.gic.save(&mut context.lists, &mut context.vmcr, &mut context.active_priorities);
+        context.timer_active = self.gic.timer_active();
+        self.gic.set_timer_active(false);
+        self.loaded = core::ptr::null_mut();
+    }
+
+    /// Saves the vector registers of their owner, who traps at its next use.
+    pub fn save_float(&mut self) {
+        if self.float_owner.is_null() {
+            return;
+        }
+        // SAFETY: as in `load`; the vector registers are this vCPU's.
+        unsafe {
+            let owner = &mut *self.float_owner;
+            owner.cptr = registers::CPTR_TRAP_ALL;
+            crate::cpu::save_vectors(&raw mut owner.vectors);
+        }
+        self.float_owner = core::ptr::null_mut();
+    }
+
+    /// Gives the vector registers to a vCPU that just tried to use them.
+    pub fn take_float(&mut self, vcpu: *mut Vcpu) {
+        write!("cptr_el2", registers::CPTR_FLOAT);
+        isa::isb();
+        self.save_float();
+        // SAFETY: as in `load`.
+        unsafe {
+            (*vcpu).cptr = registers::CPTR_FLOAT;
+            crate::cpu::load_vectors(&raw const (*vcpu).vectors);
+        }
+        self.float_owner = vcpu;
+    }
+}
+
+impl Machine for Aarch64 {
+    type Thread = Thread;
+    type Vcpu = Vcpu;
+
+    fn now(&self) -> Ticks {
+        isa::isb();
+        read!("cntpct_el0")
+    }
+
+    fn hertz(&self) -> u64 {
+        self.hertz
+    }
+
+    fn wake_at(&mut self, deadline: Ticks) {
+        if deadline == NEVER {
+            write!("cnthp_ctl_el2", 0);
+        } else {
+            write!("cnthp_cval_el2", deadline);
+            write!("cnthp_ctl_el2", 1);
+        }
+    }
+
+    fn kick(&mut self, cpu: u16) {
+        if let Some(mpidr) = self.header.mpidr.get(cpu as usize) {
+            self.gic.kick(*mpidr);
+        }
+    }
+
+    fn mask(&mut self, line: u32, masked: bool) {
+        self.gic.mask(line, masked);
+    }
+
+    fn is_loaded(&self, vcpu: &Vcpu) -> bool {
+        core::ptr::eq(self.loaded, vcpu)
+    }
+
+    fn list_entry(&self, index: usize) -> ListEntry {
+        self.gic.list(index)
+    }
+
+    fn set_list_entry(&mut self, index: usize, entry: ListEntry) {
+        self.gic.set_list(index, entry);
+    }
+
+    fn list_entries(&self) -> usize {
+        self.gic.lists()
+    }
+
+    fn watch_underflow(&mut self, on: bool) {
+        self.gic.watch_underflow(on);
+    }
+
+    fn unload(&mut self, vcpu: &mut Vcpu) {
+        if core::ptr::eq(self.loaded, vcpu) {
+            self.save_loaded();
+        }
+        if core::ptr::eq(self.float_owner, vcpu) {
+            write!("cptr_el2", registers::CPTR_FLOAT);
+            isa::isb();
+            self.save_float();
+            write!("cptr_el2", registers::CPTR_TRAP_ALL);
+        }
+    }
+
+    fn fact(&self, which: u64, argument: u64) -> Result<u64, Refusal> {
+        Ok(match which {
+            w if w == Fact::Cpus as u64 => 1,
+            w if w == Fact::ClockHz as u64 => self.hertz,
+            w if w == Fact::BootTicks as u64 => self.boot_ticks,
+            w if w == Fact::KernelMemory as u64 => self.kernel_bytes,
+            w if w == Fact::Midr as u64 => read!("midr_el1"),
+            w if w == Fact::IdRegister as u64 => id_register(argument),
+            w if w == Fact::ListRegisters as u64 => self.gic.lists() as u64,
+            _ => return Err(Refusal::OutOfRange),
+        })
+    }
+
+    fn power(&mut self, restart: bool) {
+        if self.header.start == trellis_idl::boot::start::PSCI {
+            // PSCI 5.9, 5.10: SYSTEM_OFF, SYSTEM_RESET.
+            isa::smc(if restart { 0x8400_0009 } else { 0x8400_0008 }, 0, 0, 0);
+        }
+    }
+
+    fn log(&mut self, address: u64, bytes: u64) {
+        for i in 0..bytes {
+            // SAFETY: the core passes a message buffer page of the caller.
+            let byte = unsafe { ((address + i) as *const u8).read_volatile() };
+            Log::get().put(byte);
+        }
+    }
+
+    fn log_read(&mut self, address: u64, most: u64) -> u64 {
+        let mut count = 0;
+        while count < most {
+            let Some(byte) = Log::get().take() else { break };
+            // SAFETY: as in `log`.
+            unsafe { ((address + count) as *mut u8).write_volatile(byte) };
+            count += 1;
+        }
+        count
+    }
+}
+
+macro_rules! id_registers {
+    ($($place:literal $name:literal),* $(,)?) => {
+        /// An ID register by CRm << 3 | op2; those that are not there read as zero.
+        fn id_register(place: u64) -> u64 {
+            match place {
+                $($place => read!($name),)*
+                _ => 0,
+            }
+        }
+    };
+}
+
+id_registers! {
+    0x20 "id_aa64pfr0_el1", 0x21 "id_aa64pfr1_el1", 0x28 "id_aa64dfr0_el1", 0x29 "id_aa64dfr1_el1",
+    0x2c "id_aa64afr0_el1", 0x2d "id_aa64afr1_el1", 0x30 "id_aa64isar0_el1", 0x31 "id_aa64isar1_el1",
+    0x32 "S3_0_C0_C6_2", 0x38 "id_aa64mmfr0_el1", 0x39 "id_aa64mmfr1_el1", 0x3a "S3_0_C0_C7_2",
+    0x08 "id_pfr0_el1", 0x09 "id_pfr1_el1", 0x0a "id_dfr0_el1", 0x0b "id_afr0_el1", 0x0c "id_mmfr0_el1",
+    0x0d "id_mmfr1_el1", 0x0e "id_mmfr2_el1", 0x0f "id_mmfr3_el1", 0x10 "id_isar0_el1", 0x11 "id_isar1_el1",
+    0x12 "id_isar2_el1", 0x13 "id_isar3_el1", 0x14 "id_isar4_el1", 0x15 "id_isar5_el1", 0x16 "id_mmfr4_el1",
+    0x18 "mvfr0_el1", 0x19 "mvfr1_el1", 0x1a "mvfr2_el1", 0 "midr_el1", 5 "mpidr_el1", 6 "revidr_el1",
+}

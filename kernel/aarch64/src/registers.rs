@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Register formats: what each bit is and why it is set so. Pure; tested on any host.
+
+use trellis_core::lines::ListEntry;
+use trellis_core::machine::{Entry, Leaf};
+use trellis_idl::kernel::Access;
+
+/// HCR_EL2.TWI: WFI stops the guest (off while it has the CPU for itself).
+pub const HCR_TWI: u64 = 1 << 13;
+
+/// HCR_EL2 while a guest runs (Arm ARM D19.2.53).
+pub const HCR_GUEST: u64 = 1 << 0 // VM: second stage on
+    | 1 << 1 // SWIO: a guest's invalidate by set/way cleans too
+    | 1 << 2 // PTW: no table walks in device memory
+    | 1 << 3 // FMO: FIQ to EL2
+    | 1 << 4 // IMO: IRQ to EL2, virtual ones to the guest
+    | 1 << 5 // AMO: SError to EL2
+    | 1 << 9 // FB: a guest's TLB maintenance reaches all CPUs
+    | 1 << 10 // BSU = inner shareable: so do its barriers
+    | 1 << 18 // TID3: ID registers are answered by the vcpu server
+    | 1 << 19 // TSC: SMC never reaches EL3
+    | 1 << 20 // TIDCP: implementation-defined registers
+    | 1 << 21 // TACR: auxiliary control
+    | 1 << 22 // TSW: cache maintenance by set/way
+    | 1 << 31; // RW: EL1 is AArch64
+
+/// HCR_EL2 while a server runs: EL0 under TGE, its first stage off, memory cacheable (DC), interrupts to EL2.
+pub const HCR_SERVER: u64 = 1 << 0 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 12 | 1 << 27 | 1 << 31;
+
+/// CPTR_EL2 with floating point (TFP), SVE (TZ), SME (TSM) and trace (TTA) trapped; E2H = 0 format, RES1 bits set.
+pub const CPTR_TRAP_ALL: u64 = 0x32ff | 1 << 10 | 1 << 8 | 1 << 12 | 1 << 20;
+/// The same without the trap on floating point.
+pub const CPTR_FLOAT: u64 = CPTR_TRAP_ALL & !(1 << 10);
+
+/// SCTLR_EL1 out of reset: MMU and caches off, RES1 bits set.
+pub const SCTLR_EL1_RESET: u64 = 0x30d0_0800;
+/// SCTLR_EL1 while a server runs: little-endian, no alignment check; cache maintenance (UCI), CTR_EL0 (UCT), DC ZVA
+/// (DZE) and WFE are its own business; WFI traps, and is a fault.
+pub const SCTLR_EL1_SERVER: u64 = 0x30d0_0800 | 1 << 26 | 1 << 15 | 1 << 14 | 1 << 18;
+
+/// MDCR_EL2: debug registers (TDA, TDOSA, TDRA) and the PMU (TPM, TPMCR) trap; the vcpu server answers.
+pub const MDCR: u64 = 1 << 11 | 1 << 10 | 1 << 9 | 1 << 6 | 1 << 5;
+
+/// CNTHCTL_EL2: the guest reads the physical counter, its physical timer traps.
+pub const CNTHCTL: u64 = 1;
+
+/// VTCR_EL2 (Arm ARM D19.2.152): 39-bit addresses from level 1, 4 KiB granule, walks cacheable and inner shareable.
+/// `pa_range` is ID_AA64MMFR0_EL1.PARange.
+pub const fn vtcr(pa_range: u64) -> u64 {
+    // PS at most 48 bits (5).
+    let ps = if pa_range > 5 { 5 } else { pa_range };
+    25 | 1 << 6 | 1 << 8 | 1 << 10 | 3 << 12 | ps << 16 | 1 << 31
+}
+
+/// Processor state (SPSR_EL2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(transparent)]
+pub struct Pstate(pub u64);
+
+impl Pstate {
+    /// EL1h, everything masked.
+    pub const RESET: Pstate = Pstate(0x3c5);
+
+    /// A state that a guest may be in: EL0t, EL1t, EL1h of AArch64; not single-stepped, not illegal.
+    pub const fn for_guest(value: u64) -> Option<Pstate> {
+        // N Z C V, TCO, DIT, UAO, PAN, SSBS, BTYPE, D A I F.
+        const ALLOWED: u64 = 0xf000_0000 | 1 << 25 | 1 << 24 | 1 << 23 | 1 << 22 | 1 << 12 | 3 << 10 | 0xf << 6 | 0xf;
+        if value & !ALLOWED != 0 || !matches!(value & 0xf, 0 | 4 | 5) {
+            return None;
+        }
+        Some(Pstate(value))
+    }
+
+    /// At EL0.
+    pub const fn is_user(self) -> bool {
+        self.0 & 0xf == 0
+    }
+
+    /// At EL1 with SP_EL0.
+    pub const fn uses_sp_el0(self) -> bool {
+        self.0 & 0xf == 4
+    }
+}
+
+/// Why the last trap to EL2 happened (ESR_EL2, Arm ARM D19.2.39).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(transparent)]
+pub struct Esr(pub u64);
+
+impl Esr {
+    /// Exception class.
+    pub const fn class(self) -> u8 {
+        (self.0 >> 26 & 0x3f) as u8
+    }
+
+    /// The instruction was 32 bits long (always, in AArch64, but for some asynchronous classes).
+    pub const fn iss(self) -> u64 {
+        self.0 & 0x1ff_ffff
+    }
+
+    /// Data abort: width, register and the rest are valid.
+    pub const fn has_access(self) -> bool {
+        self.0 >> 24 & 1 == 1
+    }
+
+    /// Data abort: bytes accessed.
+    pub const fn access_bytes(self) -> u64 {
+        1 << (self.0 >> 22 & 3)
+    }
+
+    /// Data abort: the register moved (SRT).
+    pub const fn register(self) -> u64 {
+        self.0 >> 16 & 31
+    }
+
+    /// Data abort: a write.
+    pub const fn is_write(self) -> bool {
+        self.0 >> 6 & 1 == 1
+    }
+
+    /// Abort: on a stage 1 table walk (S1PTW).
+    pub const fn is_walk(self) -> bool {
+        self.0 >> 7 & 1 == 1
+    }
+
+    /// Abort: FAR is not valid (FnV).
+    pub const fn is_address_invalid(self) -> bool {
+        self.0 >> 10 & 1 == 1
+    }
+
+    /// Abort: cache maintenance (CM).
+    pub const fn is_maintenance(self) -> bool {
+        self.0 >> 8 & 1 == 1
+    }
+
+    /// Abort: permission fault at any level (DFSC 0b0011xx).
+    pub const fn is_permission(self) -> bool {
+        self.0 >> 2 & 0xf == 3
+    }
+
+    /// Abort: translation, access flag or permission fault: one the second stage's owner can mend.
+    pub const fn is_stage2(self) -> bool {
+        matches!(self.0 >> 2 & 0xf, 1..=3)
+    }
+
+    /// System register access: a read (MRS).
+    pub const fn is_read(self) -> bool {
+        self.0 & 1 == 1
+    }
+
+    /// System register access: the general register.
+    pub const fn system_register(self) -> u64 {
+        self.0 >> 5 & 31
+    }
+
+    /// System register access: op0, op1, CRn, CRm, op2 as in the syndrome, without direction and register.
+    pub const fn encoding(self) -> u64 {
+        self.0 & 0x3f_fc1e
+    }
+}
+
+/// Encoding of ICC_SGI1R_EL1 (3, 0, 12, 11, 5) as [`Esr::encoding`] gives it.
+pub const ICC_SGI1R: u64 = encode(3, 0, 12, 11, 5);
+
+/// A system register's place in a syndrome (Arm ARM D19.2.39, ISS for MSR, MRS).
+pub const fn encode(op0: u64, op1: u64, crn: u64, crm: u64, op2: u64) -> u64 {
+    op0 << 20 | op2 << 17 | op1 << 14 | crn << 10 | crm << 1
+}
+
+/// A list register (ICH_LR<n>_EL2, GICv3 12.4.8).
+pub const fn pack_list(entry: ListEntry) -> u64 {
+    if entry.is_empty() {
+        return 0;
+    }
+    let state = (entry.pending as u64) | (entry.active as u64) << 1;
+    let physical = if entry.hardware { (entry.line as u64) << 32 } else { (entry.notify as u64) << 41 };
+    state << 62
+        | (entry.hardware as u64) << 61
+        | (entry.group as u64) << 60
+        | (entry.priority as u64) << 48
+        | physical
+        | entry.line as u64
+}
+
+/// The other way.
+pub const fn unpack_list(list: u64) -> ListEntry {
+    let hardware = list >> 61 & 1 == 1;
+    ListEntry {
+        line: list as u8,
+        priority: (list >> 48) as u8,
+        pending: list >> 62 & 1 == 1,
+        active: list >> 63 & 1 == 1,
+        group: list >> 60 & 1 == 1,
+        hardware,
+        notify: !hardware && list >> 41 & 1 == 1,
+    }
+}
+
+const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
+
+/// A stage 2 entry (Arm ARM D8.3.2).
+pub const fn unpack_entry(entry: u64, level: u8) -> Entry {
+    if entry & 1 == 0 {
+        return Entry::Absent;
+    }
+    if level < 3 && entry & 2 == 2 {
+        return Entry::Table((entry & ADDRESS) >> 12);
+    }
+    if level == 3 && entry & 2 == 0 {
+        return Entry::Absent;
+    }
+    let mut access = entry >> 6 & 3;
+    if entry >> 54 & 1 == 0 {
+        access |= Access::EXECUTE.0;
+    }
+    if entry >> 4 & 3 == 0 {
+        access |= Access::DEVICE.0;
+    }
+    Entry::Leaf(Leaf { page: (entry & ADDRESS) >> 12, access: Access(access) })
+}
+
+/// The other way. Normal memory is write-back, inner shareable; device memory nGnRE; the access flag is set.
+pub const fn pack_entry(entry: Entry, level: u8) -> u64 {
+    match entry {
+        Entry::Absent => 0,
+        Entry::Table(page) => page << 12 | 3,
+        Entry::Leaf(leaf) => {
+            let kind = if level == 3 { 3 } else { 1 };
+            let device = leaf.access.covers(Access::DEVICE);
+            let memory = if device { 1 << 2 } else { 0xf << 2 | 3 << 8 };
+            let never = if leaf.access.covers(Access::EXECUTE) && !device { 0 } else { 1 << 54 };
+            leaf.page << 12 | 1 << 10 | memory | (leaf.access.0 & 3) << 6 | never | kind
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leaves_survive_packing_at_every_level() {
+        for level in 1..=3 {
+            for bits in 0..8 {
+                let leaf = Leaf { page: 0x40000, access: Access(bits) };
+                assert_eq!(unpack_entry(pack_entry(Entry::Leaf(leaf), level), level), Entry::Leaf(leaf));
+            }
+        }
+        let device = Leaf { page: 0x9000, access: Access(3 | 8) };
+        assert_eq!(unpack_entry(pack_entry(Entry::Leaf(device), 3), 3), Entry::Leaf(device));
+        assert_eq!(unpack_entry(pack_entry(Entry::Table(5), 1), 1), Entry::Table(5));
+        assert_eq!(unpack_entry(0, 2), Entry::Absent);
+    }
+
+    #[test]
+    fn a_list_register_seen_working_reads_as_what_it_is() {
+        // Group 1, pending, priority 0x80, notice at its end, line 40: a value tried on the emulator.
+        let entry = unpack_list(0x5080_0200_0000_0028);
+        assert_eq!(entry, ListEntry { line: 40, priority: 0x80, pending: true, group: true, notify: true, ..ListEntry::default() });
+        assert_eq!(pack_list(entry), 0x5080_0200_0000_0028);
+        let timer = ListEntry { line: 27, hardware: true, pending: true, group: true, ..ListEntry::default() };
+        assert_eq!(unpack_list(pack_list(timer)), timer);
+        assert_eq!(pack_list(ListEntry { line: 3, ..ListEntry::default() }), 0);
+    }
+
+    #[test]
+    fn a_data_abort_from_a_real_trace_decodes() {
+        // LDR w1 from a device page: EC 0x24, ISV, 4 bytes, SRT 1, read, translation fault level 3.
+        let esr = Esr(0x9381_0007);
+        assert_eq!((esr.class(), esr.has_access(), esr.access_bytes(), esr.register()), (0x24, true, 4, 1));
+        assert!(!esr.is_write() && !esr.is_permission() && esr.is_stage2() && !esr.is_walk());
+        assert!(Esr(0x9381_000f).is_permission());
+    }
+}
