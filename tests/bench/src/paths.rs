@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The measured loops, and the small system they run in: a second domain whose thread answers with what it got.
+
+use core::arch::{asm, global_asm};
+use core::fmt::Write;
+use trellis_idl::kernel::{Access, Fact, Op, PASSIVE, Rights};
+use trellis_idl::layout::{self, root_slot};
+use trellis_runtime::{Svc, System};
+
+/// Passes of each loop.
+const PASSES: u64 = 1000;
+/// Slots this program fills.
+const TABLES: u64 = 70;
+const ECHO: u64 = 71;
+const CODE: u64 = 72;
+const STACK: u64 = 73;
+const THREAD: u64 = 74;
+const PORTAL: u64 = 75;
+const WAITER: u64 = 76;
+const WAITER_STACK: u64 = 77;
+const SIGNAL: u64 = 78;
+const GUEST_TABLES: u64 = 79;
+const GUEST: u64 = 80;
+const MEMORY: u64 = 81;
+const BACK: u64 = 82;
+/// Where a run is mapped for a moment.
+const SCRATCH: u64 = 0x5000_0000;
+
+global_asm!(
+    ".pushsection .rodata.echo, \"a\"",
+    // Answers with the words it was called with.
+    "echo_begin:",
+    "mov x0, xzr",
+    "mov x1, xzr",
+    "svc #1",
+    "b echo_begin",
+    // Waits for a signal, then signals back through the capability in slot 1 of its table.
+    "waiter_begin:",
+    "mov x0, #1",
+    "mov x1, xzr",
+    "svc #4",
+    "mov x0, #1",
+    "svc #3",
+    "b waiter_begin",
+    "echo_end:",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    static echo_begin: u32;
+    static waiter_begin: u32;
+    static echo_end: u32;
+}
+
+/// The serial port's page, mapped here.
+struct Serial;
+
+impl Write for Serial {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        for byte in text.bytes() {
+            // SAFETY: `run` mapped the PL011's page there before anything is printed.
+            unsafe { (layout::DEVICE as *mut u32).write_volatile(byte as u32) };
+        }
+        Ok(())
+    }
+}
+
+fn kernel(op: Op, arguments: [u64; 6]) -> [u64; 3] {
+    match Svc.invoke(op, arguments) {
+        Ok(values) => values,
+        Err(refusal) => panic!("{op:?} {arguments:x?}: {refusal:?}"),
+    }
+}
+
+fn now() -> u64 {
+    kernel(Op::Clock, [0; 6])[0]
+}
+
+/// Runs `loops` and takes off what the same loop costs without the call.
+fn measure(name: &str, loops: impl Fn(u64), empty: impl Fn(u64)) {
+    loops(10);
+    let times = [now(), { loops(PASSES); now() }, { empty(PASSES); now() }];
+    let cost = (times[1] - times[0]).saturating_sub(times[2] - times[1]);
+    let _ = writeln!(Serial, "figure {name} {} instructions", (cost + PASSES / 2) / PASSES);
+}
+
+/// A loop around system call `$n`: the counter rides in x28 (m9), which comes back in every case measured here.
+macro_rules! repeat {
+    ($count:expr, $x0:expr, $($body:literal),*) => {{
+        // SAFETY: the system calls in the body change no memory of this program; every register is given up.
+        unsafe {
+            asm!(
+                "stp x19, x29, [sp, #-16]!",
+                "2:",
+                $($body,)*
+                "sub x28, x28, #1",
+                "cbnz x28, 2b",
+                "ldp x19, x29, [sp], #16",
+                in("x9") $x0, inlateout("x28") $count => _,
+                lateout("x0") _, lateout("x1") _, lateout("x2") _, lateout("x3") _, lateout("x4") _, lateout("x5") _,
+                lateout("x6") _, lateout("x7") _, lateout("x8") _, lateout("x10") _, lateout("x11") _,
+                lateout("x12") _, lateout("x13") _, lateout("x14") _, lateout("x15") _, lateout("x16") _,
+                lateout("x17") _, lateout("x18") _, lateout("x20") _, lateout("x21") _, lateout("x22") _,
+                lateout("x23") _, lateout("x24") _, lateout("x25") _, lateout("x26") _, lateout("x27") _,
+                lateout("x30") _,
+            );
+        }
+    }};
+}
+
+fn split(pages: u64, slot: u64, at: &mut u64) {
+    kernel(Op::FramesSplit, [root_slot::MEMORY, *at, pages, slot, 0, 0]);
+    *at += pages;
+}
+
+/// The second domain: one page of code, two threads.
+fn build(at: &mut u64) {
+    split(16, TABLES, at);
+    split(1, CODE, at);
+    split(1, STACK, at);
+    split(1, WAITER_STACK, at);
+    kernel(Op::DomainCreate, [TABLES, 16, 1, ECHO, 0, 0]);
+    let write = Access::READ.with(Access::WRITE).0;
+    kernel(Op::DomainMap, [root_slot::DOMAIN, SCRATCH, CODE, 0, 1, write]);
+    let code = &raw const echo_begin;
+    let words = (&raw const echo_end as usize - code as usize) / 4;
+    for i in 0..words {
+        // SAFETY: both ranges are mapped: constants of this program and the page just mapped.
+        unsafe { (SCRATCH as *mut u32).add(i).write_volatile(code.add(i).read_volatile()) };
+    }
+    kernel(Op::DomainUnmap, [root_slot::DOMAIN, SCRATCH, 1, 0, 0, 0]);
+    let execute = Access::READ.with(Access::EXECUTE).0;
+    kernel(Op::DomainMap, [ECHO, layout::PROGRAM, CODE, 0, 1, execute]);
+    kernel(Op::DomainMap, [ECHO, layout::STACKS, STACK, 0, 1, write]);
+    kernel(Op::ThreadCreate, [ECHO, 0, PASSIVE, THREAD, 0, 0]);
+    kernel(Op::PortalCreate, [THREAD, 5, PORTAL, 0, 0, 0]);
+    kernel(Op::ThreadStart, [THREAD, layout::PROGRAM, layout::STACKS + 4096, 0, 0, 0]);
+    kernel(Op::ThreadCreate, [ECHO, 0, 245, WAITER, 0, 0]);
+    kernel(Op::SignalCreate, [WAITER, 1, SIGNAL, 0, 0, 0]);
+    kernel(Op::SignalCreate, [root_slot::THREAD, 1, BACK, 0, 0, 0]);
+    kernel(Op::Grant, [BACK, ECHO, 1, Rights::ALL.0 as u64, 0, 0]);
+    let entry = layout::PROGRAM + (&raw const waiter_begin as u64 - code as u64);
+    kernel(Op::ThreadStart, [WAITER, entry, layout::STACKS + 4096, 0, 0, 0]);
+}
+
+/// Maps and unmaps 256 pages of 4 KiB; only mapping is measured.
+fn map_batched(at: &mut u64) {
+    split(64, GUEST_TABLES, at);
+    *at = at.next_multiple_of(512) + 1;
+    split(256, MEMORY, at);
+    kernel(Op::GuestCreate, [GUEST_TABLES, 1, GUEST, 0, 0, 0]);
+    let all = Access::READ.with(Access::WRITE).with(Access::EXECUTE).0;
+    let mut spent = 0;
+    for _ in 0..16 {
+        let begin = now();
+        kernel(Op::GuestMap, [GUEST, 0x40000, MEMORY, 0, 256, all]);
+        spent += now() - begin;
+        kernel(Op::GuestUnmap, [GUEST, 0x40000, 256, 0, 0, 0]);
+    }
+    let _ = writeln!(Serial, "figure map_page_batched {} instructions", spent.div_ceil(16 * 256));
+}
+
+/// Does everything and switches off.
+pub fn run(_plan: u64) -> ! {
+    let write = Access::READ.with(Access::WRITE).0;
+    kernel(Op::DomainMap, [root_slot::DOMAIN, layout::DEVICE, root_slot::DEVICES, 0, 1, write]);
+    let mut at = 1;
+    build(&mut at);
+    let _ = writeln!(Serial, "figure boot_to_root {} instructions", fact(Fact::BootTicks));
+    let _ = writeln!(Serial, "figure kernel_memory {} bytes", fact(Fact::KernelMemory));
+    let nothing = |n: u64| repeat!(n, 0u64, "mov x0, x9");
+    measure("null_syscall", |n| repeat!(n, 0u64, "svc #200"), |n| repeat!(n, 0u64, ""));
+    measure("ipc_roundtrip_4w", |n| repeat!(n, PORTAL, "mov x0, #75", "mov x1, xzr", "svc #0"), |n| {
+        repeat!(n, 0u64, "")
+    });
+    measure("signal_roundtrip", |n| {
+        repeat!(n, SIGNAL, "mov x0, #78", "svc #3", "mov x0, #1", "mov x1, xzr", "svc #4")
+    }, nothing);
+    map_batched(&mut at);
+    let _ = writeln!(Serial, "bench done");
+    kernel(Op::SystemOff, [root_slot::SYSTEM, 0, 0, 0, 0, 0]);
+    Svc.exit()
+}
+
+fn fact(which: Fact) -> u64 {
+    kernel(Op::Fact, [root_slot::SYSTEM, which as u64, 0, 0, 0, 0])[1]
+}
