@@ -166,10 +166,22 @@ impl Op {
     ];
 
     /// The operation with this number, if there is one.
+    #[inline(always)]
     pub fn from_number(number: u16) -> Option<Op> {
-        Self::ALL.iter().copied().find(|op| *op as u16 == number)
+        if number as usize >= BY_NUMBER.len() { None } else { BY_NUMBER[number as usize] }
     }
 }
+
+/// Operations by number, so that the kernel needs one load for each.
+static BY_NUMBER: [Option<Op>; 0x64] = {
+    let mut table = [None; 0x64];
+    let mut i = 0;
+    while i < Op::ALL.len() {
+        table[Op::ALL[i] as usize] = Some(Op::ALL[i]);
+        i += 1;
+    }
+    table
+};
 
 /// Priority argument of [`Op::ThreadCreate`] for a thread that only runs on what its callers lend.
 pub const PASSIVE: u64 = 0xffff;

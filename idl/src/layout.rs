@@ -15,12 +15,59 @@ pub const STACK_STRIDE: u64 = 0x0002_0000;
 pub const STACK_BYTES: u64 = 0x0001_0000;
 /// Message buffer page of thread `i` is at `BUFFERS + i * 4096`.
 pub const BUFFERS: u64 = 0x2800_0000;
-/// Ring page `i` of a server is at `RINGS + i * 4096`. See `runtime::ring`.
+/// Ring page `i` of a server is at `RINGS + i * 4096`. See `runtime::ring` for what is in a page, [`ring`] for which is
+/// which. All ring pages are parts of one run that root splits; each is mapped in the two domains that share it.
 pub const RINGS: u64 = 0x3000_0000;
+/// Most ring pages of a server.
+pub const MAX_RINGS: usize = 128;
 /// The image's payload, read-only, where a server gets to see it.
 pub const PAYLOAD: u64 = 0x4000_0000;
+/// Most bytes of a payload.
+pub const PAYLOAD_BYTES: u64 = 0x4000_0000;
+/// Root maps frames that it fills for others here, for as long as that takes.
+pub const SCRATCH: u64 = 0x3c00_0000;
+/// Bytes of that window.
+pub const SCRATCH_BYTES: u64 = 0x0400_0000;
 /// Device page of a server (the console's UART).
 pub const DEVICE: u64 = 0x3800_0000;
+
+/// Which ring page is which, as page numbers from [`RINGS`].
+pub mod ring {
+    use crate::plan::MAX_SERVERS;
+
+    /// p2m, vcpu: this server's log (to console). Lines of text.
+    pub const LOG: usize = 0;
+    /// p2m, vcpu: reports (to root), [`crate::wire::ToRoot`] as records.
+    pub const REPORT: usize = 1;
+    /// vcpu: bytes that the guest's serial port sends (to console).
+    pub const SERIAL_OUT: usize = 2;
+    /// vcpu: bytes that the guest's serial port receives (from console).
+    pub const SERIAL_IN: usize = 3;
+
+    /// Console: the log of the server with this index in the plan. Index 0, the console itself, is root's log.
+    pub const fn console_log(server: usize) -> usize {
+        server
+    }
+    /// Console: what this guest's serial port sends.
+    pub const fn console_out(guest: usize) -> usize {
+        MAX_SERVERS + 2 * guest
+    }
+    /// Console: what this guest's serial port receives.
+    pub const fn console_in(guest: usize) -> usize {
+        MAX_SERVERS + 2 * guest + 1
+    }
+    /// Console: [`crate::wire::Report`]s from root, as records.
+    pub const CONSOLE_REPORT: usize = MAX_SERVERS + 2 * crate::plan::MAX_GUESTS;
+
+    /// Root: the reports of the server with this index in the plan.
+    pub const fn root_report(server: usize) -> usize {
+        server
+    }
+    /// Root: its own log.
+    pub const ROOT_LOG: usize = MAX_SERVERS;
+    /// Root: [`crate::wire::Report`]s to console, as records.
+    pub const ROOT_REPORT: usize = MAX_SERVERS + 1;
+}
 
 /// Capability slots that every server starts with.
 pub mod slot {
@@ -36,9 +83,11 @@ pub mod slot {
     pub const MEMORY: u64 = 4;
     /// vcpu: portal to p2m; slot `P2M + thread` is the one on that thread's CPU.
     pub const P2M: u64 = 16;
+    /// p2m: portal to the guest's vcpu server, slot `VCPU_SERVER + thread`: exits that are not p2m's are forwarded there.
+    pub const VCPU_SERVER: u64 = 48;
     /// vcpu: the guest's vCPUs, slot `VCPU + i`.
     pub const VCPU: u64 = 32;
-    /// console: signals to the vcpu servers (input waits), slot `INPUT + channel`.
+    /// console: signals to the vcpu servers (input waits), slot `INPUT + guest`.
     pub const INPUT: u64 = 16;
     /// console: the UART's line.
     pub const UART_LINE: u64 = 5;

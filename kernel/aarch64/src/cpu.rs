@@ -12,6 +12,7 @@ use trellis_core::local::{Local, Running};
 use trellis_core::machine::VcpuContext;
 use trellis_core::pool::Id;
 use trellis_core::shared::Shared;
+use trellis_core::syscall::dispatch;
 use trellis_core::thread::{Entry, FaultRecord};
 use trellis_core::trap::{Next, Trap, take};
 use trellis_core::vcpu::mask_words;
@@ -241,8 +242,7 @@ extern "C" fn slow_door(at: *mut u8) -> Obey {
     // SAFETY: `entry.S` passes SP_EL2 at rest.
     let cpu = unsafe { Cpu::from_stack(at) };
     cpu.machine.guest_mode = false;
-    let trap = Trap::Syscall { number: cpu.number as u16, arguments: cpu.arguments };
-    let next = take(&mut cpu.local, &SHARED, &mut cpu.machine, trap);
+    let next = dispatch(&mut cpu.local, &SHARED, &mut cpu.machine, cpu.number as u16, &cpu.arguments);
     cpu.obey(next)
 }
 

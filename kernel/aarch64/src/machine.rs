@@ -40,16 +40,23 @@ pub struct Aarch64 {
 }
 
 impl Memory for Aarch64 {
+    #[inline(always)]
     fn entry(&self, table: Page, index: usize) -> u64 {
         let place = (table << 12) as *const u64;
         // SAFETY: the core passes only table pages of a map's own quota and index < 512; RAM is mapped where it is.
         unsafe { place.add(index & 511).read_volatile() }
     }
 
+    #[inline(always)]
     fn set_entry(&mut self, table: Page, index: usize, value: u64) {
         let place = (table << 12) as *mut u64;
         // SAFETY: as in `entry`; table walks are cacheable and inner shareable (VTCR_EL2), so no cleaning is needed.
         unsafe { place.add(index & 511).write_volatile(value) }
+    }
+
+    #[inline(always)]
+    fn is_absent(entry: u64) -> bool {
+        entry & 1 == 0
     }
 
     fn unpack(entry: u64, level: u8) -> Entry {

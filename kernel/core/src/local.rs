@@ -41,6 +41,10 @@ pub struct Local<M: Machine> {
     pub cpu: u16,
     /// Budgets that could run now, one bit each.
     pub ready: u128,
+    /// Budgets whose owner has a deadline, one bit each.
+    pub timed: u128,
+    /// Budgets in a period that will be refilled, one bit each.
+    pub refilling: u128,
     /// Order of becoming ready.
     pub turn: u64,
     /// When the current budget began to run.
@@ -71,6 +75,8 @@ impl<M: Machine> Local<M> {
             budget: NO_BUDGET,
             cpu,
             ready: 0,
+            timed: 0,
+            refilling: 0,
             turn: 0,
             since: 0,
             slice_end: NEVER,

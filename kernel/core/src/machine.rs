@@ -58,7 +58,9 @@ pub trait Memory {
     fn set_entry(&mut self, table: Page, index: usize, value: u64);
     /// Unpacks an entry. `level` 1 = 1 GiB, 2 = 2 MiB, 3 = 4 KiB.
     fn unpack(entry: u64, level: u8) -> Entry;
-    /// Packs an entry.
+    /// Whether an entry says nothing.
+    fn is_absent(entry: u64) -> bool;
+    /// Packs an entry. Leaves of one kind at one level differ by their page only, linearly.
     fn pack(entry: Entry, level: u8) -> u64;
     /// Zeroes pages and cleans them to the point of coherency.
     fn zero(&mut self, first: Page, pages: u64);

@@ -96,6 +96,18 @@ const fn bit(budget: BudgetId) -> u128 {
     1 << (budget as u32 & 127)
 }
 
+/// The indices of the bits that are set, lowest first.
+fn each(mut bits: u128) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        if bits == 0 {
+            return None;
+        }
+        let id = bits.trailing_zeros() as usize;
+        bits &= bits - 1;
+        Some(id % BUDGETS)
+    })
+}
+
 /// Makes a budget able to run, with this on it.
 pub fn ready<M: Machine>(local: &mut Local<M>, id: BudgetId, head: Running) {
     local.turn += 1;
@@ -106,7 +118,7 @@ pub fn ready<M: Machine>(local: &mut Local<M>, id: BudgetId, head: Running) {
     if budget.alive && !budget.is_spent() {
         local.ready |= bit(id);
     }
-    local.deadlines[id as usize] = NEVER;
+    local.timed &= !bit(id);
     wants_cpu(local);
 }
 
@@ -121,7 +133,8 @@ fn wants_cpu<M: Machine>(local: &mut Local<M>) {
 /// A budget's owner is gone.
 pub fn retire<M: Machine>(local: &mut Local<M>, id: BudgetId) {
     local.ready &= !bit(id);
-    local.deadlines[id as usize] = NEVER;
+    local.timed &= !bit(id);
+    local.refilling &= !bit(id);
     local.budgets[id as usize].head = Running::Idle;
 }
 
@@ -155,6 +168,7 @@ fn charge<M: Machine>(local: &mut Local<M>, now: Ticks) {
         if budget.is_limited() {
             if budget.refill_at == NEVER {
                 budget.refill_at = now.saturating_sub(spent).saturating_add(budget.period);
+                local.refilling |= bit(local.budget);
             }
             budget.left -= spent as i64;
         }
@@ -163,7 +177,7 @@ fn charge<M: Machine>(local: &mut Local<M>, now: Ticks) {
 
 /// Gives every budget whose period has begun its time again, less what it overran.
 fn refill<M: Machine>(local: &mut Local<M>, now: Ticks) {
-    for id in 0..BUDGETS {
+    for id in each(local.refilling) {
         let budget = &mut local.budgets[id];
         if budget.refill_at > now {
             continue;
@@ -176,6 +190,7 @@ fn refill<M: Machine>(local: &mut Local<M>, now: Ticks) {
         let runnable = budget.head != Running::Idle && budget.alive;
         if budget.left == budget.time as i64 && local.ready & bit(id as BudgetId) == 0 {
             budget.refill_at = NEVER;
+            local.refilling &= !bit(id as BudgetId);
         }
         if was_spent && !budget.is_spent() && runnable && is_runnable(local, local.budgets[id].head) {
             local.ready |= bit(id as BudgetId);
@@ -287,8 +302,11 @@ fn enter<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> 
 /// Sets the clock to the first of all deadlines.
 pub fn set_alarm<M: Machine>(local: &mut Local<M>, machine: &mut M) {
     let mut first = local.slice_end;
-    for id in 0..BUDGETS {
-        first = first.min(local.deadlines[id]).min(local.budgets[id].refill_at);
+    for id in each(local.timed) {
+        first = first.min(local.deadlines[id]);
+    }
+    for id in each(local.refilling) {
+        first = first.min(local.budgets[id].refill_at);
     }
     if first != local.alarm {
         local.alarm = first;
@@ -299,6 +317,7 @@ pub fn set_alarm<M: Machine>(local: &mut Local<M>, machine: &mut M) {
 /// Notes a deadline of a budget's owner.
 pub fn set_deadline<M: Machine>(local: &mut Local<M>, machine: &mut M, id: BudgetId, deadline: Ticks) {
     local.deadlines[id as usize] = deadline;
+    local.timed |= bit(id);
     if deadline < local.alarm {
         local.alarm = deadline;
         machine.wake_at(deadline);
@@ -309,9 +328,9 @@ pub fn set_deadline<M: Machine>(local: &mut Local<M>, machine: &mut M, id: Budge
 pub fn alarm<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
     let now = machine.now();
     local.alarm = NEVER;
-    for id in 0..BUDGETS {
+    for id in each(local.timed) {
         if local.deadlines[id] <= now {
-            local.deadlines[id] = NEVER;
+            local.timed &= !bit(id as BudgetId);
             owner_due(local, machine, id as BudgetId);
         }
     }

@@ -154,14 +154,12 @@ impl Space {
             }
             let stop = self.run_end(page, frame + (page - first), end, level);
             if let Some(table) = table {
-                let mut at = page;
-                while at < stop {
-                    match M::unpack(memory.entry(table, index(at, level)), level) {
-                        Entry::Absent => {}
-                        // A table with nothing left in it could be replaced by a block; it is simply used.
-                        _ => return Err(Refusal::Occupied),
+                let first = index(page, level);
+                for i in first..first + ((stop - page) / span(level)) as usize {
+                    // A table with nothing left in it could be replaced by a block; it simply stays.
+                    if !M::is_absent(memory.entry(table, i)) {
+                        return Err(Refusal::Occupied);
                     }
-                    at += span(level);
                 }
             }
             page = stop;
@@ -197,11 +195,13 @@ impl Space {
             level += 1;
         }
         let stop = self.run_end(page, frame, end, level);
-        let mut at = page;
-        while at < stop {
-            let leaf = Leaf { page: frame + (at - page), access };
-            memory.set_entry(table, index(at, level), M::pack(Entry::Leaf(leaf), level));
-            at += span(level);
+        // Entries of one run differ by a constant: pack two, add the difference.
+        let mut entry = M::pack(Entry::Leaf(Leaf { page: frame, access }), level);
+        let step = M::pack(Entry::Leaf(Leaf { page: frame + span(level), access }), level) - entry;
+        let first = index(page, level);
+        for i in first..first + ((stop - page) / span(level)) as usize {
+            memory.set_entry(table, i, entry);
+            entry = entry.wrapping_add(step);
         }
         Ok(stop)
     }

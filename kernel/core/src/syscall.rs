@@ -28,12 +28,12 @@ struct Call<'a, M: Machine> {
     shared: &'a Shared,
     machine: &'a mut M,
     table: TableRange,
-    a: [u64; 6],
+    a: &'a [u64; 6],
 }
 
-/// Carries out an operation that is not decided at a hot door.
+/// Carries out an operation that is not decided at a hot door; its message words are parked in the caller's context.
 pub fn dispatch<M: Machine>(
-    local: &mut Local<M>, shared: &Shared, machine: &mut M, number: u16, a: [u64; 6],
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, number: u16, a: &[u64; 6],
 ) -> Next {
     let me = local.thread();
     local.threads.at_mut(me).entry = Entry::Parked;

@@ -2,25 +2,19 @@
 //! The doors in: everything that can bring a CPU into the kernel, and what it may do next.
 //!
 //! A machine has a hot door for each of call, reply and exit ([`crate::portal`]), which decides with the message words
-//! still in registers and may answer [`Next::Slow`]: nothing has changed, park the words and use [`take`].
+//! still in registers and may answer [`Next::Slow`]: nothing has changed, park the words and use
+//! [`crate::syscall::dispatch`] or, for an exit, [`take`].
 
 use crate::local::{Local, Running};
 use crate::machine::Machine;
 use crate::shared::Shared;
 use crate::thread::{FaultRecord, ThreadState};
-use crate::{lines, portal, schedule, signal, syscall, vcpu};
+use crate::{lines, portal, schedule, signal, vcpu};
 use trellis_idl::kernel::ExitClass;
 
 /// What brought this CPU into the kernel, off the hot doors.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Trap {
-    /// The running thread asked for something; its message words are parked in its context.
-    Syscall {
-        /// The number.
-        number: u16,
-        /// `x0`–`x5`.
-        arguments: [u64; 6],
-    },
     /// The running vCPU stopped; the words of its exit are in its context.
     Exit(ExitClass, u64),
     /// The running vCPU waits for an interrupt.
@@ -74,7 +68,7 @@ pub enum Next {
         /// Groups that travel.
         groups: u64,
     },
-    /// A hot door cannot: park the words and [`take`] the call.
+    /// A hot door cannot: park the words and go the slow way.
     Slow,
     /// This thread goes on as its `entry` says.
     Thread(u16),
@@ -87,7 +81,6 @@ pub enum Next {
 /// Decides everything that is not decided at a hot door.
 pub fn take<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, trap: Trap) -> Next {
     match trap {
-        Trap::Syscall { number, arguments } => syscall::dispatch(local, shared, machine, number, arguments),
         Trap::Exit(class, groups_hint) => vcpu::exited_slow(local, shared, machine, class, groups_hint),
         Trap::WaitForInterrupt => vcpu::waits(local, shared, machine),
         Trap::SoftwareInterrupt(what) => lines::software(local, shared, machine, what),
