@@ -3,7 +3,7 @@
 
 use core::arch::{asm, global_asm};
 use core::fmt::Write;
-use trellis_idl::kernel::{Access, Fact, Op, PASSIVE, Rights};
+use trellis_idl::kernel::{Access, ExitClass, Fact, Groups, Op, PASSIVE, Rights, VcpuRegister};
 use trellis_idl::layout::{self, root_slot};
 use trellis_runtime::{Svc, System};
 
@@ -23,6 +23,11 @@ const GUEST_TABLES: u64 = 79;
 const GUEST: u64 = 80;
 const MEMORY: u64 = 81;
 const BACK: u64 = 82;
+const GUEST_CODE: u64 = 83;
+const EXITS: u64 = 84;
+const EXITS_STACK: u64 = 85;
+const EXITS_PORTAL: u64 = 86;
+const VCPU: u64 = 87;
 /// Where a run is mapped for a moment.
 const SCRATCH: u64 = 0x5000_0000;
 
@@ -42,14 +47,67 @@ global_asm!(
     "mov x0, #1",
     "svc #3",
     "b waiter_begin",
+    // Serves exits: a device read gives 42, a hypercall x0 + 1, a hypercall with x0 = -1 stops the vCPU and signals.
+    "exits_begin:",
+    "mov x0, xzr",
+    "3: mov x1, xzr",
+    "svc #1",
+    "and x2, x19, #0xff",
+    "cmp x2, #1",
+    "b.ne 4f",
+    "mov x24, #42",
+    "ubfx x0, x19, #16, #5",
+    "lsl x0, x0, #8",
+    "add x0, x0, #9",
+    "b 3b",
+    "4: cmn x25, #1",
+    "b.eq 5f",
+    "add x25, x25, #1",
+    "mov x0, #4",
+    "b 3b",
+    "5: mov x0, #1",
+    "svc #3",
+    "mov x0, #16",
+    "b 3b",
     "echo_end:",
+    ".popsection",
+    ".pushsection .rodata.guest, \"a\"",
+    // The guest: 1,000 hypercalls, 1,000 device reads; their ticks come out in x1 and x2.
+    "guest_begin:",
+    "mov x9, #1000",
+    "mov x0, #0",
+    "mrs x10, cntvct_el0",
+    "1: hvc #0",
+    "sub x9, x9, #1",
+    "cbnz x9, 1b",
+    "mrs x11, cntvct_el0",
+    "sub x3, x11, x10",
+    "mov x12, x0",
+    "mov x9, #1000",
+    "movz x13, #0x900, lsl #16",
+    "mov x14, #0",
+    "mrs x10, cntvct_el0",
+    "2: ldr w0, [x13]",
+    "sub x9, x9, #1",
+    "cbnz x9, 2b",
+    "mrs x11, cntvct_el0",
+    "sub x2, x11, x10",
+    "mov x1, x3",
+    "mov x3, x12",
+    "mov x4, x0",
+    "mov x0, #-1",
+    "hvc #0",
+    "guest_end:",
     ".popsection",
 );
 
 unsafe extern "C" {
     static echo_begin: u32;
     static waiter_begin: u32;
+    static exits_begin: u32;
     static echo_end: u32;
+    static guest_begin: u32;
+    static guest_end: u32;
 }
 
 /// The serial port's page, mapped here.
@@ -160,6 +218,41 @@ fn map_batched(at: &mut u64) {
     let _ = writeln!(Serial, "figure map_page_batched {} instructions", spent.div_ceil(16 * 256));
 }
 
+/// A guest whose exits the bare stub above serves: what the kernel's share of an exit costs.
+fn exits(at: &mut u64) {
+    split(1, GUEST_CODE, at);
+    split(1, EXITS_STACK, at);
+    let write = Access::READ.with(Access::WRITE).0;
+    kernel(Op::DomainMap, [root_slot::DOMAIN, SCRATCH, GUEST_CODE, 0, 1, write]);
+    let code = &raw const guest_begin;
+    for i in 0..(&raw const guest_end as usize - code as usize) / 4 {
+        // SAFETY: as in `build`.
+        unsafe { (SCRATCH as *mut u32).add(i).write_volatile(code.add(i).read_volatile()) };
+    }
+    kernel(Op::DomainUnmap, [root_slot::DOMAIN, SCRATCH, 1, 0, 0, 0]);
+    let all = Access::READ.with(Access::WRITE).with(Access::EXECUTE).0;
+    kernel(Op::GuestMap, [GUEST, 0x40000, GUEST_CODE, 0, 1, all]);
+    kernel(Op::ThreadCreate, [ECHO, 0, PASSIVE, EXITS, 0, 0]);
+    kernel(Op::PortalCreate, [EXITS, 0, EXITS_PORTAL, 0, 0, 0]);
+    let entry = layout::PROGRAM + (&raw const exits_begin as u64 - &raw const echo_begin as u64);
+    kernel(Op::ThreadStart, [EXITS, entry, layout::STACKS + 4096, 0, 0, 0]);
+    kernel(Op::VcpuCreate, [GUEST, 0, 0, VCPU, 100, 0]);
+    let groups = Groups::PC.with(Groups::VALUE).with(Groups::GENERAL).0;
+    for class in 0..10 {
+        kernel(Op::VcpuRoute, [VCPU, class, EXITS_PORTAL, groups, 0, 0]);
+    }
+    kernel(Op::VcpuWindow, [VCPU, 0, 0x9000, 1, ExitClass::Device as u64, 0]);
+    kernel(Op::VcpuReset, [VCPU, 0, 0, 0, 0, 0]);
+    kernel(Op::VcpuSet, [VCPU, VcpuRegister::Pc as u64, 0x4000_0000, 0, 0, 0]);
+    kernel(Op::VcpuStart, [VCPU, 0, 0, 0, 0, 0]);
+    Svc.wait(1, 0);
+    let x = |n: u64| kernel(Op::VcpuGet, [VCPU, n, 0, 0, 0, 0])[1];
+    // The loops' own two instructions a pass are taken off.
+    let _ = writeln!(Serial, "figure exit_hvc_stub {} instructions", (x(1) - 2 * PASSES) / PASSES);
+    let _ = writeln!(Serial, "figure mmio_read_stub {} instructions", (x(2) - 2 * PASSES) / PASSES);
+    let _ = writeln!(Serial, "checked {} {}", x(3), x(4));
+}
+
 /// Does everything and switches off.
 pub fn run(_plan: u64) -> ! {
     let write = Access::READ.with(Access::WRITE).0;
@@ -177,6 +270,7 @@ pub fn run(_plan: u64) -> ! {
         repeat!(n, SIGNAL, "mov x0, #78", "svc #3", "mov x0, #1", "mov x1, xzr", "svc #4")
     }, nothing);
     map_batched(&mut at);
+    exits(&mut at);
     let _ = writeln!(Serial, "bench done");
     kernel(Op::SystemOff, [root_slot::SYSTEM, 0, 0, 0, 0, 0]);
     Svc.exit()
