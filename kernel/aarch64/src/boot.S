@@ -55,3 +55,20 @@ _start:
 stuck:
     wfe
     b       stuck
+
+// Another CPU begins here: PSCI gives its block in x0; a release address gives 0, and the block is looked up.
+    .globl secondary_entry
+secondary_entry:
+    msr     daifset, #15
+    mrs     x1, CurrentEL
+    cmp     x1, #8
+    b.ne    stuck
+    cbnz    x0, 1f
+    mrs     x1, mpidr_el1
+    and     x1, x1, #63
+    adrp    x2, BLOCKS
+    add     x2, x2, :lo12:BLOCKS
+    ldr     x0, [x2, x1, lsl #3]
+1:  mov     sp, x0
+    bl      secondary_main
+    b       stuck

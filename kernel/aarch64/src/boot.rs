@@ -4,9 +4,11 @@
 use crate::cpu::{BLOCK_OFFSET, Cpu, SHARED, first};
 use crate::gic::Gic;
 use crate::isa::{self, read};
-use crate::log::{Log, Serial};
+use crate::log::{LOG, Serial};
+use crate::secondary;
 use crate::stage1::{self, Image};
 use core::fmt::Write;
+use core::sync::atomic::Ordering;
 use trellis_core::init;
 use trellis_idl::boot::{BootHeader, MAGIC, VERSION};
 
@@ -31,7 +33,7 @@ unsafe extern "C" {
     static __bss_end: u8;
 }
 
-fn header() -> &'static BootHeader {
+pub(crate) fn header() -> &'static BootHeader {
     // The composer wrote over it after it was linked: the compiler may not know what is in it.
     core::hint::black_box(&BOOT_HEADER)
 }
@@ -56,9 +58,16 @@ extern "C" fn boot_main(image: u64, first_tick: u64, _device_tree: u64) -> ! {
     cpu.machine.first_tick = first_tick;
     cpu.machine.kernel_bytes = &raw const __bss_end as u64 - &raw const __image_start as u64;
     cpu.set_up();
-    cpu.machine.gic = Gic::start(header.gic.distributor, header.gic.cpu, 0);
+    Gic::start_distributor(header.gic.distributor);
+    cpu.machine.gic = Gic::start(header.gic.distributor, header.gic.cpu);
     greet(cpu);
-    let free = free_memory(header, image);
+    let mut free = free_memory(header, image);
+    SHARED.running.fetch_or(1, Ordering::AcqRel);
+    let [(first_free, pages_free), ..] = &mut free;
+    let kept = secondary::start_all(cpu, header, *first_free, *pages_free);
+    *first_free += kept;
+    *pages_free -= kept;
+    cpu.machine.kernel_bytes += kept * 4096;
     let made = init::root(&mut cpu.local, &SHARED, &mut cpu.machine, header, image >> 12, &free);
     if let Err(refusal) = made {
         panic!("root cannot be made: {refusal:?}");
@@ -68,7 +77,7 @@ extern "C" fn boot_main(image: u64, first_tick: u64, _device_tree: u64) -> ! {
 
 fn greet(cpu: &Cpu) {
     let _ = writeln!(
-        Log::get(),
+        LOG.lock(),
         "Trellis {} on MIDR {:#x}, {} list registers, {} Hz",
         env!("CARGO_PKG_VERSION"),
         read!("midr_el1"),
@@ -102,7 +111,8 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     let header = header();
     let mut serial = Serial(if header.uart.kind == 1 { header.uart.base } else { 0 });
     let _ = writeln!(serial, "\nkernel panic: {info}");
-    while let Some(byte) = Log::get().take() {
+    // Whoever holds the log when the kernel panics never lets go; take only what is free.
+    while let Some(byte) = LOG.try_lock().and_then(|mut log| log.take()) {
         let _ = serial.write_char(byte as char);
     }
     if header.start == trellis_idl::boot::start::PSCI {

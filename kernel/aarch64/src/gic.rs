@@ -28,6 +28,7 @@ const GICD_IPRIORITYR: u64 = 0x400;
 const GICD_IROUTER: u64 = 0x6000;
 /// GICR registers: the second frame (12.11).
 const GICR_SGI: u64 = 0x1_0000;
+const GICR_TYPER: u64 = 0x08;
 const GICR_WAKER: u64 = 0x14;
 const GICR_ISACTIVER: u64 = GICR_SGI + 0x300;
 const GICR_ICACTIVER: u64 = GICR_SGI + 0x380;
@@ -44,15 +45,34 @@ impl Gic {
     /// Before [`Gic::start`].
     pub const EMPTY: Gic = Gic { distributor: 0, redistributor: 0, lists: 0 };
 
-    /// Brings up the distributor and this CPU's redistributor and interfaces.
-    pub fn start(distributor: u64, redistributors: u64, cpu: u64) -> Gic {
-        let redistributor = redistributors + cpu * 0x2_0000;
+    /// Brings up the distributor: once, on the boot CPU.
+    pub fn start_distributor(distributor: u64) {
         // Group 1 non-secure, affinity routing: as the emulator's single security state needs it.
         mmio::write32(distributor + GICD_CTLR, 0x13);
         for word in 1..32 {
             mmio::write32(distributor + GICD_IGROUPR + 4 * word, u32::MAX);
             mmio::write32(distributor + GICD_ICENABLER + 4 * word, u32::MAX);
         }
+    }
+
+    /// The redistributor of this CPU: by affinity, as GICR_TYPER says it.
+    fn find_redistributor(redistributors: u64) -> u64 {
+        let mpidr = read!("mpidr_el1");
+        let affinity = (mpidr >> 32 & 0xff) << 24 | mpidr & 0xff_ffff;
+        let mut at = redistributors;
+        loop {
+            let kind = mmio::read64(at + GICR_TYPER);
+            // Bit 4: the last one; then it must be this.
+            if kind >> 32 == affinity || kind >> 4 & 1 == 1 {
+                return at;
+            }
+            at += 0x2_0000;
+        }
+    }
+
+    /// Brings up this CPU's redistributor and interfaces.
+    pub fn start(distributor: u64, redistributors: u64) -> Gic {
+        let redistributor = Self::find_redistributor(redistributors);
         mmio::write32(redistributor + GICR_WAKER, 0);
         while mmio::read32(redistributor + GICR_WAKER) & 4 != 0 {}
         mmio::write32(redistributor + GICR_SGI + GICD_IGROUPR, u32::MAX);

@@ -49,6 +49,12 @@ pub fn dsb_sy() {
     unsafe { asm!("dsb sy", options(nostack, preserves_flags)) };
 }
 
+/// Wakes CPUs that wait for an event.
+pub fn sev() {
+    // SAFETY: an event.
+    unsafe { asm!("sev", options(nostack, preserves_flags)) };
+}
+
 /// Sleeps until an interrupt is pending (masked or not).
 pub fn wfi() {
     // SAFETY: wakes at any interrupt.

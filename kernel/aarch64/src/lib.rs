@@ -26,4 +26,6 @@ pub mod machine;
 #[cfg(target_os = "none")]
 pub mod mmio;
 #[cfg(target_os = "none")]
+pub mod secondary;
+#[cfg(target_os = "none")]
 pub mod stage1;

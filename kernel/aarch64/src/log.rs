@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The kernel's log: a ring that the console server empties. Oldest bytes go when it is full, and are counted.
 
-use core::cell::UnsafeCell;
+use trellis_core::lock::Lock;
 
 const BYTES: usize = 16 * 1024;
 
@@ -13,20 +13,10 @@ pub struct Log {
     tail: usize,
 }
 
-struct Place(UnsafeCell<Log>);
-// SAFETY: only touched with interrupts masked on the one CPU that runs (further CPUs get logs of their own).
-unsafe impl Sync for Place {}
-
-static LOG: Place = Place(UnsafeCell::new(Log { bytes: [0; BYTES], head: 0, tail: 0 }));
+/// The kernel's log.
+pub static LOG: Lock<Log> = Lock::new(Log { bytes: [0; BYTES], head: 0, tail: 0 });
 
 impl Log {
-    /// The ring of this CPU.
-    #[allow(clippy::mut_from_ref)]
-    pub fn get() -> &'static mut Log {
-        // SAFETY: see `Place`; no caller keeps the reference over another call.
-        unsafe { &mut *LOG.0.get() }
-    }
-
     /// Appends a byte.
     pub fn put(&mut self, byte: u8) {
         self.bytes[self.head % BYTES] = byte;

@@ -4,7 +4,7 @@
 use crate::context::{Thread, Vcpu};
 use crate::gic::Gic;
 use crate::isa::{self, read, write};
-use crate::log::Log;
+use crate::log::LOG;
 use crate::registers::{self, pack_entry, unpack_entry};
 use trellis_core::lines::ListEntry;
 use trellis_core::machine::{Entry, Machine, Memory, NEVER, Page, Stale, Ticks};
@@ -302,7 +302,7 @@ impl Machine for Aarch64 {
 
     fn fact(&self, which: u64, argument: u64) -> Result<u64, Refusal> {
         Ok(match which {
-            w if w == Fact::Cpus as u64 => 1,
+            w if w == Fact::Cpus as u64 => self.header.cpus as u64,
             w if w == Fact::ClockHz as u64 => self.hertz,
             w if w == Fact::BootTicks as u64 => self.boot_ticks,
             w if w == Fact::KernelMemory as u64 => self.kernel_bytes,
@@ -321,17 +321,19 @@ impl Machine for Aarch64 {
     }
 
     fn log(&mut self, address: u64, bytes: u64) {
+        let mut log = LOG.lock();
         for i in 0..bytes {
             // SAFETY: the core passes a message buffer page of the caller.
             let byte = unsafe { ((address + i) as *const u8).read_volatile() };
-            Log::get().put(byte);
+            log.put(byte);
         }
     }
 
     fn log_read(&mut self, address: u64, most: u64) -> u64 {
+        let mut log = LOG.lock();
         let mut count = 0;
         while count < most {
-            let Some(byte) = Log::get().take() else { break };
+            let Some(byte) = log.take() else { break };
             // SAFETY: as in `log`.
             unsafe { ((address + count) as *mut u8).write_volatile(byte) };
             count += 1;

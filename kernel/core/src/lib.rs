@@ -27,6 +27,7 @@ pub mod lock;
 pub mod machine;
 pub mod pool;
 pub mod portal;
+pub mod remote;
 pub mod schedule;
 pub mod shared;
 pub mod signal;

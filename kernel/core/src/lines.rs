@@ -7,8 +7,9 @@
 
 use crate::local::{Local, Running};
 use crate::machine::{Machine, VcpuContext};
+use crate::remote;
 use crate::schedule;
-use crate::shared::Shared;
+use crate::shared::{GUEST_VCPUS, Shared};
 use crate::trap::Next;
 use crate::vcpu;
 use trellis_idl::kernel::{LineField, Refusal};
@@ -275,14 +276,9 @@ pub fn software<M: Machine>(
         local.vcpus.at_mut(index).lines.make_pending(what.line & 15);
         vcpu::wake(local, index);
     }
-    if targets & !own != 0 {
-        for i in 0..crate::local::VCPUS as u16 {
-            let other = local.vcpus.at(i);
-            let alive = local.vcpus.name_at(i).0 != 0;
-            if alive && i != index && other.guest == guest && targets >> (other.number & 63) & 1 == 1 {
-                local.vcpus.at_mut(i).lines.make_pending(what.line & 15);
-                vcpu::wake(local, i);
-            }
+    for other in 0..GUEST_VCPUS {
+        if other != number as usize && targets >> other & 1 == 1 {
+            remote::post_line(local, shared, machine, guest, other, what.line & 15);
         }
     }
     schedule::go_on_fresh(local, shared, machine)

@@ -90,6 +90,14 @@ impl<M: Machine> Local<M> {
         }
     }
 
+    /// Says which CPU this is; only before anything lives here.
+    pub fn set_cpu(&mut self, cpu: u16) {
+        self.cpu = cpu;
+        self.threads.set_home(cpu);
+        self.vcpus.set_home(cpu);
+        self.portals.set_home(cpu);
+    }
+
     /// The index of the thread that runs (0 when none does; a system call comes only from a thread).
     #[inline(always)]
     pub fn thread(&self) -> u16 {

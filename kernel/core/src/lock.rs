@@ -24,6 +24,11 @@ impl<T> Lock<T> {
         guard
     }
 
+    /// Takes the lock if nobody has it.
+    pub fn try_lock(&self) -> Option<TicketMutexGuard<'_, T>> {
+        self.inner.try_lock()
+    }
+
     /// How often it was taken.
     pub fn taken(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)

@@ -213,6 +213,10 @@ pub fn go_on<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M)
     if current == NO_BUDGET || local.running == Running::Idle {
         return choose(local, shared, machine);
     }
+    if !is_runnable(local, local.running) {
+        // It was stopped or destroyed from another CPU meanwhile.
+        return block_as(local, shared, machine, Running::Idle);
+    }
     let best = pick(local);
     let mine = local.budgets[current as usize].raised;
     match best {

@@ -27,6 +27,42 @@ pub struct CpuMail {
     pub signals: [AtomicU64; THREADS],
 }
 
+/// An operation that a thread of one CPU asks of another: the object it means lives there. One slot a CPU that asks.
+#[derive(Debug)]
+pub struct Request {
+    /// 0 free, else [`Request::ASKED`] or [`Request::DONE`].
+    pub state: AtomicU64,
+    /// CPU that shall do it.
+    pub target: AtomicU64,
+    /// The operation's number.
+    pub number: AtomicU64,
+    /// Its arguments, then its results.
+    pub words: [AtomicU64; 6],
+    /// The asking domain's capability table: first slot, and count in the high half.
+    pub table: AtomicU64,
+    /// The asking thread's name.
+    pub thread: AtomicU64,
+}
+
+impl Request {
+    /// Waits to be done.
+    pub const ASKED: u64 = 1;
+    /// Results are there.
+    pub const DONE: u64 = 2;
+}
+
+/// What other CPUs may touch of a vCPU.
+#[derive(Debug)]
+pub struct VcpuMail {
+    /// Its name (0 = there is none).
+    pub name: AtomicU64,
+    /// Lines made pending from other CPUs.
+    pub pending: [AtomicU64; 2],
+}
+
+/// vCPUs of one guest that can get mail.
+pub const GUEST_VCPUS: usize = 16;
+
 /// Whom a physical line is bound to.
 #[derive(Debug)]
 pub struct LineSlot {
@@ -43,6 +79,12 @@ pub struct Shared {
     pub table: Table,
     /// One mailbox a CPU.
     pub cpus: [CpuMail; MAX_CPUS],
+    /// Operations asked of other CPUs, one slot an asking CPU.
+    pub requests: [Request; MAX_CPUS],
+    /// Mail of each guest's vCPUs.
+    pub vcpus: [[VcpuMail; GUEST_VCPUS]; GUESTS],
+    /// CPUs that run, one bit each.
+    pub running: AtomicU64,
     /// Physical lines.
     pub lines: [LineSlot; LINES],
     /// Taken by operations that make, destroy, grant or revoke.
@@ -95,6 +137,18 @@ impl Shared {
         Shared {
             table: Table::new(),
             cpus: [const { CpuMail { names: [ZERO; THREADS], signals: [ZERO; THREADS] } }; MAX_CPUS],
+            requests: [const {
+                Request {
+                    state: ZERO,
+                    target: ZERO,
+                    number: ZERO,
+                    words: [ZERO; 6],
+                    table: ZERO,
+                    thread: ZERO,
+                }
+            }; MAX_CPUS],
+            vcpus: [const { [const { VcpuMail { name: ZERO, pending: [ZERO; 2] } }; GUEST_VCPUS] }; GUESTS],
+            running: ZERO,
             lines: [const { LineSlot { thread: ZERO, bits: ZERO } }; LINES],
             control: Lock::new(Control {
                 guests: Pool::new(SHARED_HOME),

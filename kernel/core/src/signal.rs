@@ -4,6 +4,7 @@
 use crate::local::{Local, Running, THREADS};
 use crate::machine::{Machine, NEVER, ThreadContext};
 use crate::pool::Id;
+use crate::remote;
 use crate::schedule;
 use crate::shared::{LINES, Shared};
 use crate::thread::{Entry, Thread, ThreadName, ThreadState};
@@ -90,8 +91,9 @@ pub fn wait<M: Machine>(
     Ok(schedule::block(local, shared, machine))
 }
 
-/// Another CPU raised signals here: every waiting thread looks at its word.
+/// Another CPU has something for this one: operations, lines, or signals, for which every waiting thread looks at its word.
 pub fn kicked<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
+    remote::attend(local, shared, machine);
     for index in 0..THREADS as u16 {
         wake(local, shared, index);
     }

@@ -9,14 +9,16 @@ use crate::local::{Local, Running, THREADS};
 use crate::machine::{Machine, ThreadContext, VcpuContext};
 use crate::pool::{Empty, Id};
 use crate::portal::{self, Portal};
+use crate::remote;
 use crate::schedule::{self, Budget};
-use crate::shared::{DOMAINS, GUESTS, GuestName, Shared};
+use crate::shared::{DOMAINS, GUEST_VCPUS, GUESTS, GuestName, Shared};
 use crate::signal;
 use crate::table::{SLOTS, TableRange};
 use crate::thread::{Entry, Thread, ThreadState};
 use crate::trap::Next;
 use crate::vcpu::{Route, Vcpu, VcpuState, WINDOWS, Window};
 use crate::lines;
+use core::sync::atomic::Ordering;
 use trellis_idl::kernel::{Access, EXIT_CLASSES, ExitClass, Fact, Kind, Op, PAGE, PASSIVE, Refusal, Rights};
 
 /// Priority at which a passive thread starts up, before it first waits.
@@ -50,11 +52,17 @@ pub fn dispatch<M: Machine>(
         }
         Some(op) => {
             let table = local.threads.at(me).table;
-            let result = Call { local, shared, machine, table, a }.perform(op);
-            result.map(|values| {
-                local.threads.at_mut(me).context.set_return(values);
-                schedule::go_on(local, shared, machine)
-            })
+            match (Call { local, shared, machine, table, a }.perform(op)) {
+                Ok(values) => {
+                    local.threads.at_mut(me).context.set_return(values);
+                    Ok(schedule::go_on(local, shared, machine))
+                }
+                Err(Refusal::WrongCpu) => {
+                    let target = home_of(shared, table, op, a);
+                    target.and_then(|cpu| remote::ask(local, shared, machine, cpu, number, a))
+                }
+                Err(refusal) => Err(refusal),
+            }
         }
     };
     result.unwrap_or_else(|refusal| {
@@ -62,6 +70,24 @@ pub fn dispatch<M: Machine>(
         local.running = Running::Thread(me);
         schedule::go_on(local, shared, machine)
     })
+}
+
+/// The CPU on which an operation that is not for this one must be done.
+fn home_of(shared: &Shared, table: TableRange, op: Op, a: &[u64; 6]) -> Result<u16, Refusal> {
+    match op {
+        Op::ThreadCreate | Op::VcpuCreate => u16::try_from(a[1]).map_err(|_| Refusal::OutOfRange),
+        _ => Ok(Id::<()>::from_word(shared.table.read(table, a[0]).name).home()),
+    }
+}
+
+/// Does an operation for a thread of another CPU, with its domain's capability table.
+pub(crate) fn perform_for<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, table: TableRange, number: u16, a: &[u64; 6],
+) -> Done {
+    match Op::from_number(number) {
+        Some(op) => Call { local, shared, machine, table, a }.perform(op),
+        None => Err(Refusal::NoOperation),
+    }
 }
 
 type Done = Result<[u64; 3], Refusal>;
@@ -571,7 +597,7 @@ impl<M: Machine> Call<'_, M> {
         if cpu != self.local.cpu as u64 {
             return Err(Refusal::WrongCpu);
         }
-        if number >= 64 || priority >= START_UP as u64 {
+        if number >= GUEST_VCPUS as u64 || priority >= START_UP as u64 {
             return Err(Refusal::BadArgument);
         }
         self.shared.table.check_empty(self.table, self.a[3])?;
@@ -585,6 +611,9 @@ impl<M: Machine> Call<'_, M> {
         record.vcpus += 1;
         let at = id.index() as u16;
         self.local.vcpus.at_mut(at).index = at;
+        let mail = &self.shared.vcpus[guest % GUESTS][number as usize % GUEST_VCPUS];
+        mail.pending.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        mail.name.store(id.0, Ordering::Release);
         self.local.budgets[THREADS + at as usize] = self.budget(priority as u8, self.a[5]);
         self.put(self.a[3], Kind::Vcpu, Rights::ALL, 0, id.0)?;
         one(0)
@@ -595,6 +624,8 @@ impl<M: Machine> Call<'_, M> {
         vcpu.turn = vcpu.turn.wrapping_add(1);
         vcpu.state = VcpuState::Stopped;
         let budget = vcpu.budget();
+        let mail = &self.shared.vcpus[vcpu.guest as usize % GUESTS][vcpu.number as usize % GUEST_VCPUS];
+        mail.name.store(0, Ordering::Release);
         self.machine.unload(&mut vcpu.context);
         schedule::retire(self.local, budget);
         self.local.budgets[budget as usize] = Budget::EMPTY;

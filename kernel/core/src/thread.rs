@@ -24,6 +24,8 @@ pub enum ThreadState {
     Queued,
     /// In `Wait`.
     Waiting,
+    /// Asked another CPU, and waits until that has done it.
+    Remote,
     /// Ended by itself.
     Ended,
     /// Broke its contract.

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The other CPUs: a block each behind the image, started by PSCI or a release address, then idle until asked.
+
+use crate::boot::header;
+use crate::cpu::{BLOCK_OFFSET, Cpu, SHARED};
+use crate::gic::Gic;
+use crate::isa;
+use crate::stage1;
+use core::sync::atomic::Ordering;
+use trellis_idl::boot::{BootHeader, start};
+
+unsafe extern "C" {
+    static secondary_entry: u8;
+}
+
+/// PSCI CPU_ON, 64-bit (PSCI 5.6).
+const CPU_ON: u64 = 0xc400_0003;
+
+/// Pages of a block.
+const PAGES: u64 = size_of::<Cpu>().div_ceil(4096) as u64;
+
+/// Starts every CPU but this one. Blocks are made from the boot CPU's, which nothing has run on yet. Says how many pages
+/// it took from `first`; CPUs for which there is no room or which do not start stay off.
+pub fn start_all(boot: &Cpu, header: &BootHeader, first: u64, pages: u64) -> u64 {
+    if header.start == start::NONE {
+        return 0;
+    }
+    let mut taken = 0;
+    for cpu in 1..header.cpus.min(64) as u16 {
+        if taken + PAGES > pages {
+            break;
+        }
+        let at = (first + taken) << 12;
+        taken += PAGES;
+        make_block(boot, at, cpu);
+        start_one(header, cpu, at + BLOCK_OFFSET as u64);
+    }
+    taken
+}
+
+/// Copies the block without its stack, names it, and cleans it: its CPU begins with the caches off.
+fn make_block(boot: &Cpu, at: u64, cpu: u16) {
+    let block = at as *mut Cpu;
+    // SAFETY: `at` is free memory of the block's size and alignment; the boot block holds no pointer into itself and no
+    // thread yet, so a copy of it is a block of its own.
+    unsafe {
+        let source = (boot as *const Cpu).cast::<u8>().add(BLOCK_OFFSET);
+        let target = block.cast::<u8>().add(BLOCK_OFFSET);
+        core::ptr::copy_nonoverlapping(source, target, size_of::<Cpu>() - BLOCK_OFFSET);
+        (*block).local.set_cpu(cpu);
+    }
+    let mut line = at;
+    while line < at + PAGES * 4096 {
+        isa::dc_civac(line);
+        line += isa::cache_line();
+    }
+    isa::dsb_sy();
+}
+
+fn start_one(header: &BootHeader, cpu: u16, block: u64) {
+    let entry = &raw const secondary_entry as u64;
+    match header.start {
+        start::PSCI => {
+            isa::smc(CPU_ON, header.mpidr[cpu as usize & 63], entry, block);
+        }
+        start::SPIN_TABLE => {
+            let place = header.release + 8 * cpu as u64;
+            // The entry finds its block through the affinity, since a release address carries no argument.
+            BLOCKS[cpu as usize & 63].store(block, Ordering::Release);
+            isa::dc_civac(&raw const BLOCKS[cpu as usize & 63] as u64);
+            crate::mmio::write64(place, entry);
+            isa::dc_civac(place);
+            isa::dsb_sy();
+            isa::sev();
+        }
+        _ => {}
+    }
+}
+
+/// Block of each CPU that a release address starts; `secondary_entry` reads it by affinity level 0.
+#[unsafe(no_mangle)]
+static BLOCKS: [core::sync::atomic::AtomicU64; 64] = [const { core::sync::atomic::AtomicU64::new(0) }; 64];
+
+/// Called by `boot.S` with the MMU off and SP in the block.
+#[unsafe(no_mangle)]
+extern "C" fn secondary_main(block: *mut u8) -> ! {
+    stage1::switch_on();
+    let header = header();
+    // SAFETY: `start_one` passed this CPU's own block; nobody else refers to it.
+    let cpu = unsafe { &mut *block.sub(BLOCK_OFFSET).cast::<Cpu>() };
+    cpu.set_up();
+    cpu.machine.gic = Gic::start(header.gic.distributor, header.gic.cpu);
+    SHARED.running.fetch_or(1 << (cpu.local.cpu & 63), Ordering::AcqRel);
+    crate::cpu::first(cpu)
+}

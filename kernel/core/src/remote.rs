@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Between CPUs: operations on objects of another CPU, and lines made pending there.
+//!
+//! Nobody spins: the asking thread sleeps, the other CPU is kicked, does the operation with the asker's capability
+//! table, and kicks back. Objects stay reachable by their own CPU alone, so hot paths need neither locks nor atomics.
+
+use crate::local::{Local, Running};
+use crate::machine::{Machine, ThreadContext};
+use crate::pool::Id;
+use crate::schedule;
+use crate::shared::{GUEST_VCPUS, GUESTS, Request, Shared};
+use crate::syscall;
+use crate::table::TableRange;
+use crate::thread::{Entry, Thread, ThreadState};
+use crate::trap::Next;
+use crate::vcpu;
+use core::sync::atomic::Ordering;
+use trellis_idl::boot::MAX_CPUS;
+use trellis_idl::kernel::Refusal;
+
+/// Asks another CPU to do an operation for the running thread, which sleeps until it is done.
+pub fn ask<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, target: u16, number: u16, a: &[u64; 6],
+) -> Result<Next, Refusal> {
+    if target == local.cpu || shared.running.load(Ordering::Acquire) >> (target & 63) & 1 == 0 {
+        return Err(Refusal::WrongCpu);
+    }
+    let me = local.thread();
+    let slot = &shared.requests[local.cpu as usize % MAX_CPUS];
+    if slot.state.load(Ordering::Acquire) != 0 {
+        // Another thread of this CPU is asking: this one tries again.
+        return Err(Refusal::Again);
+    }
+    let table = local.threads.at(me).table;
+    for (word, value) in slot.words.iter().zip(a) {
+        word.store(*value, Ordering::Relaxed);
+    }
+    slot.number.store(number as u64, Ordering::Relaxed);
+    slot.target.store(target as u64, Ordering::Relaxed);
+    slot.table.store(table.first as u64 | (table.count as u64) << 32, Ordering::Relaxed);
+    slot.thread.store(local.threads.name_at(me).0, Ordering::Relaxed);
+    slot.state.store(Request::ASKED, Ordering::Release);
+    local.shared_writes += 1;
+    local.threads.at_mut(me).state = ThreadState::Remote;
+    machine.kick(target);
+    Ok(schedule::block(local, shared, machine))
+}
+
+/// Does what other CPUs ask of this one, and takes the answer to what this one asked.
+pub fn attend<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) {
+    let me = local.cpu;
+    for (asker, slot) in shared.requests.iter().enumerate() {
+        let state = slot.state.load(Ordering::Acquire);
+        if state == Request::ASKED && slot.target.load(Ordering::Relaxed) == me as u64 {
+            serve(local, shared, machine, slot);
+            machine.kick(asker as u16);
+        } else if state == Request::DONE && asker == me as usize {
+            finish(local, slot);
+        }
+    }
+    collect(local, shared);
+}
+
+fn serve<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, slot: &Request) {
+    let a = core::array::from_fn(|i| slot.words[i].load(Ordering::Relaxed));
+    let packed = slot.table.load(Ordering::Relaxed);
+    let table = TableRange { first: packed as u32, count: (packed >> 32) as u32 };
+    let number = slot.number.load(Ordering::Relaxed) as u16;
+    let values = match syscall::perform_for(local, shared, machine, table, number, &a) {
+        Ok(values) => values,
+        Err(refusal) => [refusal.to_register(), 0, 0],
+    };
+    for (word, value) in slot.words.iter().zip(values) {
+        word.store(value, Ordering::Relaxed);
+    }
+    slot.state.store(Request::DONE, Ordering::Release);
+}
+
+fn finish<M: Machine>(local: &mut Local<M>, slot: &Request) {
+    let id = Id::<Thread<M>>::from_word(slot.thread.load(Ordering::Relaxed));
+    let values = core::array::from_fn(|i| slot.words[i].load(Ordering::Relaxed));
+    slot.state.store(0, Ordering::Release);
+    let Some(thread) = local.threads.get_mut(id) else { return };
+    if thread.state != ThreadState::Remote {
+        return;
+    }
+    thread.state = ThreadState::Ready;
+    thread.entry = Entry::Parked;
+    thread.context.set_return(values);
+    let budget = thread.budget;
+    schedule::ready(local, budget, Running::Thread(id.index() as u16));
+}
+
+/// Makes lines pending for a vCPU of a guest, wherever it lives. Says whether there is such a vCPU.
+pub fn post_line<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, guest: u16, number: usize, line: u8,
+) -> bool {
+    let mail = &shared.vcpus[guest as usize % GUESTS][number % GUEST_VCPUS];
+    let id = Local::<M>::vcpu_id(mail.name.load(Ordering::Acquire));
+    if id.0 == 0 {
+        return false;
+    }
+    if id.home() == local.cpu {
+        if local.vcpus.get(id).is_some() {
+            let index = id.index() as u16;
+            local.vcpus.at_mut(index).lines.make_pending(line);
+            vcpu::wake(local, index);
+        }
+        return true;
+    }
+    mail.pending[line as usize / 64 % 2].fetch_or(1 << (line % 64), Ordering::AcqRel);
+    local.shared_writes += 1;
+    machine.kick(id.home());
+    true
+}
+
+/// Lines that other CPUs made pending for vCPUs of this one.
+fn collect<M: Machine>(local: &mut Local<M>, shared: &Shared) {
+    for index in 0..crate::local::VCPUS as u16 {
+        if local.vcpus.name_at(index).0 == 0 {
+            continue;
+        }
+        let vcpu = local.vcpus.at(index);
+        let mail = &shared.vcpus[vcpu.guest as usize % GUESTS][vcpu.number as usize % GUEST_VCPUS];
+        if mail.pending.iter().all(|word| word.load(Ordering::Acquire) == 0) {
+            continue;
+        }
+        for (half, word) in mail.pending.iter().enumerate() {
+            let mut bits = word.swap(0, Ordering::AcqRel);
+            while bits != 0 {
+                let line = half as u8 * 64 + bits.trailing_zeros() as u8;
+                bits &= bits - 1;
+                local.vcpus.at_mut(index).lines.make_pending(line);
+            }
+        }
+        vcpu::wake(local, index);
+    }
+}
