@@ -217,13 +217,17 @@ pub fn go_on<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M)
         // It was stopped or destroyed from another CPU meanwhile.
         return block_as(local, shared, machine, Running::Idle);
     }
-    let best = pick(local);
+    if local.ready & !bit(current) == 0 {
+        return enter(local, shared, machine);
+    }
     let mine = local.budgets[current as usize].raised;
-    match best {
+    match pick(local) {
         Some(id) if id != current && local.budgets[id as usize].raised > mine => {
             let running = local.running;
             ready(local, current, running);
-            choose(local, shared, machine)
+            let now = machine.now();
+            charge(local, now);
+            switch_to(local, shared, machine, id, now)
         }
         _ => enter(local, shared, machine),
     }
@@ -276,6 +280,13 @@ fn choose<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) ->
         set_alarm(local, machine);
         return Next::Idle;
     };
+    switch_to(local, shared, machine, id, now)
+}
+
+/// Makes a budget the one that pays, until its slice ends.
+fn switch_to<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, id: BudgetId, now: Ticks,
+) -> Next {
     local.budget = id;
     local.ready |= bit(id);
     local.running = local.budgets[id as usize].head;
