@@ -16,7 +16,7 @@ use trellis_core::syscall::dispatch;
 use trellis_core::thread::{Entry, FaultRecord};
 use trellis_core::trap::{Next, Trap, take};
 use trellis_core::vcpu::mask_words;
-use trellis_core::{portal, vcpu};
+use trellis_core::{portal, signal, vcpu};
 use trellis_idl::kernel::{ExitClass, Groups, Op, Refusal};
 
 /// A CPU's block. SP_EL2 at rest points at `current`; the stack lies below.
@@ -151,7 +151,7 @@ impl Cpu {
                     next = take(&mut self.local, &SHARED, &mut self.machine, trap);
                 }
                 // Hot words come only from hot doors.
-                Next::Same(_) | Next::Ride { .. } | Next::Answered { .. } | Next::Deliver { .. } | Next::Slow => {
+                Next::Same(_) | Next::Ride { .. } | Next::Overtake { .. } | Next::Answered { .. } | Next::Deliver { .. } | Next::Slow => {
                     next = take(&mut self.local, &SHARED, &mut self.machine, Trap::Spurious);
                 }
             }
@@ -212,9 +212,11 @@ extern "C" fn svc_door(a0: u64, a1: u64, a2: u64, a3: u64, a4: u64, a5: u64, num
     let cpu = unsafe { Cpu::from_stack(at) };
     const CALL: u64 = Op::Call as u64;
     const REPLY: u64 = Op::ReplyAndWait as u64;
+    const SIGNAL: u64 = Op::Signal as u64;
     let next = match number {
         CALL => portal::call(&mut cpu.local, &SHARED, a0, a1),
         REPLY => portal::reply(&mut cpu.local, a0, a1),
+        SIGNAL => return signal_door(cpu, a0),
         n if n > Op::Fact as u64 => Next::Same(Refusal::NoOperation.to_register()),
         _ => Next::Slow,
     };
@@ -231,6 +233,19 @@ extern "C" fn svc_door(a0: u64, a1: u64, a2: u64, a3: u64, a4: u64, a5: u64, num
         _ => {
             cpu.number = number;
             cpu.arguments = [a0, a1, a2, a3, a4, a5];
+            Obey { target: 4, value: 0 }
+        }
+    }
+}
+
+/// A signal, apart from the other hot operations so that they keep their registers.
+#[inline(never)]
+fn signal_door(cpu: &mut Cpu, selector: u64) -> Obey {
+    match signal::overtaking(&mut cpu.local, &SHARED, &mut cpu.machine, selector) {
+        Next::Overtake { thread, value } => Obey { target: cpu.thread(thread) as u64 + 8, value },
+        _ => {
+            cpu.number = Op::Signal as u64;
+            cpu.arguments = [selector, 0, 0, 0, 0, 0];
             Obey { target: 4, value: 0 }
         }
     }

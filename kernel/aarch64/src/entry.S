@@ -69,6 +69,7 @@ lower_sync:                             // lower EL, AArch64
     tbnz    x0, 0, ride
     tbnz    x0, 1, answered
     tbnz    x0, 2, slow
+    tbnz    x0, 3, overtake
     mov     x0, x1
     leave
     vector  irq
@@ -96,6 +97,33 @@ ride:
     msr     spsr_el2, xzr
     mov     x0, x1
     leave
+
+// A thread that was signalled goes on instead; nothing of the caller's registers is for it. x0 = its context + 8.
+overtake:
+    ldr     x3, [sp, {CURRENT}]
+    sub     x0, x0, 8
+    mrs     x5, elr_el2
+    mrs     x4, sp_el0
+    stp     x5, x4, [x3, 256]
+    ldp     x5, x4, [x0, 256]
+    ldr     x6, [x0, 280]
+    str     x0, [sp, {CURRENT}]
+    msr     elr_el2, x5
+    msr     sp_el0, x4
+    msr     vttbr_el2, x6
+    msr     spsr_el2, xzr
+    mov     x0, x1
+    mov     x19, xzr
+    mov     x20, xzr
+    mov     x21, xzr
+    mov     x22, xzr
+    mov     x23, xzr
+    mov     x24, xzr
+    mov     x25, xzr
+    mov     x26, xzr
+    mov     x27, xzr
+    mov     x28, xzr
+    b       clear_scratch
 
 // A vCPU goes on with an answer whose words ride in x19-x28. x0 = its context + 2, x1 = what they change.
 answered:

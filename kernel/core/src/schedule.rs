@@ -287,9 +287,39 @@ fn choose<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) ->
 fn switch_to<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, id: BudgetId, now: Ticks,
 ) -> Next {
+    local.running = local.budgets[id as usize].head;
+    begin_turn(local, machine, id, now);
+    enter(local, shared, machine)
+}
+
+/// A thread that waits on its own, better budget takes over from the running thread at once. False: it is not so.
+#[inline(always)]
+pub fn overtake<M: Machine>(local: &mut Local<M>, machine: &mut M, thread: u16) -> bool {
+    let current = local.budget;
+    let target = local.threads.at(thread).budget;
+    let (Some(theirs), Some(mine)) = (local.budgets.get(target as usize), local.budgets.get(current as usize)) else {
+        return false;
+    };
+    if theirs.raised <= mine.raised || theirs.is_spent() || !theirs.alive || target != thread {
+        return false;
+    }
+    local.turn += 1;
+    let (order, running) = (local.turn, local.running);
+    let budget = &mut local.budgets[current as usize % BUDGETS];
+    budget.head = running;
+    budget.order = order;
+    local.timed &= !bit(target);
+    let now = machine.now();
+    charge(local, now);
+    local.running = Running::Thread(thread);
+    begin_turn(local, machine, target, now);
+    true
+}
+
+/// From now on this budget pays, until its slice ends.
+fn begin_turn<M: Machine>(local: &mut Local<M>, machine: &mut M, id: BudgetId, now: Ticks) {
     local.budget = id;
     local.ready |= bit(id);
-    local.running = local.budgets[id as usize].head;
     let slice = SLICE_MS * machine.hertz() / 1000;
     let budget = &local.budgets[id as usize];
     local.slice_end = match budget.is_limited() {
@@ -298,7 +328,6 @@ fn switch_to<M: Machine>(
         false => NEVER,
     };
     set_alarm(local, machine);
-    enter(local, shared, machine)
 }
 
 /// Enters what runs.

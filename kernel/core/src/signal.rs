@@ -10,6 +10,7 @@ use crate::shared::{LINES, Shared};
 use crate::thread::{Entry, Thread, ThreadName, ThreadState};
 use crate::trap::Next;
 use core::sync::atomic::Ordering;
+use trellis_idl::boot::MAX_CPUS;
 use trellis_idl::kernel::{Kind, Refusal, Rights};
 
 /// Sets bits in a thread's signal word; wakes it when it waits for one of them. A dead name sets nothing.
@@ -53,6 +54,31 @@ fn wake<M: Machine>(local: &mut Local<M>, shared: &Shared, index: u16) {
     thread.context.set_return([bits, 0, 0]);
     let budget = thread.budget;
     schedule::ready(local, budget, Running::Thread(index));
+}
+
+/// `Op::Signal` to a thread of this CPU that waits for just these bits and goes before the caller: it runs at once.
+#[inline(always)]
+pub fn overtaking<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, selector: u64) -> Next {
+    let me = local.thread();
+    let cap = shared.table.read(local.threads.at(me).table, selector);
+    if !cap.word.is(Kind::Signal, Rights::USE) {
+        return Next::Slow;
+    }
+    let id = Id::<Thread<M>>::from_word(cap.name);
+    let (index, bits) = (id.index() as u16 % THREADS as u16, cap.word.badge());
+    let Some(thread) = local.threads.get(id) else { return Next::Slow };
+    let others = shared.cpus[local.cpu as usize % MAX_CPUS].signals[index as usize].load(Ordering::Acquire);
+    if thread.state != ThreadState::Waiting || bits & !thread.mask != 0 || others != 0 {
+        return Next::Slow;
+    }
+    if !schedule::overtake(local, machine, index) {
+        return Next::Slow;
+    }
+    local.threads.at_mut(index).state = ThreadState::Ready;
+    let caller = local.threads.at_mut(me);
+    caller.entry = Entry::Parked;
+    caller.context.set_return([0, 0, 0]);
+    Next::Overtake { thread: index, value: bits }
 }
 
 /// `Op::Signal`.

@@ -50,6 +50,13 @@ pub enum Next {
         /// Badge, or 0.
         value: u64,
     },
+    /// This thread goes on instead of the caller, whose words are nobody's business; `x0` = value.
+    Overtake {
+        /// Which.
+        thread: u16,
+        /// Signal bits.
+        value: u64,
+    },
     /// This vCPU goes on; the answer's words are in their registers.
     Answered {
         /// Which.
