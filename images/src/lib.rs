@@ -1,1 +1,42 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
+//! From a manifest to a bootable image.
+//!
+//! [`System::load`] reads and checks a manifest and all it names, or says in a [`Report`] what is wrong;
+//! [`System::compose`] makes the image; [`query()`] reads an image back; [`System::explain`] and [`System::picture`]
+//! say who may do what to whom. Read in this order: `manifest` (what is written), `check` and `fit` (whether it makes
+//! sense), `kernel_file` and `place` (what lies where in a guest), `system`, `compose`.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod board;
+mod check;
+mod compose;
+mod device_tree;
+mod explain;
+mod fit;
+mod guest;
+mod kernel_file;
+mod manifest;
+mod payload;
+mod picture;
+
+mod place;
+pub mod problem;
+mod program;
+pub mod quantity;
+mod query;
+pub mod source;
+mod system;
+mod table;
+
+pub use board::Board;
+pub use compose::Programs;
+pub use guest::Guest;
+pub use kernel_file::{KernelFile, Piece};
+pub use manifest::Kind;
+pub use place::Placement;
+pub use problem::{Code, Problem, Report};
+pub use program::ComposeError;
+pub use query::{PartInfo, QueryError, Queried, query};
+pub use source::{Download, Folders, OUR_GUESTS, Source};
+pub use system::System;

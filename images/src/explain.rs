@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Who may do what to whom, in words.
+
+use crate::guest::Guest;
+use crate::quantity::{show_size, show_time};
+use crate::system::System;
+use trellis_idl::plan::{Budget, OnReset, Populate, Role};
+
+/// Root's rank; the other servers' is in their role.
+pub(crate) const ROOT_RANK: u8 = 4;
+
+/// What a server is there for, its capabilities, and what it may call.
+pub(crate) struct Duty {
+    /// One phrase.
+    pub purpose: String,
+    /// What its capabilities allow.
+    pub may: Vec<String>,
+}
+
+pub(crate) fn duty(system: &System, role: Role) -> Duty {
+    let guest = |index: u8| system.guests()[usize::from(index)].name.clone();
+    match role {
+        Role::Console => Duty {
+            purpose: "the serial port: frames logs and guests' consoles".into(),
+            may: vec![
+                "map the serial port's page and take its interrupt".into(),
+                "read the kernel's log".into(),
+                "signal each vcpu server: input waits".into(),
+            ],
+        },
+        Role::P2m(index) => Duty {
+            purpose: format!("owns the maps of guest {}", guest(index)),
+            may: vec![
+                format!("map, protect and unmap guest {}'s memory, and nothing else", guest(index)),
+                "be called by the guest's vcpu server and by root".into(),
+                "signal root and console".into(),
+            ],
+        },
+        Role::Vcpu(index) => Duty {
+            purpose: format!("processor and platform of guest {}", guest(index)),
+            may: vec![
+                format!("read and write guest {}'s memory; start, stop and set its vCPUs; raise its lines", guest(index)),
+                format!("call {} on each of its CPUs", system.guests()[usize::from(index)].p2m_name()),
+                "be called by root".into(),
+                "signal root and console".into(),
+            ],
+        },
+    }
+}
+
+impl System {
+    /// Who may do what to whom, as text.
+    pub fn explain(&self) -> String {
+        let mut text = format!("system {}\nboard  {}\n", self.name, self.describe_board());
+        text += &format!("\nkernel\n  the only privileged code; allocates nothing after boot; {} CPU(s) in use\n", self.cpus());
+        text += &self.explain_root();
+        for (name, role) in &self.servers {
+            text += &self.explain_server(name, *role);
+        }
+        for guest in &self.guests {
+            text += &explain_guest(guest);
+        }
+        text += &self.explain_cpus();
+        text
+    }
+
+    pub(crate) fn describe_board(&self) -> String {
+        let board = &self.board;
+        format!("{} ({}): {} CPUs, {} of memory, GICv{}", board.name, board.title, board.cpus.len(), show_size(board.memory()), board.gic.version)
+    }
+
+    fn explain_root(&self) -> String {
+        let devices: Vec<String> =
+            self.board.devices().iter().map(|(name, range)| format!("{name} at {:#x}", range.base)).collect();
+        format!(
+            "\nserver root (rank {ROOT_RANK}) on CPU 0\n  starts the system from its plan and supervises it\n  \
+             holds all free memory; devices: {}\n  may create and destroy everything, and switch the machine off\n  \
+             calls every p2m and vcpu server (lower ranks)\n",
+            devices.join(", ")
+        )
+    }
+
+    fn explain_server(&self, name: &str, role: Role) -> String {
+        let duty = duty(self, role);
+        let mut text = format!("\nserver {name} (rank {}) on {}\n  {}\n", role.rank(), cpu_list(&self.server_cpus(role)), duty.purpose);
+        for may in duty.may {
+            text += &format!("  may {may}\n");
+        }
+        text
+    }
+
+    pub(crate) fn server_cpus(&self, role: Role) -> Vec<u8> {
+        match role {
+            Role::Console => vec![0],
+            Role::P2m(guest) | Role::Vcpu(guest) => self.guests[usize::from(guest)].server_cpus().collect(),
+        }
+    }
+
+    fn explain_cpus(&self) -> String {
+        let mut text = String::new();
+        for cpu in 0..self.cpus() {
+            text += &format!("\nCPU {cpu}\n");
+            if cpu == 0 {
+                text += "  root, console\n";
+            }
+            for guest in &self.guests {
+                for (vcpu, _) in guest.cpus.iter().enumerate().filter(|(_, at)| usize::from(**at) == cpu) {
+                    text += &format!("  vCPU {vcpu} of {}: priority {}, {}\n", guest.name, guest.priority, show_budget(guest.budget));
+                }
+            }
+        }
+        text
+    }
+}
+
+fn explain_guest(guest: &Guest) -> String {
+    let start = Guest::MEMORY_BASE;
+    let mut text = format!("\nguest {} ({}, manifest line {})\n", guest.name, guest.kernel_name, guest.manifest_line);
+    text += &format!(
+        "  memory {start:#x}..{:#x} ({}, {}); page tables from a quota of {} pages\n",
+        start + guest.memory_bytes,
+        show_size(guest.memory_bytes),
+        if guest.populate == Populate::Eager { "mapped before it starts" } else { "mapped at first touch" },
+        guest.table_pages(),
+    );
+    for piece in &guest.placement.kernel.pieces {
+        text += &format!("    {:#x}..{:#x} {}\n", piece.address, piece.address + piece.memory_bytes, piece.name);
+    }
+    if let Some(initrd) = &guest.placement.initrd {
+        text += &format!("    {:#x}..{:#x} initrd\n", initrd.start, initrd.end);
+    }
+    let tree_at = guest.placement.tree_at;
+    text += &format!("    {tree_at:#x}..{:#x} device tree (x0)\n", tree_at + guest.placement.tree.len() as u64);
+    text += &format!("  begins at {:#x}, EL1, on {}; {}\n", guest.placement.kernel.entry, cpu_list(&guest.cpus), show_budget(guest.budget));
+    text += &format!("  sees a GICv{}, a PL011, both timers, PSCI 1.1\n", guest.gic);
+    text += &format!("  exits: memory faults go to {}, all others to {}\n", guest.p2m_name(), guest.vcpu_name());
+    text += &format!(
+        "  after a reset it {}; it is {}essential\n",
+        if guest.on_reset == OnReset::Reboot { "starts again" } else { "has ended" },
+        if guest.essential { "" } else { "not " },
+    );
+    text
+}
+
+pub(crate) fn show_budget(budget: Option<Budget>) -> String {
+    match budget {
+        None => "the whole CPU by priority".into(),
+        Some(budget) => format!("{} of each {}", show_time(budget.time_us.into()), show_time(budget.period_us.into())),
+    }
+}
+
+pub(crate) fn cpu_list(cpus: &[u8]) -> String {
+    let mut cpus: Vec<u8> = cpus.to_vec();
+    cpus.sort();
+    cpus.dedup();
+    let list = cpus.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
+    format!("{} {list}", if cpus.len() == 1 { "CPU" } else { "CPUs" })
+}

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One guest, decided: what the manifest says, with its files read and placed.
+
+use crate::device_tree::MEMORY_BASE;
+use crate::manifest::Kind;
+use crate::place::Placement;
+use trellis_idl::plan::{Budget, OnReset, Populate};
+
+/// One guest of a checked system.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    /// Its name.
+    pub name: String,
+    /// How its kernel is packed.
+    pub kind: Kind,
+    /// Its kernel as the manifest names it.
+    pub kernel_name: String,
+    /// Bytes of memory, from [`Guest::MEMORY_BASE`].
+    pub memory_bytes: u64,
+    /// CPU of each vCPU.
+    pub cpus: Vec<u8>,
+    /// 0 (lowest) – 255.
+    pub priority: u8,
+    /// Per vCPU; none = the whole CPU by priority.
+    pub budget: Option<Budget>,
+    /// When its memory is mapped.
+    pub populate: Populate,
+    /// Interrupt controller it sees: 2 or 3.
+    pub gic: u8,
+    /// What a reset leads to.
+    pub on_reset: OnReset,
+    /// The system goes on as long as it does.
+    pub essential: bool,
+    /// Line of `[guest.NAME]` in the manifest.
+    pub manifest_line: u32,
+    /// What lies where in its memory.
+    pub placement: Placement,
+    /// The kernel file.
+    pub kernel: Vec<u8>,
+    /// The initial file system.
+    pub initrd: Option<Vec<u8>>,
+}
+
+impl Guest {
+    /// First byte of every guest's memory.
+    pub const MEMORY_BASE: u64 = MEMORY_BASE;
+
+    /// Page tables that map all its memory in pages: one for each 2 MiB, one for each GiB, and a few for the top
+    /// levels and for devices.
+    pub fn table_pages(&self) -> u32 {
+        let tables = self.memory_bytes.div_ceil(2 << 20) + self.memory_bytes.div_ceil(1 << 30) + 24;
+        u32::try_from(tables).unwrap_or(u32::MAX)
+    }
+
+    /// Name of the server that owns its maps.
+    pub fn p2m_name(&self) -> String {
+        format!("p2m.{}", self.name)
+    }
+
+    /// Name of the server that is its processor and platform.
+    pub fn vcpu_name(&self) -> String {
+        format!("vcpu.{}", self.name)
+    }
+
+    /// CPU of each thread of its servers: one for each vCPU, and the control thread on root's.
+    pub fn server_cpus(&self) -> impl Iterator<Item = u8> + '_ {
+        self.cpus.iter().copied().chain([0])
+    }
+}

@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The manifest as written: every key read into its type, with its place, and nothing decided yet.
+//!
+//! `check` looks at it together with the board and the files it names.
+
+use crate::problem::{Code, Problem};
+use crate::source::{Download, OUR_GUESTS};
+use crate::table::{Later, Placed, Problems, Span, Table, not_there_yet};
+use toml::de::{DeTable, DeValue};
+use trellis_idl::plan::{OnReset, Populate};
+
+/// Longest manifest.
+pub const MAX_BYTES: usize = 1 << 20;
+const MAX_NAME: usize = 31;
+const RESERVED: [&str; 6] = ["root", "console", "kernel", "host", "p2m", "vcpu"];
+
+/// The whole manifest.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    /// The system's name.
+    pub name: Option<Placed<String>>,
+    /// The board's name, or a path to a board file.
+    pub board: Option<Placed<String>>,
+    /// Each `[guest.NAME]`, in the order of the text.
+    pub guests: Vec<GuestEntry>,
+}
+
+/// How a guest's kernel is packed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// An arm64 Image, as Linux has it.
+    Image,
+    /// A flat file without a header.
+    Raw,
+    /// ELF64, by physical address.
+    Elf,
+}
+
+impl Kind {
+    /// As manifests name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Image => "image",
+            Kind::Raw => "raw",
+            Kind::Elf => "elf",
+        }
+    }
+}
+
+/// Where a kernel or an initial file system comes from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// A file, relative to the manifest.
+    File(String),
+    /// A guest of ours.
+    Ours(&'static str),
+    /// Something the tool fetches.
+    Download(Download),
+    /// `debian:` and a word nobody knows.
+    UnknownDownload(String),
+}
+
+impl Origin {
+    fn parse(text: &str) -> Origin {
+        if let Some(name) = OUR_GUESTS.iter().find(|name| **name == text) {
+            return Origin::Ours(name);
+        }
+        if !text.starts_with("debian:") {
+            return Origin::File(text.into());
+        }
+        match Download::ALL.iter().find(|download| download.name() == text) {
+            Some(download) => Origin::Download(*download),
+            None => Origin::UnknownDownload(text.into()),
+        }
+    }
+
+    /// The kind a kernel of this origin has, where the origin alone tells.
+    pub fn kind(&self) -> Option<Kind> {
+        match self {
+            Origin::Ours(_) => Some(Kind::Elf),
+            Origin::Download(Download::Linux) => Some(Kind::Image),
+            Origin::Download(Download::UBoot) => Some(Kind::Raw),
+            _ => None,
+        }
+    }
+
+    /// As the manifest names it.
+    pub fn name(&self) -> &str {
+        match self {
+            Origin::File(text) | Origin::UnknownDownload(text) => text,
+            Origin::Ours(name) => name,
+            Origin::Download(download) => download.name(),
+        }
+    }
+}
+
+/// Time per period.
+#[derive(Clone, Debug)]
+pub struct BudgetEntry {
+    /// Microseconds in each period.
+    pub time: Placed<u64>,
+    /// Microseconds.
+    pub period: Placed<u64>,
+}
+
+/// One `[guest.NAME]`.
+#[derive(Clone, Debug)]
+pub struct GuestEntry {
+    /// Its name.
+    pub name: Placed<String>,
+    /// `kind`.
+    pub kind: Option<Placed<Kind>>,
+    /// `kernel`.
+    pub kernel: Option<Placed<Origin>>,
+    /// `initrd`.
+    pub initrd: Option<Placed<Origin>>,
+    /// `command-line`.
+    pub command_line: Option<Placed<String>>,
+    /// `memory`, in bytes.
+    pub memory: Option<Placed<u64>>,
+    /// `load-offset`, in bytes.
+    pub load_offset: Option<Placed<u64>>,
+    /// `populate`.
+    pub populate: Option<Placed<Populate>>,
+    /// `cpus`.
+    pub cpus: Option<Placed<Vec<Placed<u64>>>>,
+    /// `priority`.
+    pub priority: Option<Placed<u64>>,
+    /// `budget`.
+    pub budget: Option<BudgetEntry>,
+    /// `gic`.
+    pub gic: Option<Placed<u64>>,
+    /// `on-reset`.
+    pub on_reset: Option<Placed<OnReset>>,
+    /// `essential`.
+    pub essential: Option<Placed<bool>>,
+}
+
+const SYSTEM_KEYS: [&str; 4] = ["name", "board", "control", "guest"];
+const SYSTEM_LATER: [Later; 2] =
+    [("server", "servers of your own, such as monitors, and swapping them"), ("device", "passing devices to guests")];
+const GUEST_KEYS: [&str; 13] = [
+    "kind", "kernel", "initrd", "command-line", "memory", "load-offset", "populate", "cpus", "priority", "budget", "gic",
+    "on-reset", "essential",
+];
+const GUEST_LATER: [Later; 6] = [
+    ("monitor", "watching a guest"),
+    ("device", "passing devices to guests"),
+    ("sve", "vector registers for guests"),
+    ("views", "alternative views of a guest's memory"),
+    ("swap", "swapping servers at runtime"),
+    ("dma", "passing devices to guests"),
+];
+
+impl Manifest {
+    /// Reads the text; what is wrong goes into `problems`, and what could be read comes back.
+    pub fn parse(text: &str, problems: &mut Problems) -> Manifest {
+        let (table, errors) = DeTable::parse_recoverable(text);
+        for error in &errors {
+            problems.push(syntax(error, text, table.get_ref()));
+            // Everything in a table that stands there twice would follow, key by key.
+            if repeated_header(text, error.span().unwrap_or(0..0).start).is_some() {
+                break;
+            }
+        }
+        // What follows a syntax error is guesswork, and guesses should not be complained about.
+        if !errors.is_empty() {
+            return Manifest { name: None, board: None, guests: Vec::new() };
+        }
+        let top = Table::new(table.get_ref(), "the manifest", 0..0);
+        top.allow(&SYSTEM_KEYS, &SYSTEM_LATER, problems);
+        top.require("name", "name = \"my-system\"", problems);
+        top.require("board", "board = \"virt\"", problems);
+        control(&top, problems);
+        let name = top.text("name", "name = \"my-system\"", problems);
+        if let Some(name) = &name {
+            check_name("a system", name, problems);
+        }
+        Manifest { name, board: top.text("board", "board = \"virt\"", problems), guests: guests(&top, problems) }
+    }
+}
+
+fn syntax(error: &toml::de::Error, text: &str, table: &DeTable<'_>) -> Problem {
+    let span = clamp(error.span().unwrap_or(0..0), text);
+    let message = error.message().trim().replace('\n', "; ");
+    if !message.contains("duplicate key") {
+        return Problem::new(Code::Syntax, "this is not TOML").at(span, message).hint("see https://toml.io for the format");
+    }
+    let word = text.get(span.clone()).unwrap_or_default().trim_matches(['"', '\'']).to_string();
+    let problem = Problem::new(Code::DuplicateKey, format!("`{word}` stands here twice")).at(span.clone(), "again here");
+    match repeated_header(text, span.start).or_else(|| earlier(table, &word, span.start)) {
+        Some(first) => problem.at(first, "first here"),
+        None => problem,
+    }
+    .hint("keep one of them, or give one another name")
+}
+
+fn clamp(span: Span, text: &str) -> Span {
+    span.start.min(text.len())..span.end.min(text.len())
+}
+
+/// If a place is in a `[table]` line: where that line stands before.
+fn repeated_header(text: &str, at: usize) -> Option<Span> {
+    let start = text.get(..at)?.rfind('\n').map_or(0, |newline| newline + 1);
+    let line = text.get(start..)?.lines().next()?.trim_end();
+    let first = line.starts_with('[').then(|| text[..start].find(line))??;
+    Some(first..first + line.len())
+}
+
+/// The last key of that name before a place: the one that a second mention meets.
+fn earlier(table: &DeTable<'_>, word: &str, before: usize) -> Option<Span> {
+    let here = table.keys().filter(|key| key.get_ref() == word && key.span().start < before).map(|key| key.span());
+    let below = table.values().filter_map(|value| earlier(value.get_ref().as_table()?, word, before));
+    here.chain(below).max_by_key(|span| span.start)
+}
+
+fn control(top: &Table<'_, '_>, problems: &mut Problems) {
+    let words = [("off", true), ("observe", false), ("full", false)];
+    if let Some(Placed { value: false, span }) = top.choice("control", &words, problems) {
+        problems.push(not_there_yet("control", "the host's control channel (anything but \"off\")", span));
+    }
+}
+
+fn guests(top: &Table<'_, '_>, problems: &mut Problems) -> Vec<GuestEntry> {
+    let table = top.table("guest", "guest".into(), "[guest.NAME]", problems);
+    let entries = table.map(|table| table.entries()).unwrap_or_default();
+    let guests: Vec<_> = entries.into_iter().filter_map(|(name, value)| guest(name, &value, problems)).collect();
+    for (index, one) in guests.iter().enumerate() {
+        let same = |other: &&GuestEntry| other.name.value.eq_ignore_ascii_case(&one.name.value);
+        if let Some(other) = guests[..index].iter().find(same) {
+            problems.push(
+                Problem::new(Code::DuplicateName, format!("two guests are called `{}`", one.name.value))
+                    .at(one.name.span.clone(), "this one")
+                    .at(other.name.span.clone(), "and this one")
+                    .hint("names must differ in more than capitals, since logs are read by people"),
+            );
+        }
+    }
+    guests
+}
+
+fn guest(name: Placed<String>, value: &Placed<&DeValue<'_>>, problems: &mut Problems) -> Option<GuestEntry> {
+    check_name("a guest", &name, problems);
+    let Some(table) = value.value.as_table() else {
+        problems.push(
+            Problem::new(Code::WrongType, format!("guest `{}` must be a table", name.value))
+                .at(value.span.clone(), "this is not one")
+                .hint(format!("write it as: [guest.{}]", name.value)),
+        );
+        return None;
+    };
+    let table = Table::new(table, format!("guest `{}`", name.value), name.span.clone());
+    table.allow(&GUEST_KEYS, &GUEST_LATER, problems);
+    table.require("kernel", "kernel = \"hello\", or a path relative to this file", problems);
+    table.require("memory", "memory = \"64M\"", problems);
+    Some(GuestEntry {
+        kind: kind(&table, problems),
+        kernel: table.text("kernel", "kernel = \"hello\"", problems).map(|text| text.map(|text| Origin::parse(&text))),
+        initrd: table.text("initrd", "initrd = \"initrd.img\"", problems).map(|text| text.map(|text| Origin::parse(&text))),
+        command_line: table.text("command-line", "command-line = \"console=ttyAMA0\"", problems),
+        memory: table.size("memory", "64M", problems),
+        load_offset: table.size("load-offset", "2M", problems),
+        populate: table.choice("populate", &[("eager", Populate::Eager), ("lazy", Populate::Lazy)], problems),
+        cpus: table.numbers("cpus", 0..64, problems),
+        priority: table.number("priority", 0..256, problems),
+        budget: budget(&table, problems),
+        gic: table.number("gic", 2..4, problems),
+        on_reset: table.choice("on-reset", &[("reboot", OnReset::Reboot), ("end", OnReset::End)], problems),
+        essential: table.flag("essential", problems),
+        name,
+    })
+}
+
+fn kind(table: &Table<'_, '_>, problems: &mut Problems) -> Option<Placed<Kind>> {
+    let words =
+        [("image", Some(Kind::Image)), ("raw", Some(Kind::Raw)), ("elf", Some(Kind::Elf)), ("solo5", None)];
+    let Placed { value, span } = table.choice("kind", &words, problems)?;
+    if value.is_none() {
+        problems.push(not_there_yet("kind = \"solo5\"", "Solo5 guests", span.clone()));
+    }
+    Some(Placed::new(value?, span))
+}
+
+fn budget(table: &Table<'_, '_>, problems: &mut Problems) -> Option<BudgetEntry> {
+    let example = "budget = { time = \"4ms\", period = \"10ms\" }";
+    let inner = table.table("budget", format!("the budget of {}", table.name), example, problems)?;
+    inner.allow(&["time", "period"], &[], problems);
+    inner.require("time", example, problems);
+    inner.require("period", example, problems);
+    let time = inner.time("time", 10..1_000_001, problems);
+    let period = inner.time("period", 100..1_000_001, problems);
+    let (time, period) = (time?, period?);
+    if time.value > period.value {
+        problems.push(
+            Problem::new(Code::BudgetOverPeriod, "a budget of more time than its period has")
+                .at(time.span, "this much time")
+                .at(period.span, "in each of these")
+                .hint("a vCPU runs on one CPU at a time; leave the budget out to give it the whole CPU"),
+        );
+        return None;
+    }
+    Some(BudgetEntry { time, period })
+}
+
+fn check_name(what: &str, name: &Placed<String>, problems: &mut Problems) {
+    let text = &name.value;
+    let letters = text.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '-');
+    let begins = text.chars().next().is_some_and(|letter| letter.is_ascii_alphanumeric());
+    if !letters || !begins || text.len() > MAX_NAME {
+        problems.push(
+            Problem::new(Code::BadName, format!("{what} cannot be called `{text}`"))
+                .at(name.span.clone(), "not a name")
+                .hint(format!("letters, digits and hyphens, a letter or digit first, at most {MAX_NAME}")),
+        );
+    } else if what == "a guest" && RESERVED.contains(&text.to_ascii_lowercase().as_str()) {
+        problems.push(
+            Problem::new(Code::ReservedName, format!("`{text}` is a name of the system's own"))
+                .at(name.span.clone(), "taken")
+                .hint(format!("these are taken: {}", RESERVED.join(", "))),
+        );
+    }
+}

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Who may do what to whom, as a picture in SVG.
+//!
+//! A band for each rank, the highest at the top; a column for each guest with its two servers; a row for each CPU at
+//! the foot. Calls go down, signals go up, exits come from the guests.
+
+use crate::explain::{ROOT_RANK, show_budget};
+use crate::guest::Guest;
+use crate::quantity::show_size;
+use crate::system::System;
+use svg::Document;
+use svg::node::element::{Definitions, Group, Line, Marker, Path, Polyline, Rectangle, Text};
+use trellis_idl::plan::Role;
+
+const LEFT: f64 = 120.0;
+const COLUMN: f64 = 330.0;
+const SERVER_X: f64 = 50.0;
+const SERVER_WIDTH: f64 = 190.0;
+const CONSOLE_Y: f64 = 90.0;
+const ROOT_Y: f64 = 205.0;
+const BUS_Y: f64 = 335.0;
+const VCPU_Y: f64 = 380.0;
+const P2M_Y: f64 = 540.0;
+const GUEST_Y: f64 = 720.0;
+const BOX_HEIGHT: f64 = 80.0;
+
+const CALL: &str = "#1f5fbf";
+const EXIT: &str = "#c0392b";
+const SIGNAL: &str = "#8a6d00";
+const MAP: &str = "#1e8449";
+const INK: &str = "#1c2833";
+
+impl System {
+    /// Who may do what to whom, as SVG.
+    pub fn picture(&self) -> String {
+        let width = LEFT + COLUMN * (self.guests.len().max(2)) as f64 + 90.0;
+        let guest_height = self.guests.iter().map(guest_height).fold(0.0, f64::max);
+        let cpus_y = GUEST_Y + guest_height + 100.0;
+        let height = cpus_y + 46.0 * self.cpus() as f64 + 40.0;
+        let mut group = Group::new().set("font-family", "DejaVu Sans, Helvetica, sans-serif");
+        group = self.bands(group, width, guest_height);
+        group = self.system_servers(group, width);
+        for (index, guest) in self.guests.iter().enumerate() {
+            group = column(group, LEFT + COLUMN * index as f64, guest, guest_height);
+        }
+        group = kernel_bar(group, width, GUEST_Y + guest_height + 30.0);
+        group = self.cpu_rows(group, width, cpus_y);
+        Document::new()
+            .set("viewBox", (0.0, 0.0, width, height))
+            .set("width", width)
+            .set("height", height)
+            .add(arrow_heads())
+            .add(rectangle(0.0, 0.0, width, height, "#ffffff", "none"))
+            .add(group)
+            .to_string()
+    }
+
+    fn bands(&self, group: Group, width: f64, guest_height: f64) -> Group {
+        let title = format!("system {}", self.name);
+        let group = group.add(text(20.0, 36.0, 22, INK, &title).set("font-weight", "bold"));
+        let group = group.add(text(20.0, 60.0, 13, INK, &self.describe_board()));
+        let group = legend(group, width - 640.0);
+        let bands = [
+            (CONSOLE_Y, BOX_HEIGHT, format!("rank {}", Role::Console.rank()), "console"),
+            (ROOT_Y, BOX_HEIGHT, format!("rank {ROOT_RANK}"), "root"),
+            (VCPU_Y, BOX_HEIGHT, format!("rank {}", Role::Vcpu(0).rank()), "vcpu"),
+            (P2M_Y, BOX_HEIGHT, format!("rank {}", Role::P2m(0).rank()), "p2m"),
+            (GUEST_Y, guest_height, "guests".into(), "EL1, EL0"),
+        ];
+        bands.into_iter().fold(group, |group, (y, height, rank, what)| {
+            group
+                .add(rectangle(10.0, y - 12.0, width - 20.0, height + 24.0, "#f4f6f7", "none").set("rx", 8))
+                .add(text(22.0, y + height / 2.0, 14, "#566573", &rank).set("font-weight", "bold"))
+                .add(text(22.0, y + height / 2.0 + 18.0, 12, "#566573", what))
+        })
+    }
+
+    fn system_servers(&self, group: Group, width: f64) -> Group {
+        let (right, bus_right) = (width - 100.0, width - 55.0);
+        let devices: Vec<String> = self.board.devices().iter().map(|(name, at)| format!("{name} {:#x}", at.base)).collect();
+        let group = node(group, LEFT, CONSOLE_Y, width - 30.0 - LEFT, BOX_HEIGHT, "#fdf2e0", "console", &[
+            "the serial port: frames logs and guests' consoles".into(),
+            format!("maps the serial port's page, takes line {}, reads the kernel's log", self.board.uart.line),
+        ]);
+        let group = node(group, LEFT, ROOT_Y, right - LEFT, BOX_HEIGHT, "#e8eef9", "root", &[
+            format!("starts and supervises all; holds free memory, the machine, {}", devices.join(", ")),
+            "may create and destroy every object; calls every p2m and vcpu server".into(),
+        ]);
+        let first = LEFT + SERVER_X + 150.0;
+        let bus = [(first, BUS_Y), (bus_right, BUS_Y), (bus_right, CONSOLE_Y + BOX_HEIGHT)];
+        let group = group.add(arrow(&bus, SIGNAL, true));
+        let group = group.add(
+            text(bus_right + 8.0, ROOT_Y - 10.0, 11, SIGNAL, "signal: output, input")
+                .set("transform", format!("rotate(90 {} {})", bus_right + 8.0, ROOT_Y - 10.0)),
+        );
+        group.add(arrow(&[(right - 40.0, ROOT_Y), (right - 40.0, CONSOLE_Y + BOX_HEIGHT)], SIGNAL, true)).add(text(
+            right - 225.0,
+            ROOT_Y - 14.0,
+            11,
+            SIGNAL,
+            "signal: drain before power-off",
+        ))
+    }
+
+    fn cpu_rows(&self, mut group: Group, width: f64, top: f64) -> Group {
+        for cpu in 0..self.cpus() {
+            let y = top + 46.0 * cpu as f64;
+            group = group.add(rectangle(10.0, y, width - 20.0, 38.0, "#eef1f4", "#aeb6bf").set("rx", 6));
+            group = group.add(text(22.0, y + 24.0, 14, INK, &format!("CPU {cpu}")).set("font-weight", "bold"));
+            let mut words = if cpu == 0 { vec!["root, console, control threads".to_string()] } else { Vec::new() };
+            for guest in &self.guests {
+                let here = guest.cpus.iter().enumerate().filter(|(_, at)| usize::from(**at) == cpu);
+                words.extend(here.map(|(vcpu, _)| {
+                    format!("{} vCPU {vcpu}: priority {}, {}", shorten(&guest.name, 12), guest.priority, short_budget(guest))
+                }));
+            }
+            group = group.add(text(LEFT, y + 24.0, 12, INK, &shorten(&words.join("   |   "), (width / 7.2) as usize)));
+        }
+        group
+    }
+}
+
+fn short_budget(guest: &Guest) -> String {
+    if guest.budget.is_none() { "no budget".into() } else { show_budget(guest.budget) }
+}
+
+/// One guest with its servers and every arrow between them.
+fn column(group: Group, x: f64, guest: &Guest, height: f64) -> Group {
+    let (server, root_end) = (x + SERVER_X, ROOT_Y + BOX_HEIGHT);
+    let right = server + SERVER_WIDTH;
+    let group = node(group, server, VCPU_Y, SERVER_WIDTH, BOX_HEIGHT, "#e9f3ec", &guest.vcpu_name(), &[
+        "processor and platform:".into(),
+        "vCPUs, lines, memory r/w".into(),
+    ]);
+    let group = node(group, server, P2M_Y, SERVER_WIDTH, BOX_HEIGHT, "#e9f3ec", &guest.p2m_name(), &[
+        "owns the guest's maps".into(),
+        format!("tables: {} pages", guest.table_pages()),
+    ]);
+    let lines = guest_lines(guest);
+    let group = node(group, x, GUEST_Y, COLUMN - 30.0, height, "#fbfcfc", &guest.name, &lines);
+    let up = |from: f64, to: f64, at: f64| [(at, from), (at, to)];
+    let (signal_lane, call_lane) = (right + 22.0, right + 50.0);
+    let p2m_signal = [(right, P2M_Y + 20.0), (signal_lane, P2M_Y + 20.0), (signal_lane, root_end)];
+    let p2m_call = [(call_lane, root_end), (call_lane, P2M_Y + 58.0), (right, P2M_Y + 58.0)];
+    let exit_lane = [(x + 22.0, GUEST_Y), (x + 22.0, VCPU_Y + 40.0), (server, VCPU_Y + 40.0)];
+    group
+        .add(arrow(&up(root_end, VCPU_Y, server + 40.0), CALL, false))
+        .add(text(server + 46.0, root_end + 26.0, 11, CALL, "call"))
+        .add(arrow(&up(VCPU_Y, root_end, server + 150.0), SIGNAL, true))
+        .add(dot(server + 150.0, BUS_Y))
+        .add(text(server + 104.0, root_end + 26.0, 11, SIGNAL, "signal"))
+        .add(arrow(&p2m_signal, SIGNAL, true))
+        .add(dot(signal_lane, BUS_Y))
+        .add(arrow(&p2m_call, CALL, false))
+        .add(text(call_lane - 24.0, root_end + 26.0, 11, CALL, "call"))
+        .add(arrow(&up(VCPU_Y + BOX_HEIGHT, P2M_Y, server + 95.0), CALL, false))
+        .add(text(server + 102.0, P2M_Y - 36.0, 11, CALL, "call: populate"))
+        .add(arrow(&up(P2M_Y + BOX_HEIGHT, GUEST_Y, server + 40.0), MAP, false))
+        .add(text(server - 14.0, GUEST_Y - 46.0, 11, MAP, "map,").set("text-anchor", "start"))
+        .add(text(server - 14.0, GUEST_Y - 32.0, 11, MAP, "unmap"))
+        .add(arrow(&up(GUEST_Y, P2M_Y + BOX_HEIGHT, server + 120.0), EXIT, false))
+        .add(text(server + 127.0, GUEST_Y - 40.0, 11, EXIT, "exit: memory faults"))
+        .add(arrow(&exit_lane, EXIT, false))
+        .add(text(x + 28.0, VCPU_Y + BOX_HEIGHT + 24.0, 11, EXIT, "exit: all"))
+        .add(text(x + 28.0, VCPU_Y + BOX_HEIGHT + 38.0, 11, EXIT, "others"))
+}
+
+fn guest_lines(guest: &Guest) -> Vec<String> {
+    let cpus = guest.cpus.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
+    let mut lines = vec![
+        shorten(&format!("{} ({})", guest.kernel_name, guest.kind.name()), 40),
+        format!("vCPUs on CPU {cpus}; priority {}", guest.priority),
+        show_budget(guest.budget),
+        format!("GICv{}, PL011, both timers, PSCI", guest.gic),
+        format!("memory {} from {:#x}:", show_size(guest.memory_bytes), Guest::MEMORY_BASE),
+    ];
+    for piece in &guest.placement.kernel.pieces {
+        lines.push(format!("   {:#x}  {}", piece.address, shorten(piece.name.split(" at ").next().unwrap_or(""), 20)));
+    }
+    if let Some(initrd) = &guest.placement.initrd {
+        lines.push(format!("   {:#x}  initrd", initrd.start));
+    }
+    lines.push(format!("   {:#x}  device tree", guest.placement.tree_at));
+    lines
+}
+
+fn guest_height(guest: &Guest) -> f64 {
+    44.0 + 18.0 * guest_lines(guest).len() as f64
+}
+
+fn kernel_bar(group: Group, width: f64, y: f64) -> Group {
+    let sentence = "kernel, EL2: carries every call, signal, exit and map; checks each capability; allocates nothing after boot";
+    group.add(rectangle(10.0, y, width - 20.0, 42.0, "#34495e", "none").set("rx", 6)).add(text(22.0, y + 26.0, 13, "#ffffff", sentence))
+}
+
+fn legend(group: Group, x: f64) -> Group {
+    let kinds = [("call (down only)", CALL, false), ("signal", SIGNAL, true), ("exit", EXIT, false), ("map", MAP, false)];
+    kinds.into_iter().enumerate().fold(group, |group, (index, (name, colour, dashed))| {
+        let at = x.max(330.0) + 150.0 * index as f64;
+        group.add(arrow(&[(at, 32.0), (at + 36.0, 32.0)], colour, dashed)).add(text(at + 44.0, 36.0, 12, colour, name))
+    })
+}
+
+#[allow(clippy::too_many_arguments)] // a rectangle, a colour and what it says
+fn node(group: Group, x: f64, y: f64, width: f64, height: f64, fill: &str, name: &str, lines: &[String]) -> Group {
+    let most = (width / 7.0) as usize;
+    let group = group
+        .add(rectangle(x, y, width, height, fill, INK).set("rx", 6))
+        .add(text(x + 12.0, y + 24.0, 15, INK, &shorten(name, (width / 9.5) as usize)).set("font-weight", "bold"));
+    lines.iter().enumerate().fold(group, |group, (index, line)| {
+        group.add(text(x + 12.0, y + 46.0 + 18.0 * index as f64, 12, INK, &shorten(line, most)))
+    })
+}
+
+fn rectangle(x: f64, y: f64, width: f64, height: f64, fill: &str, stroke: &str) -> Rectangle {
+    let rectangle = Rectangle::new().set("x", x).set("y", y).set("width", width).set("height", height);
+    rectangle.set("fill", fill).set("stroke", stroke).set("stroke-width", 1.2)
+}
+
+fn text(x: f64, y: f64, size: u32, fill: &str, words: &str) -> Text {
+    Text::new(words.replace(char::is_control, " ")).set("x", x).set("y", y).set("font-size", size).set("fill", fill).set("xml:space", "preserve")
+}
+
+fn arrow(points: &[(f64, f64)], colour: &str, dashed: bool) -> Polyline {
+    let points = points.iter().map(|(x, y)| format!("{x},{y}")).collect::<Vec<_>>().join(" ");
+    let line = Polyline::new().set("points", points).set("fill", "none").set("stroke", colour).set("stroke-width", 1.8);
+    let line = line.set("marker-end", format!("url(#head-{})", colour.trim_start_matches('#')));
+    if dashed { line.set("stroke-dasharray", "6 4") } else { line }
+}
+
+fn dot(x: f64, y: f64) -> Line {
+    let line = Line::new().set("x1", x).set("y1", y).set("x2", x).set("y2", y);
+    line.set("stroke", SIGNAL).set("stroke-width", 7).set("stroke-linecap", "round")
+}
+
+fn arrow_heads() -> Definitions {
+    [CALL, EXIT, SIGNAL, MAP].into_iter().fold(Definitions::new(), |heads, colour| {
+        let head = Path::new().set("d", "M0,0 L8,4 L0,8 z").set("fill", colour);
+        let marker = Marker::new().set("id", format!("head-{}", colour.trim_start_matches('#')));
+        let marker = marker.set("markerWidth", 8).set("markerHeight", 8).set("refX", 7).set("refY", 4);
+        heads.add(marker.set("orient", "auto").set("markerUnits", "userSpaceOnUse").add(head))
+    })
+}
+
+fn shorten(words: &str, most: usize) -> String {
+    if words.chars().count() <= most {
+        return words.into();
+    }
+    words.chars().take(most.saturating_sub(1)).chain(['…']).collect()
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Images: the same for the same inputs, readable by the kernel, by root, and by `query`.
+
+use std::path::{Path, PathBuf};
+use trellis_idl::boot::{BootHeader, HEADER_OFFSET, MAGIC};
+use trellis_idl::kernel::{Access, PAGE};
+use trellis_idl::layout::PROGRAM;
+use trellis_idl::plan::{ConsoleConfig, P2mConfig, Part, Plan, Role, VcpuConfig};
+use trellis_images::{ComposeError, Download, Programs, Source, System, query};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Our guest is an ELF file; every download is an Image or a few bytes.
+struct Shelf;
+
+impl Source for Shelf {
+    fn read(&self, path: &Path) -> std::io::Result<Vec<u8>> {
+        std::fs::read(path)
+    }
+
+    fn guest(&self, _: &str) -> Result<PathBuf, String> {
+        Ok("tests/files/good.elf".into())
+    }
+
+    fn fetch(&self, download: Download) -> Result<PathBuf, String> {
+        Ok(if download == Download::Linux { "tests/files/good.img" } else { "tests/files/flat.bin" }.into())
+    }
+}
+
+fn system(path: &str) -> System {
+    System::load(Path::new(path), &Shelf).unwrap_or_else(|report| panic!("{}", report.render(false)))
+}
+
+/// An ELF file with code at the usual place, and data of `flags` in the page behind it.
+fn program(flags: u32) -> Vec<u8> {
+    let mut file = [&b"\x7fELF\x02\x01\x01"[..], &[0; 9]].concat();
+    file.extend(2u16.to_le_bytes().into_iter().chain(183u16.to_le_bytes()).chain(1u32.to_le_bytes()));
+    for word in [PROGRAM + 16, 64, 0] {
+        file.extend(word.to_le_bytes());
+    }
+    file.extend([0, 0, 0, 0, 64, 0, 56, 0, 2, 0, 64, 0, 0, 0, 0, 0]);
+    for (flags, address, offset, bytes, memory) in [(5u32, PROGRAM, 176u64, 32u64, 32u64), (flags, PROGRAM + 0x1010, 208, 8, 9000)] {
+        file.extend(1u32.to_le_bytes().into_iter().chain(flags.to_le_bytes()));
+        for word in [offset, address, address, bytes, memory, PAGE] {
+            file.extend(word.to_le_bytes());
+        }
+    }
+    file.extend([0xd5; 40]);
+    file
+}
+
+fn kernel(version: u32, magic: u64) -> Vec<u8> {
+    let mut kernel = vec![0u8; 5000];
+    kernel[16..24].copy_from_slice(&20_000u64.to_le_bytes());
+    kernel[56..60].copy_from_slice(b"ARM\x64");
+    let header = BootHeader { magic, version, ..BootHeader::EMPTY };
+    kernel[HEADER_OFFSET..HEADER_OFFSET + size_of::<BootHeader>()].copy_from_slice(header.as_bytes());
+    kernel
+}
+
+fn programs() -> Programs {
+    let program = program(6);
+    Programs { kernel: kernel(1, 0), root: program.clone(), console: program.clone(), p2m: program.clone(), vcpu: program }
+}
+
+fn header(image: &[u8]) -> BootHeader {
+    BootHeader::read_from_prefix(&image[HEADER_OFFSET..]).expect("a header").0
+}
+
+fn part(image: &[u8], part: Part) -> &[u8] {
+    let start = (header(image).payload.base + part.offset) as usize;
+    &image[start..start + part.bytes as usize]
+}
+
+fn config(image: &[u8], at: Part) -> &[u8] {
+    let (length, rest) = part(image, at).split_at(8);
+    assert_eq!(u64::from_le_bytes(length.try_into().expect("eight bytes")), rest.len() as u64);
+    rest
+}
+
+#[test]
+fn the_same_inputs_make_the_same_image() {
+    let image = system("hello.toml").compose(&programs()).expect("an image");
+    assert_eq!(image, system("hello.toml").compose(&programs()).expect("an image"));
+}
+
+#[test]
+fn the_kernel_finds_plan_and_root_through_its_header() {
+    let image = system("hello.toml").compose(&programs()).expect("an image");
+    let header = header(&image);
+    assert_eq!((header.magic, header.cpus, header.image_bytes), (MAGIC, 1, image.len() as u64));
+    assert_eq!(header.payload.base, 20_480, "the kernel's zeroed memory comes first");
+    assert_eq!(header.payload.base + header.payload.bytes, header.image_bytes);
+    assert_eq!(&image[16..24], header.image_bytes.to_le_bytes());
+    assert!(image[5000..20_480].iter().all(|byte| *byte == 0));
+    let [code, data, none, _] = header.root;
+    assert_eq!((code.address, code.access, header.root_entry), (PROGRAM, 5, PROGRAM + 16));
+    assert_eq!(image[code.offset as usize..][..32], [0xd5; 32]);
+    assert_eq!((data.address, data.file_bytes, data.memory_bytes, data.access), (PROGRAM + 0x1000, 24, 9016, 3));
+    assert_eq!(image[data.offset as usize..][15..17], [0, 0xd5], "bytes before a segment in its page are zero");
+    assert_eq!(none.memory_bytes, 0);
+    assert!(header.root.iter().all(|segment| segment.offset % PAGE == 0));
+}
+
+#[test]
+fn root_finds_servers_and_guests_through_the_plan() {
+    let image = system("hello.toml").compose(&programs()).expect("an image");
+    let found = header(&image).plan;
+    let plan: Plan<'_> = postcard::from_bytes(part(&image, Part { offset: found.base, bytes: found.bytes })).expect("a plan");
+    let names: Vec<_> = plan.servers.iter().map(|server| server.name).collect();
+    assert_eq!(names, ["console", "p2m.one", "vcpu.one", "p2m.two", "vcpu.two"]);
+    assert_eq!(plan.servers[2].cpus[..], [0, 0], "one thread a vCPU and the control thread");
+    assert_eq!((plan.guests[1].p2m, plan.guests[1].vcpu, plan.guests[1].manifest_line), (3, 4, 12));
+    for server in &plan.servers {
+        assert!(server.segments.iter().all(|segment| segment.part.offset % PAGE == 0 && segment.address % PAGE == 0));
+        match server.role {
+            Role::Console => {
+                let config: ConsoleConfig<'_> = postcard::from_bytes(config(&image, server.config)).expect("a configuration");
+                let names: Vec<_> = config.channels.iter().map(|channel| channel.name).collect();
+                assert_eq!(names, ["console", "p2m.one", "vcpu.one", "p2m.two", "vcpu.two", "one", "two"]);
+            }
+            Role::P2m(_) => {
+                let config: P2mConfig<'_> = postcard::from_bytes(config(&image, server.config)).expect("a configuration");
+                assert_eq!((config.first_page, config.pages, config.gicv_page), (0x40000, 4096, None));
+            }
+            Role::Vcpu(_) => {
+                let config: VcpuConfig<'_> = postcard::from_bytes(config(&image, server.config)).expect("a configuration");
+                assert_eq!((config.entry, config.x0), (0x4020_0000, 0x4000_0000));
+                assert_eq!(part(&image, config.loads[1].part)[..4], 0xd00d_feed_u32.to_be_bytes());
+            }
+        }
+    }
+}
+
+#[test]
+fn an_image_says_what_it_consists_of() {
+    let mut image = system("linux.toml").compose(&programs()).expect("an image");
+    let queried = query(&image).expect("an image of ours");
+    assert_eq!(queried.manifest, std::fs::read_to_string("linux.toml").expect("the manifest"));
+    assert!(queried.parts.iter().all(|part| part.intact));
+    let kernel = queried.parts.iter().find(|part| part.name == "guest.linux.kernel.0").expect("the guest's kernel");
+    image[kernel.offset as usize] ^= 1;
+    let damaged = query(&image).expect("still an image");
+    let names: Vec<_> = damaged.parts.iter().filter(|part| !part.intact).map(|part| part.name.as_str()).collect();
+    assert_eq!(names, ["guest.linux.kernel.0"]);
+    assert!(query(&image[..image.len() - 4096]).is_err());
+    assert!(query(b"").is_err());
+}
+
+#[test]
+fn unfit_programs_are_refused() {
+    let system = system("hello.toml");
+    let refused = |programs: &Programs| system.compose(programs).expect_err("unfit");
+    assert_eq!(refused(&Programs { kernel: kernel(2, 0), ..programs() }), ComposeError::KernelVersion(2));
+    assert_eq!(refused(&Programs { kernel: kernel(1, MAGIC), ..programs() }), ComposeError::KernelHasHeader(MAGIC));
+    assert_eq!(refused(&Programs { kernel: vec![0; 64], ..programs() }), ComposeError::KernelNotAnImage);
+    assert_eq!(refused(&Programs { vcpu: program(7), ..programs() }), ComposeError::WritableCode("vcpu", PROGRAM + 0x1010));
+    assert!(matches!(refused(&Programs { p2m: program(4), ..programs() }), ComposeError::Program("p2m", _)));
+    assert!(matches!(refused(&Programs { root: b"\x7fELF".to_vec(), ..programs() }), ComposeError::Program("root", _)));
+    let mut long = kernel(1, 0);
+    long[16..24].copy_from_slice(&100u64.to_le_bytes());
+    assert_eq!(refused(&Programs { kernel: long, ..programs() }), ComposeError::KernelSize(100, 5000));
+}
+
+#[test]
+fn the_examples_are_good_and_explained() {
+    for path in ["hello.toml", "linux.toml", "u-boot.toml"] {
+        let system = system(path);
+        let text = system.explain();
+        for (name, _) in system.servers() {
+            assert!(text.contains(name), "{name} in {text}");
+            assert!(system.picture().contains(name));
+        }
+        if let Ok(folder) = std::env::var("TRELLIS_PICTURES") {
+            std::fs::write(format!("{folder}/{path}.svg"), system.picture()).expect("the picture is written");
+            std::fs::write(format!("{folder}/{path}.txt"), text).expect("the text is written");
+            let tree = &system.guests()[0].placement.tree;
+            std::fs::write(format!("{folder}/{path}.dtb"), tree).expect("the device tree is written");
+        }
+    }
+    assert_eq!(Access::READ.with(Access::EXECUTE).0, 5);
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Every faulty manifest in `faulty/` is refused with exactly the words that stand beside it.
+//!
+//! `TRELLIS_EXPECT=write cargo test -p trellis-images` writes what is said now; look at the difference before
+//! committing it.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use trellis_images::{Code, Download, Report, Source, System};
+
+/// Files as they are; one guest of ours; no downloads.
+struct Shelf;
+
+impl Source for Shelf {
+    fn read(&self, path: &Path) -> std::io::Result<Vec<u8>> {
+        std::fs::read(path)
+    }
+
+    fn guest(&self, _: &str) -> Result<PathBuf, String> {
+        Ok("tests/files/good.elf".into())
+    }
+
+    fn fetch(&self, _: Download) -> Result<PathBuf, String> {
+        Err("there is no network".into())
+    }
+}
+
+fn manifests() -> Vec<PathBuf> {
+    let folder = std::fs::read_dir("tests/faulty").expect("a folder of fixtures");
+    let mut paths: Vec<_> = folder.map(|entry| entry.expect("an entry").path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    paths.sort();
+    paths
+}
+
+fn refusal(path: &Path) -> Report {
+    match System::load(path, &Shelf) {
+        Err(report) => report,
+        Ok(_) => panic!("{} was accepted", path.display()),
+    }
+}
+
+#[test]
+fn every_faulty_manifest_is_refused_in_the_expected_words() {
+    let write = std::env::var("TRELLIS_EXPECT").is_ok_and(|value| value == "write");
+    let mut wrong = Vec::new();
+    for path in manifests() {
+        let said = refusal(&path).render(false);
+        let expected = path.with_extension("expected");
+        if write {
+            std::fs::write(&expected, &said).expect("the expectation is written");
+        } else if std::fs::read_to_string(&expected).unwrap_or_default() != said {
+            wrong.push(format!("{}:\n{said}", path.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_code_has_a_faulty_manifest() {
+    // Said about files that no fixture can be: one that is not there, and one of a megabyte.
+    let elsewhere = [Code::Unreadable, Code::TooLong];
+    let mut seen: BTreeSet<Code> = elsewhere.into();
+    for path in manifests() {
+        seen.extend(refusal(&path).problems().iter().map(|problem| problem.code()));
+    }
+    let missing: Vec<_> = Code::ALL.iter().filter(|code| !seen.contains(code)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn every_problem_has_a_hint_and_a_place() {
+    for path in manifests() {
+        for problem in refusal(&path).problems() {
+            assert!(miette::Diagnostic::help(problem).is_some(), "{}: {problem:?}", path.display());
+            assert!(miette::Diagnostic::labels(problem).is_some(), "{}: {problem:?}", path.display());
+        }
+    }
+}
+
+#[test]
+fn a_manifest_that_is_not_there_or_too_long_is_refused() {
+    assert_eq!(refusal(Path::new("tests/nowhere.toml")).problems()[0].code(), Code::Unreadable);
+    struct Long;
+    impl Source for Long {
+        fn read(&self, _: &Path) -> std::io::Result<Vec<u8>> {
+            Ok(vec![b'#'; (1 << 20) + 1])
+        }
+        fn guest(&self, _: &str) -> Result<PathBuf, String> {
+            Err("none".into())
+        }
+        fn fetch(&self, _: Download) -> Result<PathBuf, String> {
+            Err("none".into())
+        }
+    }
+    let report = System::load(Path::new("long.toml"), &Long).expect_err("too long");
+    assert_eq!(report.problems()[0].code(), Code::TooLong);
+}
