@@ -65,7 +65,7 @@ pub enum Op {
     ThreadStart = 0x21,
     /// Stops a thread for good and frees it. `x0` thread.
     ThreadDestroy = 0x22,
-    /// Why a thread stopped: `x0` thread, `x1` which word. Back: `x0` = that word of its [`ThreadFault`] record.
+    /// Why a thread stopped: `x0` thread, `x1` which word. Back: `x0` = 0, `x1` = that word of its [`ThreadFault`] record.
     ThreadFault = 0x23,
     /// Says who supervises a thread: `x0` thread, `x1` signal capability.
     ThreadSupervise = 0x24,

@@ -88,9 +88,10 @@ pub struct ServerPlan<'a> {
     pub entry: u64,
     /// The program's pieces.
     pub segments: Vec<Segment, 6>,
-    /// CPU of each thread. For p2m and vcpu: thread `i` serves vCPU `i`, and one more, the last, is the control
-    /// thread on root's CPU. For the console: one thread.
-    pub cpus: Vec<u8, 9>,
+    /// CPU of each thread. For p2m and vcpu: thread `i` serves vCPU `i`; the next one, of index = number of vCPUs, is
+    /// the control thread on root's CPU; vcpu has one more, on vCPU 0's CPU, which attends to input and timers and has a
+    /// priority of its own. For the console: one thread.
+    pub cpus: Vec<u8, 10>,
     /// Pages of page tables.
     pub table_pages: u16,
     /// Capability slots.
@@ -208,7 +209,7 @@ pub struct VcpuConfig<'a> {
 /// Configuration of the console server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConsoleConfig<'a> {
-    /// Channel `i` is ring pair `i`; its name as the host shows it. Channel 0 is root's log.
+    /// One for each server in plan order (0 = the console itself, whose place is root's), then one for each guest.
     #[serde(borrow)]
     pub channels: Vec<Channel<'a>, MAX_SERVERS>,
     /// The UART is a PL011 at [`crate::layout::DEVICE`].

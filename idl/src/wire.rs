@@ -5,7 +5,7 @@
 //! (CRC-16/IBM-3740, as crate `crc` names it) covers kind, channel and payload. Bytes that belong to no valid frame are
 //! raw text, such as the kernel prints before the console server runs and when it panics.
 
-use crate::kernel::ExitClass;
+use crate::kernel::{ExitClass, Refusal};
 use crate::plan::OnReset;
 use heapless::{String, Vec};
 use serde::{Deserialize, Serialize};
@@ -174,6 +174,52 @@ pub enum P2mOp {
     Populate = 2,
     /// Forgets every mapping and starts as at the beginning (the guest's memory has been cleared). Back: `m0`.
     Reset = 3,
+    /// Gives `m2` guest pages from `m1` frames and the access in `m3` ([`crate::kernel::Access`] bits). Back: `m0`.
+    Protect = 4,
+}
+
+impl VcpuOp {
+    /// The operation with this number.
+    pub const fn from_number(number: u64) -> Option<VcpuOp> {
+        match number {
+            1 => Some(VcpuOp::Start),
+            2 => Some(VcpuOp::Reset),
+            _ => None,
+        }
+    }
+}
+
+impl P2mOp {
+    /// The operation with this number.
+    pub const fn from_number(number: u64) -> Option<P2mOp> {
+        match number {
+            1 => Some(P2mOp::Ready),
+            2 => Some(P2mOp::Populate),
+            3 => Some(P2mOp::Reset),
+            4 => Some(P2mOp::Protect),
+            _ => None,
+        }
+    }
+}
+
+/// What `m0` of an answer says: 0, or 1 + a refusal.
+pub const fn to_answer(result: Result<(), Refusal>) -> u64 {
+    match result {
+        Ok(()) => 0,
+        Err(refusal) => 1 + refusal as u64,
+    }
+}
+
+/// What an answer's `m0` says.
+pub fn from_answer(m0: u64) -> Result<(), Refusal> {
+    match m0 {
+        0 => Ok(()),
+        // Refusals count from 1.
+        word => Err(usize::try_from(word - 1)
+            .ok()
+            .and_then(|number| Refusal::ALL.get(number.checked_sub(1)?).copied())
+            .unwrap_or(Refusal::NoOperation)),
+    }
 }
 
 /// What happens next to a guest that wants a reset.
