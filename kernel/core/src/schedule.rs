@@ -358,7 +358,12 @@ pub fn set_alarm<M: Machine>(local: &mut Local<M>, machine: &mut M) {
     }
 }
 
-/// Notes a deadline of a budget's owner.
+/// Forgets the deadline of a budget's owner.
+pub fn clear_deadline<M: Machine>(local: &mut Local<M>, id: BudgetId) {
+    local.timed &= !bit(id);
+}
+
+/// Notes a deadline of a budget's owner (a thread that waits may run on another's budget; the deadline is its own).
 pub fn set_deadline<M: Machine>(local: &mut Local<M>, machine: &mut M, id: BudgetId, deadline: Ticks) {
     local.deadlines[id as usize] = deadline;
     local.timed |= bit(id);
@@ -409,7 +414,8 @@ fn owner_due<M: Machine>(local: &mut Local<M>, machine: &mut M, id: BudgetId) {
             thread.state = ThreadState::Ready;
             thread.entry = Entry::Parked;
             thread.context.set_return([0, 0, 0]);
-            ready(local, id, Running::Thread(id));
+            let budget = thread.budget;
+            ready(local, budget, Running::Thread(id));
         }
     } else {
         vcpu::timer_while_away(local, machine, id - THREADS as BudgetId);

@@ -53,6 +53,7 @@ fn wake<M: Machine>(local: &mut Local<M>, shared: &Shared, index: u16) {
     thread.entry = Entry::Parked;
     thread.context.set_return([bits, 0, 0]);
     let budget = thread.budget;
+    schedule::clear_deadline(local, index);
     schedule::ready(local, budget, Running::Thread(index));
 }
 
@@ -110,9 +111,8 @@ pub fn wait<M: Machine>(
     thread.mask = mask;
     thread.state = ThreadState::Waiting;
     thread.entry = Entry::Parked;
-    let budget = thread.budget;
-    if deadline != 0 && budget == me {
-        schedule::set_deadline(local, machine, budget, deadline.min(NEVER - 1));
+    if deadline != 0 {
+        schedule::set_deadline(local, machine, me, deadline.min(NEVER - 1));
     }
     Ok(schedule::block(local, shared, machine))
 }

@@ -39,11 +39,13 @@ global_asm!(
     "mov x1, xzr",
     "svc #1",
     "b echo_begin",
-    // Waits for a signal, then signals back through the capability in slot 1 of its table.
+    // Waits for a signal, notes the time on its stack, signals back through the capability in slot 1 of its table.
     "waiter_begin:",
     "mov x0, #1",
     "mov x1, xzr",
     "svc #4",
+    "svc #5",
+    "str x0, [sp, #-8]",
     "mov x0, #1",
     "svc #3",
     "b waiter_begin",
@@ -205,6 +207,24 @@ fn build(at: &mut u64) {
     kernel(Op::ThreadStart, [WAITER, entry, layout::STACKS + 4096, 0, 0, 0]);
 }
 
+/// From before the signal to the waiter's first instruction, less what reading the clock costs.
+fn signal_to_thread() {
+    let write = Access::READ.with(Access::WRITE).0;
+    kernel(Op::DomainMap, [root_slot::DOMAIN, SCRATCH, STACK, 0, 1, write]);
+    let mut spent = 0;
+    for _ in 0..PASSES {
+        let before = now();
+        let begin = now();
+        kernel(Op::Signal, [SIGNAL, 0, 0, 0, 0, 0]);
+        // SAFETY: the waiter's stack page, mapped above; the waiter wrote the time there before it signalled back.
+        let noted = unsafe { ((SCRATCH + 4096 - 8) as *const u64).read_volatile() };
+        spent += noted.saturating_sub(begin).saturating_sub(begin - before);
+        Svc.wait(1, 0);
+    }
+    kernel(Op::DomainUnmap, [root_slot::DOMAIN, SCRATCH, 1, 0, 0, 0]);
+    let _ = writeln!(Serial, "figure signal_to_thread {} instructions", spent / PASSES);
+}
+
 /// Maps and unmaps 256 pages of 4 KiB; only mapping is measured.
 fn map_batched(at: &mut u64) {
     split(64, GUEST_TABLES, at);
@@ -265,14 +285,19 @@ pub fn run(_plan: u64) -> ! {
     build(&mut at);
     let _ = writeln!(Serial, "figure boot_to_root {} instructions", fact(Fact::BootTicks));
     let _ = writeln!(Serial, "figure kernel_memory {} bytes", fact(Fact::KernelMemory));
-    let nothing = |n: u64| repeat!(n, 0u64, "mov x0, x9");
     measure("null_syscall", |n| repeat!(n, 0u64, "svc #200"), |n| repeat!(n, 0u64, ""));
     measure("ipc_roundtrip_4w", |n| repeat!(n, PORTAL, "mov x0, #75", "mov x1, xzr", "svc #0"), |n| {
         repeat!(n, 0u64, "")
     });
-    measure("signal_roundtrip", |n| {
-        repeat!(n, SIGNAL, "mov x0, #78", "svc #3", "mov x0, #1", "mov x1, xzr", "svc #4")
-    }, nothing);
+    let ten = |n: u64, portal: u64| {
+        repeat!(n, portal, "mov x0, #75", "mov x1, xzr", "mov x19, #1", "mov x20, #2", "mov x21, #3", "mov x22, #4",
+            "mov x23, #5", "mov x24, #6", "mov x25, #7", "mov x26, #8", "mov x27, #9", "svc #0")
+    };
+    measure("ipc_roundtrip_10w", |n| ten(n, PORTAL), |n| {
+        repeat!(n, 0u64, "mov x19, #1", "mov x20, #2", "mov x21, #3", "mov x22, #4", "mov x23, #5", "mov x24, #6",
+            "mov x25, #7", "mov x26, #8", "mov x27, #9")
+    });
+    signal_to_thread();
     map_batched(&mut at);
     exits(&mut at);
     let _ = writeln!(Serial, "bench done");

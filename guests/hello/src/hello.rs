@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What each CPU does, and how the boot CPU waits for the others.
+
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use trellis_guest_platform::tree::MAX_CPUS;
+use trellis_guest_platform::{Machine, cpu, guest, println, psci, timer, vectors};
+
+/// Timer interrupts that each CPU waits for.
+const INTERRUPTS: u64 = 3;
+/// Between two of them, in microseconds.
+const PERIOD: u64 = 1_000;
+
+static CAME: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
+static FINISHED: AtomicUsize = AtomicUsize::new(0);
+
+guest!(run);
+
+fn run(machine: &'static Machine) {
+    let name = machine.arguments().value("name").unwrap_or("hello");
+    println!("hello from {name}, {} CPUs, {} MiB", machine.cpus(), machine.tree.memory_bytes >> 20);
+    vectors::set_handler(tick);
+    let mut started = 1;
+    for index in 1..machine.cpus() {
+        match machine.start(index, other) {
+            psci::SUCCESS => started += 1,
+            error => println!("CPU {index} did not start: {error}"),
+        }
+    }
+    greet(0);
+    wait_for_others(started);
+    println!("{name}: {} of {} CPUs finished", FINISHED.load(Ordering::Acquire), machine.cpus());
+}
+
+fn other(_: &'static Machine, index: usize, _: u64) {
+    greet(index);
+}
+
+fn greet(index: usize) {
+    println!("hello from CPU {index}");
+    let begin = cpu::counter();
+    timer::arm(begin + timer::microseconds(PERIOD));
+    cpu::sleep_until(|| CAME[index].load(Ordering::Relaxed) >= INTERRUPTS);
+    cpu::mask();
+    let took = (cpu::counter() - begin) * 1_000 / timer::microseconds(1_000);
+    println!("CPU {index}: {} timer interrupts in {took} us", CAME[index].load(Ordering::Relaxed));
+    FINISHED.fetch_add(1, Ordering::Release);
+}
+
+/// The next interrupt is due a period after the last was, however late this one came.
+fn tick(line: u32, _: u64) {
+    if line != timer::LINE {
+        return;
+    }
+    if CAME[cpu::index()].fetch_add(1, Ordering::Relaxed) + 1 < INTERRUPTS {
+        timer::arm(timer::due() + timer::microseconds(PERIOD));
+    } else {
+        timer::stop();
+    }
+}
+
+/// Looks again every period: nobody sends an interrupt when a CPU has finished.
+fn wait_for_others(started: usize) {
+    while FINISHED.load(Ordering::Acquire) < started {
+        timer::arm(cpu::counter() + timer::microseconds(PERIOD));
+        cpu::wait_for_interrupt();
+        timer::stop();
+        trellis_guest_platform::gic::discard();
+    }
+}

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The GICv3: one distributor, one redistributor frame of 128 KiB a CPU, the CPU interface in system registers.
+//! Group 1, EOImode 0.
+
+use crate::cpu::{self, device_read, device_write};
+use crate::{read_register, timer, write_register};
+
+/// The distributor.
+pub const DISTRIBUTOR: u64 = 0x0800_0000;
+/// The first CPU's redistributor.
+pub const REDISTRIBUTORS: u64 = 0x080a_0000;
+/// Bytes of a redistributor.
+pub const REDISTRIBUTOR_BYTES: u64 = 0x2_0000;
+/// Numbers from here on are no interrupts.
+pub const SPURIOUS: u32 = 1020;
+
+/// Enables affinity routing and group 1 (GICD_CTLR.ARE, EnableGrp1).
+pub fn init_distributor() {
+    device_write(DISTRIBUTOR, 0x12);
+    while device_read(DISTRIBUTOR) & 1 << 31 != 0 {
+        core::hint::spin_loop();
+    }
+}
+
+/// Wakes this CPU's redistributor, enables all SGIs and the virtual timer, and opens the CPU interface.
+pub fn init_cpu() {
+    let frame = redistributor();
+    device_write(frame + 0x14, device_read(frame + 0x14) & !2);
+    while device_read(frame + 0x14) & 4 != 0 {
+        core::hint::spin_loop();
+    }
+    let private = frame + 0x1_0000;
+    device_write(private + 0x80, u32::MAX);
+    for word in 0..8 {
+        device_write(private + 0x400 + 4 * word, 0xa0a0_a0a0);
+    }
+    device_write(private + 0x100, 0xffff | 1 << timer::LINE);
+    write_register!("icc_sre_el1", read_register!("icc_sre_el1") | 1);
+    write_register!("icc_pmr_el1", 0xff);
+    write_register!("icc_bpr1_el1", 0);
+    write_register!("icc_ctlr_el1", 0);
+    write_register!("icc_igrpen1_el1", 1);
+}
+
+/// The redistributor whose GICR_TYPER names this CPU, or the last one looked at.
+fn redistributor() -> u64 {
+    let affinity = cpu::affinity();
+    let wanted = (affinity >> 32 << 24 | affinity & 0xff_ffff) as u32;
+    let mut frame = REDISTRIBUTORS;
+    for _ in 0..crate::tree::MAX_CPUS {
+        let is_last = device_read(frame + 8) & 1 << 4 != 0;
+        if device_read(frame + 12) == wanted || is_last {
+            break;
+        }
+        frame += REDISTRIBUTOR_BYTES;
+    }
+    frame
+}
+
+/// Takes the interrupt of the highest priority.
+#[inline(always)]
+pub fn acknowledge() -> u32 {
+    read_register!("icc_iar1_el1") as u32 & 0xff_ffff
+}
+
+/// Ends an interrupt.
+#[inline(always)]
+pub fn end(line: u32) {
+    write_register!("icc_eoir1_el1", u64::from(line));
+}
+
+/// Takes and ends whatever is pending; how many there were.
+pub fn discard() -> u32 {
+    let mut count = 0;
+    loop {
+        let line = acknowledge();
+        if line >= SPURIOUS {
+            return count;
+        }
+        end(line);
+        count += 1;
+    }
+}
+
+/// The word for ICC_SGI1R_EL1 that sends `line` (0-15) to one CPU.
+pub const fn sgi_to(affinity: u64, line: u32) -> u64 {
+    let target = 1 << (affinity & 0xf);
+    let range = (affinity >> 4 & 0xf) << 44;
+    let clusters = (affinity >> 8 & 0xff) << 16 | (affinity >> 16 & 0xff) << 32 | (affinity >> 32 & 0xff) << 48;
+    target | range | clusters | (line as u64) << 24
+}
+
+/// The word that sends `line` to every other CPU.
+pub const fn sgi_to_others(line: u32) -> u64 {
+    1 << 40 | (line as u64) << 24
+}
+
+/// Sends it, after all stores so far.
+#[inline(always)]
+pub fn send(word: u64) {
+    // SAFETY: sends an interrupt; whoever it is for has vectors.
+    unsafe {
+        core::arch::asm!("dsb ishst", "msr icc_sgi1r_el1, {}", "isb", in(reg) word, options(nostack, preserves_flags))
+    };
+}

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a guest wants to know from its device tree: command line, CPUs, memory. Whatever is missing or broken becomes
+//! an empty value, so that a guest can still say what it did find.
+
+use dtoolkit::fdt::Fdt;
+use dtoolkit::{Node, Property};
+
+use crate::arguments::Arguments;
+
+/// Most CPUs that a guest of this project uses.
+pub const MAX_CPUS: usize = 8;
+
+/// What the tree said.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tree<'a> {
+    /// `chosen/bootargs`.
+    pub arguments: Arguments<'a>,
+    /// The CPUs' affinities, in the tree's order.
+    pub affinities: [u64; MAX_CPUS],
+    /// How many of them are valid.
+    pub cpus: usize,
+    /// First byte of memory.
+    pub memory_base: u64,
+    /// Bytes of the first range of memory.
+    pub memory_bytes: u64,
+    /// Bytes of the tree itself.
+    pub bytes: u64,
+}
+
+impl<'a> Tree<'a> {
+    /// Reads what is needed from a checked tree.
+    pub fn read(fdt: Fdt<'a>) -> Tree<'a> {
+        let mut tree = Tree { bytes: fdt.data().len() as u64, ..Tree::default() };
+        tree.arguments = Arguments(bootargs(fdt).unwrap_or(""));
+        tree.read_cpus(fdt);
+        if let Some((base, bytes)) = memory(fdt) {
+            tree.memory_base = base;
+            tree.memory_bytes = bytes;
+        }
+        tree
+    }
+
+    fn read_cpus(&mut self, fdt: Fdt<'a>) {
+        let Ok(cpus) = fdt.cpus() else { return };
+        for cpu in cpus.cpus().take(MAX_CPUS) {
+            let Some(reg) = cpu.property("reg") else { continue };
+            self.affinities[self.cpus] = big_endian(reg.value());
+            self.cpus += 1;
+        }
+    }
+}
+
+fn bootargs<'a>(fdt: Fdt<'a>) -> Option<&'a str> {
+    fdt.find_node("/chosen")?.property("bootargs")?.value_as::<&'a str>().ok()
+}
+
+fn memory(fdt: Fdt<'_>) -> Option<(u64, u64)> {
+    let range = fdt.memory().ok()?.reg().ok()??.next()?;
+    Some((range.address().ok()?, range.size().ok()?))
+}
+
+/// One or two cells as a number.
+fn big_endian(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tree written by hand, so that the test needs no compiler: header, one reservation, structure, names.
+    struct Writer {
+        structure: Vec<u8>,
+        names: Vec<u8>,
+    }
+
+    impl Writer {
+        fn word(&mut self, word: u32) {
+            self.structure.extend(word.to_be_bytes());
+        }
+
+        fn padded(&mut self, bytes: &[u8]) {
+            self.structure.extend(bytes);
+            self.structure.resize(self.structure.len().next_multiple_of(4), 0);
+        }
+
+        fn node(&mut self, name: &str) {
+            self.word(1);
+            self.padded(&[name.as_bytes(), b"\0"].concat());
+        }
+
+        fn property(&mut self, name: &str, value: &[u8]) {
+            self.word(3);
+            self.word(value.len() as u32);
+            self.word(self.names.len() as u32);
+            self.padded(value);
+            self.names.extend([name.as_bytes(), b"\0"].concat());
+        }
+
+        fn end(&mut self) {
+            self.word(2);
+        }
+
+        fn finish(mut self) -> Vec<u8> {
+            self.word(9);
+            let structure = 40 + 16;
+            let names = structure + self.structure.len();
+            let total = names + self.names.len();
+            let header = [0xd00d_feed, total, structure, names, 40, 17, 16, 0, self.names.len(), self.structure.len()];
+            let header = header.iter().flat_map(|word| (*word as u32).to_be_bytes());
+            header.chain([0; 16]).chain(self.structure).chain(self.names).collect()
+        }
+    }
+
+    fn example() -> Vec<u8> {
+        let mut tree = Writer { structure: Vec::new(), names: Vec::new() };
+        tree.node("");
+        tree.property("#address-cells", &2u32.to_be_bytes());
+        tree.property("#size-cells", &2u32.to_be_bytes());
+        tree.node("chosen");
+        tree.property("bootargs", b"name=one loops=3\0");
+        tree.end();
+        tree.node("memory@40000000");
+        tree.property("device_type", b"memory\0");
+        tree.property("reg", &[0x4000_0000u64.to_be_bytes(), 0x1000_0000u64.to_be_bytes()].concat());
+        tree.end();
+        tree.node("cpus");
+        tree.property("#address-cells", &1u32.to_be_bytes());
+        tree.property("#size-cells", &0u32.to_be_bytes());
+        for cpu in [0u32, 0x101] {
+            tree.node(if cpu == 0 { "cpu@0" } else { "cpu@101" });
+            tree.property("device_type", b"cpu\0");
+            tree.property("reg", &cpu.to_be_bytes());
+            tree.end();
+        }
+        tree.end();
+        tree.end();
+        tree.finish()
+    }
+
+    #[test]
+    fn command_line_cpus_and_memory_are_found() {
+        let bytes = example();
+        let tree = Fdt::new(&bytes).map(Tree::read).expect("the example is a valid tree");
+        assert_eq!(tree.arguments.value("name"), Some("one"));
+        assert_eq!((tree.cpus, &tree.affinities[..2]), (2, &[0, 0x101][..]));
+        assert_eq!((tree.memory_base, tree.memory_bytes), (0x4000_0000, 0x1000_0000));
+        assert_eq!(tree.bytes, bytes.len() as u64);
+    }
+
+    #[test]
+    fn an_empty_tree_gives_empty_values() {
+        let mut empty = Writer { structure: Vec::new(), names: Vec::new() };
+        empty.node("");
+        empty.end();
+        let bytes = empty.finish();
+        let tree = Fdt::new(&bytes).map(Tree::read).expect("an empty tree is valid");
+        assert_eq!((tree.cpus, tree.memory_bytes, tree.arguments.0), (0, 0, ""));
+    }
+}
