@@ -93,7 +93,8 @@ pub mod slot {
     pub const UART_LINE: u64 = 5;
     /// console: the system capability with the right to read the kernel's log.
     pub const SYSTEM: u64 = 6;
-    /// vcpu: signal to this server's own thread 0.
+    /// vcpu: signal to this server's own attending thread, the one behind the control thread, with the bit
+    /// [`super::vcpu_signal::TIMER`].
     pub const SELF: u64 = 7;
 }
 
@@ -133,10 +134,12 @@ pub mod console_signal {
     pub const ROOT: u64 = 4;
 }
 
-/// Bits of a vcpu server thread's signal word.
+/// Bits of the signal word of a vcpu server's attending thread.
 pub mod vcpu_signal {
-    /// Console input waits in the ring.
+    /// Console input waits in the ring, or its other ring has room again.
     pub const INPUT: u64 = 1;
+    /// A guest's physical timer has another deadline.
+    pub const TIMER: u64 = 2;
 }
 
 /// Badges by which a server knows who asks.

@@ -88,10 +88,10 @@ pub struct ServerPlan<'a> {
     pub entry: u64,
     /// The program's pieces.
     pub segments: Vec<Segment, 6>,
-    /// CPU of each thread. For p2m and vcpu: thread `i` serves vCPU `i`; the next one, of index = number of vCPUs, is
-    /// the control thread on root's CPU; vcpu has one more, on vCPU 0's CPU, which attends to input and timers and has a
-    /// priority of its own. For the console: one thread.
-    pub cpus: Vec<u8, 10>,
+    /// CPU of each thread. For p2m and vcpu: thread `i` serves vCPU `i`, and one more, the last, is the control
+    /// thread on root's CPU. Root adds to each vcpu server a thread of index vCPUs + 1 on root's CPU that attends to
+    /// input and timers. For the console: one thread.
+    pub cpus: Vec<u8, 9>,
     /// Pages of page tables.
     pub table_pages: u16,
     /// Capability slots.

@@ -108,11 +108,7 @@ impl System {
     fn server_plan<'a>(&'a self, name: &'a str, role: Role) -> ServerPlan<'a> {
         let cpus = match role {
             Role::Console => bounded([0]),
-            Role::P2m(guest) => bounded(self.guests[usize::from(guest)].server_cpus()),
-            Role::Vcpu(guest) => {
-                let guest = &self.guests[usize::from(guest)];
-                bounded(guest.server_cpus().chain(guest.cpus.first().copied()))
-            }
+            Role::P2m(guest) | Role::Vcpu(guest) => bounded(self.guests[usize::from(guest)].server_cpus()),
         };
         ServerPlan {
             name,

@@ -6,7 +6,7 @@ use trellis_idl::kernel::{Answer, Exit, Op, Refusal, WORDS};
 /// What a server can ask of the kernel. On the board this is `svc`; in host tests, the core on the hosted machine or
 /// a record of what was asked.
 pub trait System {
-    /// Any operation but the ones that wait or carry message words. Back: `x0`, `x1`, `x2`.
+    /// Any operation but the ones that wait, carry message words or fill the caller's memory. Back: `x0`, `x1`, `x2`.
     fn invoke(&self, op: Op, arguments: [u64; 6]) -> Result<[u64; 3], Refusal>;
 
     /// Calls a portal and waits for the answer: words there, words back.
@@ -14,6 +14,17 @@ pub trait System {
 
     /// Waits for bits of this thread's signal word (deadline in ticks, 0 = for ever). 0 = the deadline passed.
     fn wait(&self, mask: u64, deadline: u64) -> u64;
+
+    /// Copies guest memory to `bytes` (at most 64 KiB): [`Op::GuestRead`]. Back: bytes copied. A system whose server
+    /// has no guest need not have this.
+    fn read_guest(&self, _guest: u64, _address: u64, _bytes: &mut [u8]) -> Result<u64, Refusal> {
+        Err(Refusal::Unsupported)
+    }
+
+    /// Copies `bytes` (at most 64 KiB) to guest memory: [`Op::GuestWrite`]. Back: bytes copied.
+    fn write_guest(&self, _guest: u64, _address: u64, _bytes: &[u8]) -> Result<u64, Refusal> {
+        Err(Refusal::Unsupported)
+    }
 
     /// This thread's message buffer.
     fn with_buffer<R>(&self, f: impl FnOnce(&mut [u8; 4096]) -> R) -> R;

@@ -63,12 +63,18 @@ impl Empty for Run {
 impl Run {
     /// Notes that it is mapped there.
     pub fn note(&mut self, map: MapName) -> Result<(), Refusal> {
-        if self.maps.contains(&map) {
+        // What never changes is never taken back: it may be mapped anywhere.
+        if self.constant || self.maps.contains(&map) {
             return Ok(());
         }
         let free = self.maps.iter_mut().find(|m| **m == MapName::None).ok_or(Refusal::Quota)?;
         *free = map;
         Ok(())
+    }
+
+    /// Whether [`Run::note`] would find room.
+    pub fn can_note(&self, map: MapName) -> Result<(), Refusal> {
+        if self.maps.contains(&map) || self.maps.contains(&MapName::None) { Ok(()) } else { Err(Refusal::Quota) }
     }
 
     /// Forgets one map.
@@ -137,6 +143,11 @@ impl Runs {
         }
         let part = Run { first: page, pages: count, parent: name, maps: [MapName::None; MAPS], ..run };
         self.pool.insert(part).map(|id| id.0).ok_or(Refusal::Quota)
+    }
+
+    /// A map is gone: no run is in it any more.
+    pub fn forget_map(&mut self, map: MapName) {
+        self.pool.each_mut(|run| run.forget(map));
     }
 
     /// Whether parts of it were split off.

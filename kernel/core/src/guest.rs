@@ -17,11 +17,15 @@ pub struct Guest {
     pub tables: u64,
     /// vCPUs it has.
     pub vcpus: u16,
+    /// What every frame that was ever mapped here allows: no access may be changed to more.
+    pub most: Access,
 }
 
 impl Guest {
+    /// Every access to memory.
+    pub const ANY: Access = Access(7);
     /// No guest.
-    pub const EMPTY: Guest = Guest { space: Space::EMPTY, tables: 0, vcpus: 0 };
+    pub const EMPTY: Guest = Guest { space: Space::EMPTY, tables: 0, vcpus: 0, most: Guest::ANY };
 }
 
 /// Copies between two maps page by page; stops where either has no page or forbids it. Says how many bytes.

@@ -20,6 +20,9 @@ pub const VIRTUAL_TIMER: u8 = 27;
 /// Most list registers (GICv3 has at most 16).
 pub const LIST_ENTRIES: usize = 16;
 
+/// No line: what an unused list register holds.
+const FREE: u8 = 0xff;
+
 /// What a list register holds, without the machine's packing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ListEntry {
@@ -75,7 +78,7 @@ pub struct Lines {
     /// Tied to the physical line of the same number.
     hardware: u128,
     priority: [u8; 128],
-    /// Which line each list register holds (valid where `listed`).
+    /// Which line each list register holds, or [`FREE`].
     slots: [u8; LIST_ENTRIES],
     /// The distributor forwards.
     forwarding: bool,
@@ -93,7 +96,7 @@ impl Lines {
         listed: 0,
         hardware: 1 << VIRTUAL_TIMER,
         priority: [0; 128],
-        slots: [0; LIST_ENTRIES],
+        slots: [FREE; LIST_ENTRIES],
         forwarding: false,
     };
 
@@ -126,6 +129,14 @@ impl Lines {
             }
         }
         best
+    }
+
+    /// A line is in no list register any more.
+    fn unlist(&mut self, line: u8) {
+        self.listed &= !bit(line);
+        for slot in self.slots.iter_mut().filter(|slot| **slot == line) {
+            *slot = FREE;
+        }
     }
 
     /// Makes a line pending.
@@ -178,11 +189,11 @@ fn sync<M: Machine>(local: &mut Local<M>, machine: &M, index: u16) {
         let held = entry(local, machine, index, slot);
         let lines = &mut local.vcpus.at_mut(index).lines;
         let line = lines.slots[slot];
-        if lines.listed & bit(line) == 0 || (!held.is_empty() && held.line != line) {
+        if line == FREE || (!held.is_empty() && held.line != line) {
             continue;
         }
         if held.is_empty() {
-            lines.listed &= !bit(line);
+            lines.unlist(line);
             lines.active &= !bit(line);
         } else if held.active {
             lines.active |= bit(line);
@@ -217,6 +228,7 @@ pub fn refresh<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
         set_entry(local, machine, index, slot, value);
     }
     let more = local.vcpus.at(index).lines.waiting() != 0;
+    local.vcpus.at_mut(index).context.watch_underflow(more);
     if machine.is_loaded(&local.vcpus.at(index).context) {
         machine.watch_underflow(more);
     }
@@ -231,9 +243,24 @@ fn withdraw<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, which
         }
         set_entry(local, machine, index, slot, ListEntry::default());
         let lines = &mut local.vcpus.at_mut(index).lines;
-        lines.listed &= !bit(held.line);
+        lines.unlist(held.line);
         if keep_pending && (lines.edge & bit(held.line) != 0 || lines.hardware & bit(held.line) != 0) {
             lines.pending |= bit(held.line);
+        }
+    }
+}
+
+/// Takes lines that were active out of their list registers; what is pending there as well stays.
+fn deactivate<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, which: u128) {
+    for slot in 0..machine.list_entries() {
+        let held = entry(local, machine, index, slot);
+        if !held.active || which & bit(held.line) == 0 {
+            continue;
+        }
+        let rest = if held.pending { ListEntry { active: false, ..held } } else { ListEntry::default() };
+        set_entry(local, machine, index, slot, rest);
+        if rest.is_empty() {
+            local.vcpus.at_mut(index).lines.unlist(held.line);
         }
     }
 }
@@ -244,7 +271,7 @@ pub fn timer_due<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mu
     if let Some(id) = loaded {
         let index = id.index() as u16;
         let lines = &mut local.vcpus.at_mut(index).lines;
-        lines.listed &= !bit(VIRTUAL_TIMER);
+        lines.unlist(VIRTUAL_TIMER);
         lines.active &= !bit(VIRTUAL_TIMER);
         lines.make_pending(VIRTUAL_TIMER);
         vcpu::wake(local, index);
@@ -310,10 +337,7 @@ pub fn write<M: Machine>(
             let lines = &mut local.vcpus.at_mut(index).lines;
             lines.pending |= set & lines.edge;
         }
-        LineField::Active => {
-            let lines = &mut local.vcpus.at_mut(index).lines;
-            lines.listed &= !gone | !mask;
-        }
+        LineField::Active => deactivate(local, machine, index, gone),
         LineField::Edge | LineField::Group => {}
     }
     notice(local, index);

@@ -157,4 +157,7 @@ pub trait VcpuContext: core::fmt::Debug {
     fn list_entry(&self, index: usize) -> ListEntry;
     /// Writes a saved list register.
     fn set_list_entry(&mut self, index: usize, entry: ListEntry);
+    /// Whether a maintenance interrupt is wanted when at most one list register is in use; the machine obeys it when it
+    /// loads this vCPU ([`Machine::watch_underflow`] is for the one that is loaded).
+    fn watch_underflow(&mut self, _on: bool) {}
 }

@@ -164,6 +164,21 @@ impl<T: Empty, const N: usize> Pool<T, N> {
         self.slots.iter().filter(|slot| slot.name != 0).map(|slot| Id::from_word(slot.name))
     }
 
+    /// Does this to all that live.
+    pub fn each_mut(&mut self, mut act: impl FnMut(&mut T)) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.name != 0) {
+            act(&mut slot.object);
+        }
+    }
+
+    /// Ends the life of all of which this holds.
+    pub fn remove_where(&mut self, is: impl Fn(&T) -> bool) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.name != 0 && is(&slot.object)) {
+            slot.name = 0;
+            self.used -= 1;
+        }
+    }
+
     /// How many more can live here now.
     pub fn free(&self) -> usize {
         N - self.used as usize

@@ -5,7 +5,7 @@
 //! contexts and moved by [`pass_words`]. An answer is a one-shot: the server holds `{client, turn}`; answering takes it
 //! out first and then asks whether the client still waits for just that.
 
-use crate::local::{Local, Running};
+use crate::local::{Local, Running, THREADS};
 use crate::machine::{Machine, ThreadContext, VcpuContext};
 use crate::pool::{Empty, Id};
 use crate::schedule::{self, BudgetId};
@@ -27,6 +27,11 @@ pub struct Portal {
 
 impl Empty for Portal {
     const EMPTY: Portal = Portal { thread: 0, badge: 0 };
+}
+
+/// The portals into a thread that goes.
+pub(crate) fn remove_all<M: Machine>(local: &mut Local<M>, thread: Id<Thread<M>>) {
+    local.portals.remove_where(|portal| portal.thread == thread.0);
 }
 
 /// Somebody who waits for an answer (or in a queue), and which of its calls it is.
@@ -181,7 +186,7 @@ pub(crate) fn arrive<M: Machine>(
 ) -> Next {
     if local.threads.at(server).state != ThreadState::Open {
         enqueue(local, server, client);
-        return schedule::block(local, shared, machine);
+        return schedule::block_as(local, shared, machine, Running::Idle);
     }
     let budget = local.budget;
     begin(local, machine, server, client, budget);
@@ -216,6 +221,7 @@ fn begin<M: Machine>(local: &mut Local<M>, machine: &mut M, server: u16, client:
     thread.entry = Entry::Parked;
     thread.budget = budget;
     thread.context.set_return([badge, 0, 0]);
+    inherit(local, server);
 }
 
 /// Puts a client at the end of a busy server's queue, and lends the server its priority.
@@ -223,30 +229,106 @@ fn enqueue<M: Machine>(local: &mut Local<M>, server: u16, client: Client) {
     let priority = local.budgets.get(local.budget as usize).map_or(0, |budget| budget.priority());
     match client {
         Client::Thread(name, _) => {
+            let budget = local.budget;
             let thread = local.threads.at_mut(Id::<Thread<M>>::from_word(name).index() as u16);
             thread.state = ThreadState::Queued;
-            thread.next = Client::None;
+            thread.budget = budget;
         }
         Client::Vcpu(name, _) => {
-            let vcpu = local.vcpus.at_mut(Id::<Vcpu<M>>::from_word(name).index() as u16);
-            vcpu.state = VcpuState::Queued;
-            vcpu.next = Client::None;
+            local.vcpus.at_mut(Id::<Vcpu<M>>::from_word(name).index() as u16).state = VcpuState::Queued;
         }
         Client::None => {}
     }
-    let last = local.threads.at(server).queue_last;
-    match last {
+    set_next(local, client, Client::None);
+    match local.threads.at(server).queue_last {
         Client::None => local.threads.at_mut(server).queue = client,
-        Client::Thread(name, _) => {
-            local.threads.at_mut(Id::<Thread<M>>::from_word(name).index() as u16).next = client;
-        }
-        Client::Vcpu(name, _) => local.vcpus.at_mut(Id::<Vcpu<M>>::from_word(name).index() as u16).next = client,
+        last => set_next(local, last, client),
     }
     let server = local.threads.at_mut(server);
     server.queue_last = client;
     let payer = server.budget as usize;
     if let Some(budget) = local.budgets.get_mut(payer) {
         budget.raise(priority);
+    }
+}
+
+/// The one behind a client in a queue.
+fn next_of<M: Machine>(local: &Local<M>, client: Client) -> Client {
+    match client {
+        Client::None => Client::None,
+        Client::Thread(name, _) => local.threads.at(Id::<Thread<M>>::from_word(name).index() as u16).next,
+        Client::Vcpu(name, _) => local.vcpus.at(Id::<Vcpu<M>>::from_word(name).index() as u16).next,
+    }
+}
+
+fn set_next<M: Machine>(local: &mut Local<M>, client: Client, next: Client) {
+    match client {
+        Client::None => {}
+        Client::Thread(name, _) => local.threads.at_mut(Id::<Thread<M>>::from_word(name).index() as u16).next = next,
+        Client::Vcpu(name, _) => local.vcpus.at_mut(Id::<Vcpu<M>>::from_word(name).index() as u16).next = next,
+    }
+}
+
+/// Takes a client that is about to go out of the queue it waits in: those behind it must stay reachable.
+pub(crate) fn leave_queue<M: Machine>(local: &mut Local<M>, client: Client) {
+    for server in 0..THREADS as u16 {
+        let mut before = Client::None;
+        let mut at = local.threads.at(server).queue;
+        while at != Client::None && at != client {
+            before = at;
+            at = next_of(local, at);
+        }
+        if at == Client::None {
+            continue;
+        }
+        let next = next_of(local, at);
+        match before {
+            Client::None => local.threads.at_mut(server).queue = next,
+            before => set_next(local, before, next),
+        }
+        let server = local.threads.at_mut(server);
+        if server.queue_last == at {
+            server.queue_last = before;
+        }
+        return;
+    }
+}
+
+/// A client is about to go: what its server does for it, and whomever that called, is paid by the server itself.
+pub(crate) fn orphan<M: Machine>(local: &mut Local<M>, client: Client) {
+    let Some(heir) = serving(local, client) else { return };
+    let mut at = heir;
+    for _ in 0..THREADS {
+        schedule::pay_from(local, at, heir);
+        let name = local.threads.name_at(at).0;
+        let calls = local.threads.at(at).state == ThreadState::Awaiting;
+        match serving(local, Client::Thread(name, local.threads.at(at).turn)) {
+            Some(next) if calls => at = next,
+            _ => return,
+        }
+    }
+}
+
+/// The thread that serves a client.
+fn serving<M: Machine>(local: &Local<M>, client: Client) -> Option<u16> {
+    (0..THREADS as u16).find(|index| client != Client::None && local.threads.at(*index).client == client)
+}
+
+/// Those who still wait for a server lend it their priority.
+fn inherit<M: Machine>(local: &mut Local<M>, server: u16) {
+    let payer = local.threads.at(server).budget as usize;
+    let mut client = local.threads.at(server).queue;
+    while client != Client::None {
+        let budget = match client {
+            Client::Thread(name, _) => local.threads.at(Id::<Thread<M>>::from_word(name).index() as u16).budget,
+            Client::Vcpu(name, _) => local.vcpus.at(Id::<Vcpu<M>>::from_word(name).index() as u16).budget(),
+            Client::None => return,
+        };
+        let priority = local.budgets.get(budget as usize).map_or(0, |budget| budget.priority());
+        if let Some(budget) = local.budgets.get_mut(payer) {
+            budget.raise(priority);
+        }
+        client = next_of(local, client);
     }
 }
 
@@ -393,6 +475,9 @@ pub fn forward<M: Machine>(
     }
     let words = *local.threads.at(me).context.words();
     local.threads.at_mut(me).client = Client::None;
+    if !awaits(local, client) {
+        return Ok(open(local, shared, machine, me, None));
+    }
     match client {
         Client::Thread(name, _) => {
             let index = Id::<Thread<M>>::from_word(name).index() as u16;
@@ -419,28 +504,53 @@ pub fn forward<M: Machine>(
     Ok(arrive(local, shared, machine, to, client))
 }
 
+/// Whether a client is alive and waits for just this answer.
+fn awaits<M: Machine>(local: &Local<M>, client: Client) -> bool {
+    match client {
+        Client::None => false,
+        Client::Thread(name, turn) => {
+            let thread = local.threads.get(Local::<M>::thread_id(name));
+            thread.is_some_and(|t| t.state == ThreadState::Awaiting && t.turn == turn)
+        }
+        Client::Vcpu(name, turn) => {
+            let vcpu = local.vcpus.get(Local::<M>::vcpu_id(name));
+            vcpu.is_some_and(|v| v.state == VcpuState::Awaiting && v.turn == turn)
+        }
+    }
+}
+
 /// A thread stops for good: whom it serves gets `Gone` (a vCPU stays stopped), as do those who wait for it; its
 /// supervisor is told.
 pub fn end<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, index: u16, state: ThreadState,
 ) -> Next {
+    schedule::leave(local);
     dismiss(local, shared, machine, index, state);
-    schedule::block_as(local, shared, machine, Running::Idle)
+    schedule::go_on(local, shared, machine)
 }
 
 /// The same for any thread, without deciding what runs next.
 pub(crate) fn dismiss<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, index: u16, state: ThreadState,
 ) {
+    let own = Client::Thread(local.threads.name_at(index).0, local.threads.at(index).turn);
+    match local.threads.at(index).state {
+        ThreadState::Awaiting => orphan(local, own),
+        ThreadState::Queued => leave_queue(local, own),
+        _ => {}
+    }
     let thread = local.threads.at_mut(index);
     let lent = thread.budget;
     thread.state = state;
     thread.turn = thread.turn.wrapping_add(1);
     let supervisor = thread.supervisor;
     let client = core::mem::replace(&mut thread.client, Client::None);
-    refuse(local, client, Some(lent));
+    if local.budgets.get(lent as usize).is_some_and(|budget| budget.head == Running::Thread(index)) {
+        schedule::retire(local, lent);
+    }
+    refuse(local, client, lent);
     while let Some((waiting, budget)) = dequeue(local, index) {
-        refuse(local, waiting, Some(budget));
+        refuse(local, waiting, budget);
     }
     schedule::retire(local, index as BudgetId);
     if supervisor.1 != 0 {
@@ -449,7 +559,7 @@ pub(crate) fn dismiss<M: Machine>(
 }
 
 /// Tells a client that nobody will answer.
-fn refuse<M: Machine>(local: &mut Local<M>, client: Client, budget: Option<BudgetId>) {
+fn refuse<M: Machine>(local: &mut Local<M>, client: Client, budget: BudgetId) {
     match client {
         Client::None => {}
         Client::Thread(name, turn) => {
@@ -461,15 +571,14 @@ fn refuse<M: Machine>(local: &mut Local<M>, client: Client, budget: Option<Budge
             thread.state = ThreadState::Ready;
             thread.entry = Entry::Parked;
             thread.context.set_return([Refusal::Gone.to_register(), 0, 0]);
-            if let Some(budget) = budget {
-                schedule::ready(local, budget, Running::Thread(id.index() as u16));
-            }
+            schedule::ready(local, budget, Running::Thread(id.index() as u16));
         }
         Client::Vcpu(name, turn) => {
             if let Some(vcpu) = local.vcpus.get_mut(Local::<M>::vcpu_id(name))
                 && vcpu.turn == turn
             {
                 vcpu.state = VcpuState::Stopped;
+                vcpu.stop_wanted = false;
             }
         }
     }

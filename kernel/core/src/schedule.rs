@@ -130,12 +130,41 @@ fn wants_cpu<M: Machine>(local: &mut Local<M>) {
     }
 }
 
-/// A budget's owner is gone.
+/// Nothing runs on a budget until it is made ready again. Its period goes on, or it would never be refilled.
 pub fn retire<M: Machine>(local: &mut Local<M>, id: BudgetId) {
     local.ready &= !bit(id);
     local.timed &= !bit(id);
-    local.refilling &= !bit(id);
     local.budgets[id as usize].head = Running::Idle;
+}
+
+/// A budget's owner is gone.
+pub fn forget<M: Machine>(local: &mut Local<M>, id: BudgetId) {
+    retire(local, id);
+    local.refilling &= !bit(id);
+    local.budgets[id as usize] = Budget::EMPTY;
+}
+
+/// What runs is over; whoever is made ready on its budget after this keeps it.
+pub fn leave<M: Machine>(local: &mut Local<M>) {
+    if local.budget != NO_BUDGET {
+        retire(local, local.budget);
+    }
+    local.running = Running::Idle;
+}
+
+/// Another budget pays for a thread from now on: the one that paid is its owner's no longer.
+pub fn pay_from<M: Machine>(local: &mut Local<M>, thread: u16, heir: BudgetId) {
+    let lent = core::mem::replace(&mut local.threads.at_mut(thread).budget, heir);
+    if local.running == Running::Thread(thread) {
+        retire(local, local.budget);
+        local.budget = heir;
+        local.ready |= bit(heir);
+    } else if local.threads.at(thread).state == ThreadState::Ready {
+        if local.budgets[lent as usize % BUDGETS].head == Running::Thread(thread) {
+            retire(local, lent);
+        }
+        ready(local, heir, Running::Thread(thread));
+    }
 }
 
 /// The budget with the highest priority that has waited longest.
@@ -183,10 +212,11 @@ fn refill<M: Machine>(local: &mut Local<M>, now: Ticks) {
             continue;
         }
         let was_spent = budget.is_spent();
-        while budget.refill_at <= now {
-            budget.left = (budget.left + budget.time as i64).min(budget.time as i64);
-            budget.refill_at = budget.refill_at.saturating_add(budget.period.max(1));
-        }
+        let period = budget.period.max(1);
+        let periods = (now - budget.refill_at) / period + 1;
+        let time = budget.time as i64;
+        budget.left = budget.left.saturating_add(time.saturating_mul(periods.min(1 << 32) as i64)).min(time);
+        budget.refill_at = budget.refill_at.saturating_add(periods.saturating_mul(period));
         let runnable = budget.head != Running::Idle && budget.alive;
         if budget.left == budget.time as i64 && local.ready & bit(id as BudgetId) == 0 {
             budget.refill_at = NEVER;
@@ -229,7 +259,14 @@ pub fn go_on<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M)
             charge(local, now);
             switch_to(local, shared, machine, id, now)
         }
-        _ => enter(local, shared, machine),
+        _ => {
+            if local.slice_end == NEVER {
+                // It was alone when its turn began, and is not any more.
+                local.slice_end = machine.now().saturating_add(SLICE_MS * machine.hertz() / 1000);
+                set_alarm(local, machine);
+            }
+            enter(local, shared, machine)
+        }
     }
 }
 
@@ -252,7 +289,6 @@ pub fn block_as<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut
     let current = local.budget;
     if current != NO_BUDGET {
         local.ready &= !bit(current);
-        // A budget that was made ready again meanwhile (its server took the next client) keeps what it got.
         local.budgets[current as usize].head = head;
     }
     local.running = Running::Idle;

@@ -116,7 +116,7 @@ impl Space {
         None
     }
 
-    /// Maps a run of frames over absent pages, with the largest leaves that alignment allows.
+    /// Maps a run of frames over absent pages, with the largest leaves that alignment and the tables there allow.
     pub fn map<M: Memory>(
         &mut self, memory: &mut M, first: u64, frame: Page, count: u64, access: Access,
     ) -> Result<Stale, Refusal> {
@@ -139,84 +139,42 @@ impl Space {
     fn prepare<M: Memory>(&self, memory: &M, first: u64, frame: Page, end: u64) -> Result<u64, Refusal> {
         let mut needed = 0;
         let mut page = first;
+        // The table of 2 MiB leaves that was counted last: several stretches share it.
+        let mut counted = u64::MAX;
         while page < end {
-            let mut table = Some(self.root);
-            let mut level = 1;
-            let level_max = best_level(page, frame + (page - first), end);
-            while level < level_max {
-                table = match table.map(|t| M::unpack(memory.entry(t, index(page, level)), level)) {
-                    Some(Entry::Table(next)) => Some(next),
-                    Some(Entry::Leaf(_)) => return Err(Refusal::Occupied),
-                    Some(Entry::Absent) | None => None,
-                };
-                needed += u64::from(table.is_none());
-                level += 1;
+            let at = Stretch::find(self.root, memory, page, frame + (page - first), end)?;
+            needed += u64::from(at.level - at.found);
+            if at.found == 1 && at.level > 1 {
+                needed -= u64::from(counted == page / span(1));
+                counted = page / span(1);
             }
-            let stop = self.run_end(page, frame + (page - first), end, level);
-            if let Some(table) = table {
-                let first = index(page, level);
-                for i in first..first + ((stop - page) / span(level)) as usize {
-                    // A table with nothing left in it could be replaced by a block; it simply stays.
-                    if !M::is_absent(memory.entry(table, i)) {
-                        return Err(Refusal::Occupied);
-                    }
-                }
+            if at.found == at.level && at.entries().any(|i| !M::is_absent(memory.entry(at.table, i))) {
+                return Err(Refusal::Occupied);
             }
-            page = stop;
+            page = at.stop;
         }
         Ok(needed)
     }
 
-    /// End of the leaves of one level within one table.
-    fn run_end(&self, page: u64, frame: Page, end: u64, level: u8) -> u64 {
-        let table_end = (page / (span(level) * ENTRIES) + 1) * span(level) * ENTRIES;
-        let stop = end.min(table_end);
-        if level == 3 {
-            // Stop where a block begins to fit, so that it is used.
-            let next_block = (page / ENTRIES + 1) * ENTRIES;
-            return stop.min(next_block);
-        }
-        let mut at = page + span(level);
-        while at < stop && best_level(at, frame + (at - page), end) == level {
-            at += span(level);
-        }
-        at.min(stop)
-    }
-
-    /// Second pass of [`Space::map`], one table's worth.
+    /// Second pass of [`Space::map`], one stretch.
     fn fill<M: Memory>(
         &mut self, memory: &mut M, page: u64, frame: Page, end: u64, access: Access,
     ) -> Result<u64, Refusal> {
-        let level_max = best_level(page, frame, end);
-        let mut table = self.root;
-        let mut level = 1;
-        while level < level_max {
-            table = self.descend(memory, table, page, level)?;
-            level += 1;
+        let at = Stretch::find(self.root, memory, page, frame, end)?;
+        let mut table = at.table;
+        for level in at.found..at.level {
+            let next = self.tables.take(memory).ok_or(Refusal::Quota)?;
+            memory.set_entry(table, index(page, level), M::pack(Entry::Table(next), level));
+            table = next;
         }
-        let stop = self.run_end(page, frame, end, level);
         // Entries of one run differ by a constant: pack two, add the difference.
-        let mut entry = M::pack(Entry::Leaf(Leaf { page: frame, access }), level);
-        let step = M::pack(Entry::Leaf(Leaf { page: frame + span(level), access }), level) - entry;
-        let first = index(page, level);
-        for i in first..first + ((stop - page) / span(level)) as usize {
+        let mut entry = M::pack(Entry::Leaf(Leaf { page: frame, access }), at.level);
+        let step = M::pack(Entry::Leaf(Leaf { page: frame + span(at.level), access }), at.level) - entry;
+        for i in at.entries() {
             memory.set_entry(table, i, entry);
             entry = entry.wrapping_add(step);
         }
-        Ok(stop)
-    }
-
-    /// The table below an entry, made when it is absent.
-    fn descend<M: Memory>(&mut self, memory: &mut M, table: Page, page: u64, level: u8) -> Result<Page, Refusal> {
-        match M::unpack(memory.entry(table, index(page, level)), level) {
-            Entry::Table(next) => Ok(next),
-            Entry::Leaf(_) => Err(Refusal::Occupied),
-            Entry::Absent => {
-                let next = self.tables.take(memory).ok_or(Refusal::Quota)?;
-                memory.set_entry(table, index(page, level), M::pack(Entry::Table(next), level));
-                Ok(next)
-            }
-        }
+        Ok(at.stop)
     }
 
     /// Unmaps pages; absent ones are passed over. Blocks that are only partly meant are split first.
@@ -235,12 +193,15 @@ impl Space {
         &mut self, memory: &mut M, first: u64, count: u64, access: Option<Access>,
     ) -> Result<Stale, Refusal> {
         let end = first.checked_add(count).filter(|end| *end <= LIMIT).ok_or(Refusal::OutOfRange)?;
-        // At most the blocks at both ends are split, each into at most two levels of tables.
-        let split = [first, end].iter().map(|edge| self.split_cost(memory, *edge)).sum::<u64>();
+        let edges = if count == 0 { [0, 0] } else { [first, end] };
+        // At most the blocks at both ends are split, each into at most two levels of tables; they may be the same.
+        let [from, to] = edges.map(|edge| self.split_cost(memory, edge));
+        let shared = [1, 2].map(|level| u64::from(first / span(level) == end / span(level)));
+        let split = from[0] + from[1] + to[0] * (1 - from[0] * shared[0]) + to[1] * (1 - from[1] * shared[1]);
         if split > self.tables.left() {
             return Err(Refusal::Quota);
         }
-        for edge in [first, end] {
+        for edge in edges {
             self.split_at(memory, edge)?;
         }
         let mut page = first;
@@ -260,7 +221,10 @@ impl Space {
                 Entry::Absent => return (page / span(level) + 1) * span(level),
                 Entry::Leaf(leaf) => {
                     let entry = match access {
-                        Some(access) => Entry::Leaf(Leaf { access, ..leaf }),
+                        // What kind of memory it is does not change.
+                        Some(access) => {
+                            Entry::Leaf(Leaf { access: Access(access.0 | leaf.access.0 & Access::DEVICE.0), ..leaf })
+                        }
                         None => Entry::Absent,
                     };
                     memory.set_entry(table, at, M::pack(entry, level));
@@ -271,21 +235,20 @@ impl Space {
         end
     }
 
-    /// Tables that [`Space::split_at`] needs for this edge.
-    fn split_cost<M: Memory>(&self, memory: &M, edge: u64) -> u64 {
+    /// Tables that [`Space::split_at`] needs for this edge: of 2 MiB leaves, of pages.
+    fn split_cost<M: Memory>(&self, memory: &M, edge: u64) -> [u64; 2] {
         let mut table = self.root;
         for level in 1..=2 {
             if edge % span(level) == 0 || edge >= LIMIT {
-                return 0;
+                return [0, 0];
             }
             match M::unpack(memory.entry(table, index(edge, level)), level) {
                 Entry::Table(next) => table = next,
-                Entry::Absent => return 0,
-                Entry::Leaf(_) if level == 1 && edge % span(2) != 0 => return 2,
-                Entry::Leaf(_) => return 1,
+                Entry::Absent => return [0, 0],
+                Entry::Leaf(_) => return [u64::from(level == 1), u64::from(edge % span(2) != 0)],
             }
         }
-        0
+        [0, 0]
     }
 
     /// Makes `edge` a boundary between leaves.
@@ -358,6 +321,45 @@ impl Space {
             }
         }
         Stale { tag: self.tag, root: self.root, first: 0, pages: LIMIT }
+    }
+}
+
+/// Where the next leaves of a mapping go.
+struct Stretch {
+    /// The deepest table that is there.
+    table: Page,
+    /// Its level.
+    found: u8,
+    /// The level that the leaves get: deeper when tables must be made.
+    level: u8,
+    first: u64,
+    /// The page after these leaves.
+    stop: u64,
+}
+
+impl Stretch {
+    /// Finds it: the largest leaf that alignment allows, or smaller ones where a table is already (even if nothing is
+    /// left in it).
+    fn find<M: Memory>(root: Page, memory: &M, page: u64, frame: Page, end: u64) -> Result<Stretch, Refusal> {
+        let (mut table, mut found) = (root, 1);
+        while found < 3 {
+            match M::unpack(memory.entry(table, index(page, found)), found) {
+                Entry::Table(next) => table = next,
+                Entry::Leaf(_) => return Err(Refusal::Occupied),
+                Entry::Absent => break,
+            }
+            found += 1;
+        }
+        let level = best_level(page, frame, end).max(found);
+        // Pages up to where a block could begin, or one block.
+        let stop = if level == 3 { end.min((page / ENTRIES + 1) * ENTRIES) } else { page + span(level) };
+        Ok(Stretch { table, found, level, first: page, stop })
+    }
+
+    /// The entries of the leaves in their table.
+    fn entries(&self) -> core::ops::Range<usize> {
+        let first = index(self.first, self.level);
+        first..first + ((self.stop - self.first) / span(self.level)) as usize
     }
 }
 

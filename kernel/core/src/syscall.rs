@@ -8,7 +8,7 @@ use crate::guest::{self, Guest};
 use crate::local::{Local, Running, THREADS};
 use crate::machine::{Machine, ThreadContext, VcpuContext};
 use crate::pool::{Empty, Id};
-use crate::portal::{self, Portal};
+use crate::portal::{self, Client, Portal};
 use crate::remote;
 use crate::schedule::{self, Budget};
 use crate::shared::{DOMAINS, GUEST_VCPUS, GUESTS, GuestName, Shared};
@@ -23,6 +23,9 @@ use trellis_idl::kernel::{Access, EXIT_CLASSES, ExitClass, Fact, Kind, Op, PAGE,
 
 /// Priority at which a passive thread starts up, before it first waits.
 const START_UP: u8 = 250;
+
+/// The shortest period of a budget in microseconds.
+const SHORTEST_PERIOD: u64 = 100;
 
 /// Arguments and environment of an operation.
 struct Call<'a, M: Machine> {
@@ -195,6 +198,13 @@ impl<M: Machine> Call<'_, M> {
             }
             control.runs.get_mut(cap.name)?.forget(map);
         }
+        let range = run.first..run.first + run.pages;
+        for index in 0..THREADS as u16 {
+            let thread = self.local.threads.at_mut(index);
+            if range.contains(&thread.buffer) {
+                thread.buffer = 0;
+            }
+        }
         if !run.device && !run.constant {
             self.machine.zero(run.first, run.pages);
         }
@@ -220,6 +230,16 @@ impl<M: Machine> Call<'_, M> {
         Ok((run.first, run.pages))
     }
 
+    /// A map is gone: its tables are memory again, without what stood in them, and no run is in it any more.
+    fn give_tables_back(&mut self, control: &mut crate::shared::Control, tables: u64, map: MapName) {
+        if let Ok(run) = control.runs.get_mut(tables) {
+            run.use_ = Use::Memory;
+            let (first, pages) = (run.first, run.pages);
+            self.machine.zero(first, pages);
+        }
+        control.runs.forget_map(map);
+    }
+
     /// What a mapping may allow, given the rights of the frames' capability.
     fn access_of(cap: Cap, wanted: u64, device: bool, constant: bool) -> Result<Access, Refusal> {
         if wanted & !7 != 0 {
@@ -230,6 +250,12 @@ impl<M: Machine> Call<'_, M> {
             return Err(Refusal::MissingRight);
         }
         Ok(if device { Access(wanted).with(Access::DEVICE) } else { Access(wanted) })
+    }
+
+    /// What any mapping of these frames may allow.
+    fn most_of(cap: Cap, constant: bool) -> Access {
+        let held = Access(u64::from(cap.word.rights().0 & 7));
+        if constant { Access(held.0 & !Access::WRITE.0) } else { held }
     }
 
     // ── domains ──
@@ -281,9 +307,10 @@ impl<M: Machine> Call<'_, M> {
         if access.covers(Access::WRITE.with(Access::EXECUTE)) {
             return Err(Refusal::BadArgument);
         }
-        run.note(MapName::Domain(index as u16))?;
+        run.can_note(MapName::Domain(index as u16))?;
         let mut domain = self.shared.domains[index].lock();
         let stale = domain.space.map(self.machine, page, frame, count, access)?;
+        run.note(MapName::Domain(index as u16))?;
         if access.covers(Access::EXECUTE) {
             self.machine.copy(frame * PAGE, frame * PAGE, count * PAGE, true);
         }
@@ -321,9 +348,7 @@ impl<M: Machine> Call<'_, M> {
         let stale = domain.space.clear(self.machine);
         self.machine.invalidate(stale);
         control.give_tag(domain.space.tag);
-        if let Ok(run) = control.runs.get_mut(domain.tables) {
-            run.use_ = Use::Memory;
-        }
+        self.give_tables_back(&mut control, domain.tables, MapName::Domain(index as u16));
         *domain = Domain::EMPTY;
         control.domains.remove(Id::from_word(cap.name));
         self.shared.table.clear_name(Kind::Domain, cap.name, None);
@@ -338,7 +363,7 @@ impl<M: Machine> Call<'_, M> {
         if cpu != self.local.cpu as u64 {
             return Err(Refusal::WrongCpu);
         }
-        if priority != PASSIVE && priority >= START_UP as u64 {
+        if (priority != PASSIVE && priority >= START_UP as u64) || !Self::is_budget(budget) {
             return Err(Refusal::BadArgument);
         }
         self.shared.table.check_empty(self.table, self.a[3])?;
@@ -363,6 +388,12 @@ impl<M: Machine> Call<'_, M> {
         self.shared.publish(self.local.cpu, at, id.0);
         self.put(self.a[3], Kind::Thread, Rights::ALL, 0, id.0)?;
         one(0)
+    }
+
+    /// Whether packed microseconds are a budget: none, or some time of a period that does not keep the clock busy.
+    fn is_budget(packed: u64) -> bool {
+        let (time, period) = (packed & 0xffff_ffff, packed >> 32);
+        period == 0 || (period >= SHORTEST_PERIOD && time != 0 && time <= period)
     }
 
     /// A budget from its packed microseconds.
@@ -410,7 +441,8 @@ impl<M: Machine> Call<'_, M> {
         portal::dismiss(self.local, self.shared, self.machine, index, ThreadState::Ended);
         let id = self.local.threads.name_at(index);
         self.shared.publish(self.local.cpu, index, 0);
-        self.local.budgets[index as usize] = Budget::EMPTY;
+        schedule::forget(self.local, index);
+        portal::remove_all(self.local, id);
         self.local.threads.remove(id);
     }
 
@@ -504,7 +536,7 @@ impl<M: Machine> Call<'_, M> {
         let (page, pages) = self.take_tables(&mut control, tables.name).inspect_err(|_| control.give_tag(tag))?;
         let space = crate::space::Space::new(self.machine, tag, page, pages)?;
         let id = control.guests.insert(Empty::EMPTY).ok_or(Refusal::Quota)?;
-        *self.shared.guests[id.index() % GUESTS].lock() = Guest { space, tables: tables.name, vcpus: 0 };
+        *self.shared.guests[id.index() % GUESTS].lock() = Guest { space, tables: tables.name, vcpus: 0, most: Guest::ANY };
         self.put(self.a[2], Kind::Guest, Rights::ALL, 0, id.0)?;
         one(0)
     }
@@ -531,10 +563,12 @@ impl<M: Machine> Call<'_, M> {
         let frame = control.runs.check(cap.name, self.a[3], self.a[4])?;
         let run = control.runs.get_mut(cap.name)?;
         let access = Self::access_of(cap, self.a[5], run.device, run.constant)?;
-        run.note(MapName::Guest(index as u16))?;
-        drop(control);
+        run.can_note(MapName::Guest(index as u16))?;
+        // The control lock is kept: nobody may take the run back between the check and the mapping.
         let mut guest = self.shared.guests[index].lock();
         let stale = guest.space.map(self.machine, page, frame, self.a[4], access)?;
+        run.note(MapName::Guest(index as u16))?;
+        guest.most = Access(guest.most.0 & Self::most_of(cap, run.constant).0);
         self.machine.invalidate(stale);
         one(0)
     }
@@ -543,6 +577,10 @@ impl<M: Machine> Call<'_, M> {
         let index = self.guest(0, Rights::EDIT)?;
         let page = Self::page_of(self.a[1])?;
         let mut guest = self.shared.guests[index].lock();
+        // Which leaf came with which right is not known: what one of them may not, none gets later.
+        if access.is_some_and(|access| !guest.most.covers(access)) {
+            return Err(Refusal::MissingRight);
+        }
         let stale = match access {
             None => guest.space.unmap(self.machine, page, self.a[2])?,
             Some(access) => guest.space.protect(self.machine, page, self.a[2], access)?,
@@ -557,8 +595,10 @@ impl<M: Machine> Call<'_, M> {
         let own = self.shared.domains[mine].lock().space;
         let guest = self.shared.guests[index].lock();
         let (there, here, bytes) = (self.a[1], self.a[2], self.a[3]);
+        // A server may write where its guest may not (a protected page), but not where the frames allow it to nobody.
+        let need = if guest.most.covers(Access::WRITE) { Access(0) } else { Access::WRITE };
         let copied = if write {
-            let to = (&guest.space, there, Access(0));
+            let to = (&guest.space, there, need);
             guest::copy(self.machine, to, (&own, here, Access::READ), bytes, true)?
         } else {
             let from = (&guest.space, there, Access(0));
@@ -580,9 +620,7 @@ impl<M: Machine> Call<'_, M> {
         let stale = guest.space.clear(self.machine);
         self.machine.invalidate(stale);
         control.give_tag(guest.space.tag);
-        if let Ok(run) = control.runs.get_mut(guest.tables) {
-            run.use_ = Use::Memory;
-        }
+        self.give_tables_back(&mut control, guest.tables, MapName::Guest(index as u16));
         *guest = Guest::EMPTY;
         control.guests.remove(Id::from_word(cap.name));
         self.shared.table.clear_name(Kind::Guest, cap.name, None);
@@ -597,7 +635,7 @@ impl<M: Machine> Call<'_, M> {
         if cpu != self.local.cpu as u64 {
             return Err(Refusal::WrongCpu);
         }
-        if number >= GUEST_VCPUS as u64 || priority >= START_UP as u64 {
+        if number >= GUEST_VCPUS as u64 || priority >= START_UP as u64 || !Self::is_budget(self.a[5]) {
             return Err(Refusal::BadArgument);
         }
         self.shared.table.check_empty(self.table, self.a[3])?;
@@ -620,6 +658,9 @@ impl<M: Machine> Call<'_, M> {
     }
 
     fn remove_vcpu(&mut self, index: u16) {
+        let own = Client::Vcpu(self.local.vcpus.name_at(index).0, self.local.vcpus.at(index).turn);
+        portal::orphan(self.local, own);
+        portal::leave_queue(self.local, own);
         let vcpu = self.local.vcpus.at_mut(index);
         vcpu.turn = vcpu.turn.wrapping_add(1);
         vcpu.state = VcpuState::Stopped;
@@ -627,8 +668,7 @@ impl<M: Machine> Call<'_, M> {
         let mail = &self.shared.vcpus[vcpu.guest as usize % GUESTS][vcpu.number as usize % GUEST_VCPUS];
         mail.name.store(0, Ordering::Release);
         self.machine.unload(&mut vcpu.context);
-        schedule::retire(self.local, budget);
-        self.local.budgets[budget as usize] = Budget::EMPTY;
+        schedule::forget(self.local, budget);
         let id = self.local.vcpus.name_at(index);
         self.local.vcpus.remove(id);
     }
@@ -700,6 +740,7 @@ impl<M: Machine> Call<'_, M> {
             return Err(Refusal::BadState);
         }
         vcpu.state = VcpuState::Running;
+        vcpu.stop_wanted = false;
         vcpu.hazard = true;
         let budget = vcpu.budget();
         schedule::ready(self.local, budget, Running::Vcpu(index));
@@ -720,7 +761,11 @@ impl<M: Machine> Call<'_, M> {
         let index = self.vcpu(Rights::EXECUTE)?;
         let vcpu = self.local.vcpus.at_mut(index);
         match vcpu.state {
-            VcpuState::Awaiting | VcpuState::Queued => vcpu.stop_wanted = true,
+            VcpuState::Awaiting | VcpuState::Queued => {
+                vcpu.stop_wanted = true;
+                // The hot door of answers looks at this alone.
+                vcpu.hazard = true;
+            }
             VcpuState::Running | VcpuState::Waiting => {
                 vcpu.state = VcpuState::Stopped;
                 let budget = vcpu.budget();

@@ -1,1 +1,36 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
+//! The vcpu server of one guest: boots it and answers everything it asks of its processor or platform.
+//!
+//! Read [`server`] first: it sends each exit to one of the others. `psci`, `hypercall`, `sysreg`, `identity`, `debug`,
+//! `timer` are the processor; `platform` says where the devices live, `distributor`, `redistributor`, `bank`, `pl011`,
+//! `pl031` are the devices, `bus` and `access` the ways to them, `instruction` and `walk` what `access` needs.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod access;
+pub mod bank;
+pub mod boot;
+pub mod bus;
+pub mod crash;
+pub mod debug;
+pub mod distributor;
+pub mod hypercall;
+pub mod identity;
+pub mod instruction;
+pub mod pl011;
+pub mod pl031;
+pub mod platform;
+pub mod psci;
+pub mod redistributor;
+pub mod rings;
+pub mod server;
+pub mod sysreg;
+pub mod timer;
+pub mod walk;
+
+#[cfg(test)]
+mod fake;
+
+pub use rings::Rings;
+pub use server::{Outside, VcpuServer};

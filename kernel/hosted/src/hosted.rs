@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The harness: CPUs whose every entry into the kernel takes the doors that a board's entry code takes, in its order.
+//!
+//! What runs has its registers in [`Cpu::registers`]; words of an IPC ride there from the one that stopped to the one
+//! that goes on, as they do on a board.
+
+use crate::board::Board;
+use crate::context::Registers;
+use crate::machine::HostedMachine;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use trellis_core::local::{Local, Running, VCPUS};
+use trellis_core::machine::{Machine, NEVER, VcpuContext};
+use trellis_core::shared::Shared;
+use trellis_core::syscall::dispatch;
+use trellis_core::thread::Entry;
+use trellis_core::trap::{Next, Trap, take};
+use trellis_core::vcpu::mask_words;
+use trellis_core::{init, portal, signal, vcpu};
+use trellis_idl::boot::{BootHeader, MAGIC, Range, Segment};
+use trellis_idl::kernel::{Access, ExitClass, Groups, Op, Refusal};
+use trellis_idl::layout;
+
+/// First page of memory: 1 GiB.
+pub const FIRST_PAGE: u64 = 0x4_0000;
+/// Pages of the made-up image.
+pub const IMAGE_PAGES: u64 = 8;
+/// Page of the payload in the image.
+const PAYLOAD_PAGE: u64 = 4;
+/// A device page that root gets a run of.
+pub const DEVICE_PAGE: u64 = 0x9000;
+
+/// What a hosted machine looks like.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// CPUs.
+    pub cpus: u16,
+    /// Pages of memory.
+    pub pages: u64,
+    /// List registers.
+    pub list_registers: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings { cpus: 1, pages: 4096, list_registers: 4 }
+    }
+}
+
+/// What a CPU does now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Now {
+    /// A thread, by index.
+    Thread(u16),
+    /// A vCPU, by index.
+    Guest(u16),
+    /// Nothing.
+    Idle,
+}
+
+/// One CPU.
+#[derive(Debug)]
+pub struct Cpu {
+    /// The core's state of it. Boxed: a loaded context is known by its address.
+    pub local: Box<Local<HostedMachine>>,
+    /// The hardware.
+    pub machine: HostedMachine,
+    /// Registers of the thread that runs.
+    pub registers: Registers,
+    /// What runs.
+    pub now: Now,
+}
+
+/// The machine with the kernel on it.
+#[derive(Debug)]
+pub struct Hosted {
+    /// Its CPUs.
+    pub cpus: Vec<Cpu>,
+    /// What the core shares between them.
+    pub shared: Box<Shared>,
+    /// What the hardware shares between them.
+    pub board: Rc<RefCell<Board>>,
+}
+
+/// The header of an image with a root of one page of code, one of data, and a payload of four pages.
+pub fn header(settings: &Settings) -> BootHeader {
+    let mut header = BootHeader { magic: MAGIC, cpus: settings.cpus.into(), ..BootHeader::EMPTY };
+    header.image_bytes = IMAGE_PAGES * 4096;
+    header.payload = Range { base: PAYLOAD_PAGE * 4096, bytes: (IMAGE_PAGES - PAYLOAD_PAGE) * 4096 };
+    header.plan = Range { base: 0, bytes: 100 };
+    header.ram[0] = Range { base: FIRST_PAGE * 4096, bytes: settings.pages * 4096 };
+    header.devices[0] = Range { base: DEVICE_PAGE * 4096, bytes: 2 * 4096 };
+    header.root_entry = layout::PROGRAM;
+    let code = Access::READ.with(Access::EXECUTE).0;
+    let data = Access::READ.with(Access::WRITE).0;
+    header.root[0] =
+        Segment { offset: 4096, address: layout::PROGRAM, file_bytes: 4096, memory_bytes: 4096, access: code };
+    header.root[1] = Segment {
+        offset: 8192, address: layout::PROGRAM + 4096, file_bytes: 100, memory_bytes: 4096, access: data,
+    };
+    header
+}
+
+impl Hosted {
+    /// A machine on which root is about to execute its first instruction.
+    pub fn new(settings: Settings) -> Hosted {
+        let board = Rc::new(RefCell::new(Board::new(FIRST_PAGE, settings.pages)));
+        board.borrow_mut().zero(FIRST_PAGE, IMAGE_PAGES);
+        let shared = Box::new(Shared::new());
+        let mut cpus: Vec<Cpu> = (0..settings.cpus).map(|cpu| Cpu::new(cpu, &settings, &board)).collect();
+        shared.running.store((1 << settings.cpus) - 1, Ordering::Release);
+        let header = header(&settings);
+        let free = [(FIRST_PAGE + IMAGE_PAGES, settings.pages - IMAGE_PAGES), (0, 0), (0, 0), (0, 0)];
+        let first = &mut cpus[0];
+        init::root(&mut first.local, &shared, &mut first.machine, &header, FIRST_PAGE, &free)
+            .expect("the made-up header suits");
+        let mut hosted = Hosted { cpus, shared, board };
+        for cpu in 0..settings.cpus {
+            hosted.trap(cpu, Trap::Spurious);
+        }
+        hosted
+    }
+
+    /// What this CPU does now.
+    pub fn now(&self, cpu: u16) -> Now {
+        self.cpus[cpu as usize].now
+    }
+
+    /// Registers of the thread that runs there.
+    pub fn registers(&self, cpu: u16) -> Registers {
+        self.cpus[cpu as usize].registers
+    }
+
+    /// A system call of the running thread, as `svc` makes it.
+    pub fn syscall(&mut self, cpu: u16, number: u16, a: [u64; 6], words: [u64; 10]) -> Now {
+        let this = &mut self.cpus[cpu as usize];
+        let Running::Thread(me) = this.local.running else { panic!("no thread runs on CPU {cpu}") };
+        this.registers.words = words;
+        const CALL: u16 = Op::Call as u16;
+        const REPLY: u16 = Op::ReplyAndWait as u16;
+        const SIGNAL: u16 = Op::Signal as u16;
+        let mut next = match number {
+            CALL => portal::call(&mut this.local, &self.shared, a[0], a[1]),
+            REPLY => portal::reply(&mut this.local, a[0], a[1]),
+            SIGNAL => signal::overtaking(&mut this.local, &self.shared, &mut this.machine, a[0]),
+            n if n > Op::Fact as u16 => Next::Same(Refusal::NoOperation.to_register()),
+            _ => Next::Slow,
+        };
+        if next == Next::Slow {
+            this.local.threads.at_mut(me).context.parked.words = words;
+            next = dispatch(&mut this.local, &self.shared, &mut this.machine, number, &a);
+        }
+        this.obey(next)
+    }
+
+    /// A system call after which the caller runs on: what it gets back.
+    pub fn invoke(&mut self, cpu: u16, op: Op, a: [u64; 6]) -> Result<[u64; 3], Refusal> {
+        let before = self.now(cpu);
+        let after = self.syscall(cpu, op as u16, a, [0; 10]);
+        assert_eq!(before, after, "{op:?} was meant to come back");
+        let [x0, x1, x2] = self.registers(cpu).x;
+        Refusal::from_register(x0).map(|x0| [x0, x1, x2])
+    }
+
+    /// The vCPU that runs stops with these words; the class goes into the first.
+    pub fn exit(&mut self, cpu: u16, class: ExitClass, mut words: [u64; 10]) -> Now {
+        let this = &mut self.cpus[cpu as usize];
+        let Running::Vcpu(index) = this.local.running else { panic!("no guest runs on CPU {cpu}") };
+        words[0] |= class as u64;
+        this.local.vcpus.at_mut(index).context.set_exit(words);
+        let mut next = vcpu::exited(&mut this.local, index, class as u8);
+        if next == Next::Slow {
+            next = take(&mut this.local, &self.shared, &mut this.machine, Trap::Exit(class, class as u64));
+        }
+        this.obey(next)
+    }
+
+    /// Something off the hot doors: an interrupt, a fault of the running thread, an exit the kernel answers itself.
+    pub fn trap(&mut self, cpu: u16, trap: Trap) -> Now {
+        let this = &mut self.cpus[cpu as usize];
+        if let Running::Thread(index) = this.local.running {
+            let thread = this.local.threads.at_mut(index);
+            thread.context.full = this.registers;
+            if !matches!(trap, Trap::Fault(_)) && this.now != Now::Idle {
+                thread.entry = Entry::Full;
+            }
+        }
+        if matches!(trap, Trap::Line(line) if this.machine.masks.insert(line, true) != Some(false)) {
+            return this.now;
+        }
+        let next = take(&mut this.local, &self.shared, &mut this.machine, trap);
+        this.obey(next)
+    }
+
+    /// Delivers kicks until there are none.
+    pub fn deliver_kicks(&mut self) {
+        loop {
+            let Some(cpu) = self.board.borrow_mut().kicks.pop_front() else { return };
+            self.trap(cpu, Trap::Kick);
+        }
+    }
+
+    /// Lets time pass: alarms and virtual timers that come due fire.
+    pub fn advance(&mut self, ticks: u64) {
+        let until = self.board.borrow().now + ticks;
+        while let Some(due) = self.next_event().filter(|due| *due <= until) {
+            let now = self.board.borrow().now.max(due);
+            self.board.borrow_mut().now = now;
+            self.fire(now);
+        }
+        self.board.borrow_mut().now = until;
+    }
+
+    /// When something fires next.
+    fn next_event(&self) -> Option<u64> {
+        let alarms = self.cpus.iter().map(|cpu| cpu.machine.alarm);
+        let timers = self.cpus.iter().map(|cpu| match cpu.loaded() {
+            Some(index) if !cpu.machine.timer_active => cpu.local.vcpus.at(index).context.timer_deadline(),
+            _ => NEVER,
+        });
+        alarms.chain(timers).min().filter(|due| *due != NEVER)
+    }
+
+    fn fire(&mut self, now: u64) {
+        for cpu in 0..self.cpus.len() as u16 {
+            let this = &mut self.cpus[cpu as usize];
+            if this.machine.alarm <= now {
+                this.machine.alarm = NEVER;
+                self.trap(cpu, Trap::Alarm);
+            }
+            let this = &mut self.cpus[cpu as usize];
+            let Some(index) = this.loaded() else { continue };
+            if !this.machine.timer_active && this.local.vcpus.at(index).context.timer_deadline() <= now {
+                this.machine.timer_active = true;
+                self.trap(cpu, Trap::VirtualTimer);
+            }
+        }
+    }
+
+    /// How often CPUs took locks that they share, and wrote words that they share, so far.
+    pub fn sharing(&self) -> (u64, u64) {
+        (self.shared.locks_taken(), self.cpus.iter().map(|cpu| cpu.local.shared_writes).sum())
+    }
+}
+
+impl Cpu {
+    fn new(cpu: u16, settings: &Settings, board: &Rc<RefCell<Board>>) -> Cpu {
+        let mut machine = HostedMachine::new(board.clone(), settings.cpus);
+        machine.list_registers = settings.list_registers;
+        Cpu { local: Box::new(Local::new(cpu)), machine, registers: Registers::default(), now: Now::Idle }
+    }
+
+    /// The vCPU whose state is in the hardware.
+    pub fn loaded(&self) -> Option<u16> {
+        (0..VCPUS as u16).find(|index| self.machine.is_loaded(&self.local.vcpus.at(*index).context))
+    }
+
+    /// Does what the core says: the second half of every entry.
+    fn obey(&mut self, next: Next) -> Now {
+        self.now = match next {
+            Next::Same(value) => {
+                self.registers.x = [value, 0, 0];
+                self.now
+            }
+            Next::Ride { thread, value } => {
+                self.registers.x = [value, 0, 0];
+                Now::Thread(thread)
+            }
+            Next::Overtake { thread, value } => {
+                self.registers = Registers { x: [value, 0, 0], ..Registers::default() };
+                Now::Thread(thread)
+            }
+            Next::Answered { vcpu, mask } => {
+                let words = self.registers.words;
+                self.local.vcpus.at_mut(vcpu).context.answer(mask, &words);
+                self.enter(vcpu)
+            }
+            Next::Deliver { thread, vcpu, badge, groups } => {
+                let mut words = *self.local.vcpus.at(vcpu).context.exit();
+                mask_words(&mut words, Groups(groups));
+                self.local.vcpus.at_mut(vcpu).context.set_exit(words);
+                self.registers = Registers { x: [badge, 0, 0], words };
+                Now::Thread(thread)
+            }
+            Next::Thread(index) => {
+                let thread = self.local.threads.at(index);
+                self.registers = match thread.entry {
+                    Entry::Parked => thread.context.parked,
+                    Entry::Full => thread.context.full,
+                };
+                Now::Thread(index)
+            }
+            Next::Guest(index) => self.enter(index),
+            Next::Idle => Now::Idle,
+            Next::Slow => panic!("a hot door's word from a slow one"),
+        };
+        self.now
+    }
+
+    /// Puts a vCPU's state into the hardware, if it is not there.
+    fn enter(&mut self, index: u16) -> Now {
+        if self.loaded() != Some(index) {
+            if let Some(other) = self.loaded() {
+                self.machine.unload(&mut self.local.vcpus.at_mut(other).context);
+            }
+            self.machine.load(&self.local.vcpus.at(index).context);
+        }
+        Now::Guest(index)
+    }
+}

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What must hold after whatever happened. [`quick`] looks at queues, clients, budgets and TLBs; [`full`] at every leaf
+//! of every map as well.
+
+use crate::hosted::{Cpu, Hosted};
+use crate::machine::HostedMachine;
+use std::collections::{BTreeMap, BTreeSet};
+use trellis_core::frame::{MapName, Run, Use};
+use trellis_core::local::{BUDGETS, Local, Running, THREADS, VCPUS};
+use trellis_core::machine::{Entry, Leaf, Page};
+use trellis_core::portal::Client;
+use trellis_core::shared::{DOMAINS, GUESTS};
+use trellis_core::thread::{Thread, ThreadState};
+use trellis_core::vcpu::{Vcpu, VcpuState};
+
+/// A law that was broken, as a sentence.
+pub type Broken = String;
+
+macro_rules! law {
+    ($condition:expr, $($sentence:tt)*) => {
+        if !$condition {
+            return Err(format!($($sentence)*));
+        }
+    };
+}
+
+/// The laws that need no walk through maps.
+pub fn quick(hosted: &Hosted) -> Result<(), Broken> {
+    for cpu in &hosted.cpus {
+        running(cpu)?;
+        queues(&cpu.local)?;
+        clients(&cpu.local)?;
+        budgets(&cpu.local)?;
+    }
+    let stale = hosted.board.borrow().stale_translations();
+    law!(stale.is_empty(), "a TLB holds what no table says (cpu, tag, page): {stale:x?}");
+    Ok(())
+}
+
+/// All laws.
+pub fn full(hosted: &Hosted) -> Result<(), Broken> {
+    quick(hosted)?;
+    runs(hosted)?;
+    maps(hosted)
+}
+
+type LocalState = Local<HostedMachine>;
+
+fn threads(local: &LocalState) -> impl Iterator<Item = (u16, u64, &Thread<HostedMachine>)> {
+    let all = (0..THREADS as u16).map(|index| (index, local.threads.name_at(index).0, local.threads.at(index)));
+    all.filter(|(_, name, _)| *name != 0)
+}
+
+fn vcpus(local: &LocalState) -> impl Iterator<Item = (u16, u64, &Vcpu<HostedMachine>)> {
+    let all = (0..VCPUS as u16).map(|index| (index, local.vcpus.name_at(index).0, local.vcpus.at(index)));
+    all.filter(|(_, name, _)| *name != 0)
+}
+
+fn can_run(local: &LocalState, what: Running) -> bool {
+    match what {
+        Running::Idle => false,
+        Running::Thread(i) => {
+            local.threads.name_at(i).0 != 0 && local.threads.at(i).state == ThreadState::Ready
+        }
+        Running::Vcpu(i) => local.vcpus.name_at(i).0 != 0 && local.vcpus.at(i).state == VcpuState::Running,
+    }
+}
+
+/// What runs is alive and may run, and pays.
+fn running(cpu: &Cpu) -> Result<(), Broken> {
+    let local = &cpu.local;
+    if local.running != Running::Idle {
+        law!(can_run(local, local.running), "what runs may not: {:?}", local.running);
+        law!((local.budget as usize) < BUDGETS, "{:?} runs and nobody pays", local.running);
+    }
+    Ok(())
+}
+
+/// Every queue ends, holds each waiting client once, and every client that queues is in one.
+fn queues(local: &LocalState) -> Result<(), Broken> {
+    let mut seen = BTreeSet::new();
+    for (index, _, server) in threads(local) {
+        let mut client = server.queue;
+        let mut last = Client::None;
+        let mut length = 0;
+        while client != Client::None {
+            length += 1;
+            law!(length <= THREADS + VCPUS, "the queue of thread {index} has no end");
+            last = client;
+            let (key, next, waits) = match client {
+                Client::Thread(name, turn) => {
+                    let found = local.threads.get(LocalState::thread_id(name));
+                    let Some(t) = found else { return Err(format!("a dead thread is in the queue of {index}")) };
+                    ((false, name), t.next, t.state == ThreadState::Queued && t.turn == turn)
+                }
+                Client::Vcpu(name, turn) => {
+                    let found = local.vcpus.get(LocalState::vcpu_id(name));
+                    let Some(v) = found else { return Err(format!("a dead vCPU is in the queue of {index}")) };
+                    ((true, name), v.next, v.state == VcpuState::Queued && v.turn == turn)
+                }
+                Client::None => break,
+            };
+            law!(waits, "{client:?} is in the queue of thread {index} and does not wait there");
+            law!(seen.insert(key), "{client:?} is in two queues");
+            client = next;
+        }
+        law!(server.queue_last == last, "the end of the queue of thread {index} is not its last");
+        if server.state == ThreadState::Open {
+            law!(server.client == Client::None, "thread {index} is open and serves {:?}", server.client);
+            law!(server.queue == Client::None, "thread {index} is open and somebody queues");
+        }
+    }
+    for (index, name, t) in threads(local).filter(|(_, _, t)| t.state == ThreadState::Queued) {
+        law!(seen.contains(&(false, name)), "thread {index} queues nowhere (turn {})", t.turn);
+    }
+    for (index, name, _) in vcpus(local).filter(|(_, _, v)| v.state == VcpuState::Queued) {
+        law!(seen.contains(&(true, name)), "vCPU {index} queues nowhere");
+    }
+    Ok(())
+}
+
+/// Whoever waits for an answer is served by exactly one living thread.
+fn clients(local: &LocalState) -> Result<(), Broken> {
+    let mut served = BTreeMap::new();
+    for (index, _, server) in threads(local) {
+        let key = match server.client {
+            Client::None => continue,
+            Client::Thread(name, turn) => (false, name, turn),
+            Client::Vcpu(name, turn) => (true, name, turn),
+        };
+        let other = served.insert(key, index);
+        law!(other.is_none(), "threads {index} and {other:?} both serve {:?}", server.client);
+    }
+    for (index, name, t) in threads(local).filter(|(_, _, t)| t.state == ThreadState::Awaiting) {
+        law!(served.contains_key(&(false, name, t.turn)), "nobody will answer thread {index}");
+    }
+    for (index, name, v) in vcpus(local).filter(|(_, _, v)| v.state == VcpuState::Awaiting) {
+        law!(served.contains_key(&(true, name, v.turn)), "nobody will answer vCPU {index}");
+    }
+    Ok(())
+}
+
+/// What can run is on one budget, and a budget that counts as ready has something on it that can.
+fn budgets(local: &LocalState) -> Result<(), Broken> {
+    let mut on = BTreeMap::new();
+    for id in 0..BUDGETS {
+        let current = id == local.budget as usize && local.running != Running::Idle;
+        let head = if current { local.running } else { local.budgets[id].head };
+        let ready = local.ready >> id & 1 == 1;
+        if ready && !current {
+            law!(can_run(local, head), "budget {id} is ready and {head:?} on it cannot run");
+        }
+        if ready || current || local.refilling >> id & 1 == 1 {
+            let key = match head {
+                Running::Thread(i) => (false, i),
+                Running::Vcpu(i) => (true, i),
+                Running::Idle => continue,
+            };
+            if can_run(local, head) {
+                let other = on.insert(key, id);
+                law!(other.is_none(), "{head:?} is on budgets {id} and {other:?}");
+            }
+        }
+    }
+    for (index, _, t) in threads(local).filter(|(_, _, t)| t.state == ThreadState::Ready) {
+        law!(on.contains_key(&(false, index)), "thread {index} can run and no budget has it (its: {})", t.budget);
+    }
+    for (index, _, _) in vcpus(local).filter(|(_, _, v)| v.state == VcpuState::Running) {
+        law!(on.contains_key(&(true, index)), "vCPU {index} can run and no budget has it");
+    }
+    Ok(())
+}
+
+/// Parts lie in what they were split off, beside one another; nothing else overlaps.
+fn runs(hosted: &Hosted) -> Result<(), Broken> {
+    let control = hosted.shared.control.lock();
+    let all: Vec<(u64, &Run)> =
+        control.runs.pool.names().filter_map(|id| Some((id.0, control.runs.pool.get(id)?))).collect();
+    for (i, (name, run)) in all.iter().enumerate() {
+        let end = run.first + run.pages;
+        if let Some((_, parent)) = all.iter().find(|(other, _)| *other == run.parent) {
+            let inside = run.first >= parent.first && end <= parent.first + parent.pages;
+            law!(inside, "run {name:#x} is not inside what it was split off");
+        }
+        for (other, that) in &all[i + 1..] {
+            let apart = that.first >= end || that.first + that.pages <= run.first;
+            law!(apart || run.parent != that.parent, "runs {name:#x} and {other:#x} share a page");
+        }
+    }
+    Ok(())
+}
+
+/// Every leaf shows memory that may be mapped there; every table lies in its owner's tables.
+fn maps(hosted: &Hosted) -> Result<(), Broken> {
+    let (domains, guests): (Vec<_>, Vec<_>) = {
+        let control = hosted.shared.control.lock();
+        (control.domains.names().map(|id| id.index()).collect(), control.guests.names().map(|id| id.index()).collect())
+    };
+    let mut roots = Vec::new();
+    for index in domains {
+        let domain = *hosted.shared.domains[index % DOMAINS].lock();
+        roots.push((MapName::Domain(index as u16), domain.space.root, domain.tables));
+    }
+    for index in guests {
+        let guest = *hosted.shared.guests[index % GUESTS].lock();
+        roots.push((MapName::Guest(index as u16), guest.space.root, guest.tables));
+    }
+    for (map, root, tables) in roots {
+        let mut found = Found::default();
+        walk(hosted, root, 1, &mut found);
+        owned(hosted, map, tables, &found)?;
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Found {
+    tables: Vec<Page>,
+    leaves: Vec<(Leaf, u64)>,
+}
+
+fn walk(hosted: &Hosted, table: Page, level: u32, found: &mut Found) {
+    found.tables.push(table);
+    for index in 0..512 {
+        let word = hosted.board.borrow().word(table * 4096 + index * 8);
+        match crate::entry::unpack(word) {
+            Entry::Absent => {}
+            Entry::Table(next) => walk(hosted, next, level + 1, found),
+            Entry::Leaf(leaf) => found.leaves.push((leaf, 512u64.pow(3 - level))),
+        }
+    }
+}
+
+fn owned(hosted: &Hosted, map: MapName, tables: u64, found: &Found) -> Result<(), Broken> {
+    let control = hosted.shared.control.lock();
+    let all: Vec<&Run> = control.runs.pool.names().filter_map(|id| control.runs.pool.get(id)).collect();
+    for (leaf, pages) in &found.leaves {
+        for page in [leaf.page, leaf.page + pages - 1] {
+            let holding: Vec<_> = all.iter().filter(|run| run.first <= page && page < run.first + run.pages).collect();
+            // The smallest run that holds it is its owner; root's own program is in none.
+            let Some(run) = holding.iter().min_by_key(|run| run.pages) else {
+                law!(map == MapName::Domain(0), "{map:?} shows page {page:#x} of no run");
+                continue;
+            };
+            law!(run.use_ == Use::Memory, "{map:?} shows page {page:#x} of the kernel's tables");
+            // Constant runs may be split while they are mapped: nobody ever takes them back.
+            let knows = |run: &Run| run.mapped().any(|known| known == map);
+            let known = knows(run) || run.constant && holding.iter().any(|run| knows(run));
+            law!(known, "{map:?} shows page {page:#x}, and its run does not know");
+            let writes = leaf.access.covers(trellis_idl::kernel::Access::WRITE);
+            law!(!(run.constant && writes), "{map:?} may write page {page:#x}, which is constant");
+            let device = leaf.access.covers(trellis_idl::kernel::Access::DEVICE);
+            law!(device == run.device, "{map:?} has page {page:#x} as the wrong kind of memory");
+        }
+    }
+    if let Ok(run) = control.runs.get(tables) {
+        let mut seen = BTreeSet::new();
+        for table in &found.tables {
+            let inside = run.first <= *table && *table < run.first + run.pages;
+            law!(inside, "{map:?} has a table at {table:#x}, outside its quota");
+            law!(seen.insert(table), "{map:?} has the table at {table:#x} twice");
+        }
+    }
+    Ok(())
+}

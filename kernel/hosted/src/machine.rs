@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One CPU's hardware.
+
+use crate::board::Board;
+use crate::context::{HostedThread, HostedVcpu};
+use crate::entry;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use trellis_core::lines::{LIST_ENTRIES, ListEntry};
+use trellis_core::machine::{Entry, Machine, Memory, NEVER, Page, Stale, Ticks};
+use trellis_idl::kernel::{Fact, Refusal};
+
+/// Ticks a second.
+pub const HERTZ: u64 = 1_000_000;
+
+/// A CPU of the hosted machine.
+#[derive(Debug)]
+pub struct HostedMachine {
+    /// What it shares with the others.
+    pub board: Rc<RefCell<Board>>,
+    /// Number of list registers.
+    pub list_registers: usize,
+    /// List registers in hardware.
+    pub lists: [ListEntry; LIST_ENTRIES],
+    /// A maintenance interrupt is wanted when at most one list register is in use.
+    pub underflow: bool,
+    /// When the timer fires.
+    pub alarm: Ticks,
+    /// Physical lines and whether they are masked; those that are not here are.
+    pub masks: BTreeMap<u32, bool>,
+    /// CPUs of the machine.
+    pub cpus: u16,
+    /// The virtual timer's physical line was acknowledged and not ended yet.
+    pub timer_active: bool,
+    /// Address of the context that is loaded, as an identity and nothing else; 0 = none.
+    loaded: usize,
+}
+
+impl HostedMachine {
+    /// A CPU of this board.
+    pub fn new(board: Rc<RefCell<Board>>, cpus: u16) -> HostedMachine {
+        HostedMachine {
+            board,
+            list_registers: 4,
+            lists: [ListEntry::default(); LIST_ENTRIES],
+            underflow: false,
+            alarm: NEVER,
+            masks: BTreeMap::new(),
+            cpus,
+            timer_active: false,
+            loaded: 0,
+        }
+    }
+
+    /// Puts a vCPU's state into the hardware. The one that was there must have been unloaded.
+    pub fn load(&mut self, vcpu: &HostedVcpu) {
+        self.lists = vcpu.lists;
+        self.underflow = vcpu.underflow;
+        self.timer_active = vcpu.timer_active;
+        self.loaded = identity(vcpu);
+    }
+}
+
+fn identity(vcpu: &HostedVcpu) -> usize {
+    std::ptr::from_ref(vcpu).addr()
+}
+
+impl Memory for HostedMachine {
+    fn entry(&self, table: Page, index: usize) -> u64 {
+        self.board.borrow().word(table * 4096 + index as u64 * 8)
+    }
+
+    fn set_entry(&mut self, table: Page, index: usize, value: u64) {
+        self.board.borrow_mut().set_word(table * 4096 + index as u64 * 8, value);
+    }
+
+    fn unpack(word: u64, _level: u8) -> Entry {
+        entry::unpack(word)
+    }
+
+    fn is_absent(word: u64) -> bool {
+        word == 0
+    }
+
+    fn pack(what: Entry, _level: u8) -> u64 {
+        entry::pack(what)
+    }
+
+    fn zero(&mut self, first: Page, pages: u64) {
+        self.board.borrow_mut().zero(first, pages);
+    }
+
+    fn copy(&mut self, to: u64, from: u64, bytes: u64, _code: bool) {
+        if to != from {
+            self.board.borrow_mut().copy(to, from, bytes);
+        }
+    }
+
+    fn invalidate(&mut self, stale: Stale) {
+        self.board.borrow_mut().invalidate(stale);
+    }
+}
+
+impl Machine for HostedMachine {
+    type Thread = HostedThread;
+    type Vcpu = HostedVcpu;
+
+    fn now(&self) -> Ticks {
+        self.board.borrow().now
+    }
+
+    fn hertz(&self) -> u64 {
+        HERTZ
+    }
+
+    fn wake_at(&mut self, deadline: Ticks) {
+        self.alarm = deadline;
+    }
+
+    fn kick(&mut self, cpu: u16) {
+        self.board.borrow_mut().kicks.push_back(cpu);
+    }
+
+    fn mask(&mut self, line: u32, masked: bool) {
+        self.masks.insert(line, masked);
+    }
+
+    fn is_loaded(&self, vcpu: &HostedVcpu) -> bool {
+        self.loaded == identity(vcpu)
+    }
+
+    fn list_entry(&self, index: usize) -> ListEntry {
+        self.lists[index]
+    }
+
+    fn set_list_entry(&mut self, index: usize, entry: ListEntry) {
+        assert!(index < self.list_registers, "there is no list register {index}");
+        self.lists[index] = entry;
+    }
+
+    fn list_entries(&self) -> usize {
+        self.list_registers
+    }
+
+    fn watch_underflow(&mut self, on: bool) {
+        self.underflow = on;
+    }
+
+    fn unload(&mut self, vcpu: &mut HostedVcpu) {
+        if self.is_loaded(vcpu) {
+            vcpu.lists = self.lists;
+            vcpu.underflow = self.underflow;
+            vcpu.timer_active = std::mem::take(&mut self.timer_active);
+            self.loaded = 0;
+        }
+    }
+
+    fn fact(&self, which: u64, _argument: u64) -> Result<u64, Refusal> {
+        Ok(match which {
+            w if w == Fact::Cpus as u64 => self.cpus.into(),
+            w if w == Fact::ClockHz as u64 => HERTZ,
+            w if w == Fact::ListRegisters as u64 => self.list_registers as u64,
+            w if w == Fact::IdRegister as u64 || w == Fact::Midr as u64 => 0,
+            w if w == Fact::BootTicks as u64 || w == Fact::KernelMemory as u64 => 0,
+            _ => return Err(Refusal::OutOfRange),
+        })
+    }
+
+    fn power(&mut self, restart: bool) {
+        self.board.borrow_mut().power = Some(restart);
+    }
+
+    fn log(&mut self, address: u64, bytes: u64) {
+        let mut board = self.board.borrow_mut();
+        for at in address..address + bytes {
+            let byte = board.byte(at);
+            board.log.push_back(byte);
+        }
+    }
+
+    fn log_read(&mut self, address: u64, most: u64) -> u64 {
+        let mut board = self.board.borrow_mut();
+        let count = most.min(board.log.len() as u64);
+        for at in address..address + count {
+            if let Some(byte) = board.log.pop_front() {
+                board.set_byte(at, byte);
+            }
+        }
+        count
+    }
+}

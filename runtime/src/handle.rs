@@ -1,0 +1,458 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Capabilities by the kind of what they name: an operation on the wrong kind does not compile.
+//!
+//! Each method is one system call; what it needs and why it may be refused stands at its [`Op`].
+
+use crate::system::System;
+use core::marker::PhantomData;
+use trellis_idl::kernel::{
+    Access, ExitClass, Fact, Groups, LineField, Op, Refusal, Rights, ThreadFault, VcpuRegister, WORDS,
+};
+
+/// Kinds of objects, as types.
+pub mod kind {
+    /// A protection domain.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub enum Domain {}
+    /// A thread.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub enum Thread {}
+    /// A synchronous entry into a thread.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub enum Portal {}
+    /// Bits of a thread's signal word.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub enum Signal {}
+    /// A virtual processor.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub enum Vcpu {}
+    /// A guest.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub enum Guest {}
+    /// A run of memory.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub enum Frames {}
+    /// A physical interrupt.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub enum Line {}
+    /// The machine itself.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub enum Machine {}
+}
+
+/// A capability of a known kind: a slot of this server's table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Handle<K> {
+    slot: u64,
+    kind: PhantomData<K>,
+}
+
+/// A protection domain.
+pub type Domain = Handle<kind::Domain>;
+/// A thread.
+pub type Thread = Handle<kind::Thread>;
+/// A synchronous entry into a thread.
+pub type Portal = Handle<kind::Portal>;
+/// Bits of a thread's signal word.
+pub type Signal = Handle<kind::Signal>;
+/// A virtual processor.
+pub type Vcpu = Handle<kind::Vcpu>;
+/// A guest.
+pub type Guest = Handle<kind::Guest>;
+/// A run of memory.
+pub type Frames = Handle<kind::Frames>;
+/// A physical interrupt.
+pub type Line = Handle<kind::Line>;
+/// The machine itself.
+pub type Machine = Handle<kind::Machine>;
+
+/// What an operation without results says.
+pub type Done = Result<(), Refusal>;
+
+/// One operation: the arguments given, zeroes behind them.
+#[inline(always)]
+fn ask<const N: usize>(system: &impl System, op: Op, given: [u64; N]) -> Result<[u64; 3], Refusal> {
+    const { assert!(N <= 6) };
+    let mut arguments = [0; 6];
+    let mut index = 0;
+    while index < N {
+        arguments[index] = given[index];
+        index += 1;
+    }
+    system.invoke(op, arguments)
+}
+
+/// One operation without results.
+#[inline(always)]
+fn tell<const N: usize>(system: &impl System, op: Op, given: [u64; N]) -> Done {
+    ask(system, op, given).map(|_| ())
+}
+
+/// How much of a CPU, as an argument: time in the low half, period in the high half, in µs; 0 = no budget.
+pub const fn budget(time_us: u32, period_us: u32) -> u64 {
+    time_us as u64 | (period_us as u64) << 32
+}
+
+/// A guest page in a view, as an argument.
+#[inline(always)]
+const fn viewed(view: u8, page: u64) -> u64 {
+    (view as u64) << 56 | page
+}
+
+/// The clock: ticks now, and ticks a second.
+#[inline(always)]
+pub fn clock(system: &impl System) -> (u64, u64) {
+    match system.invoke(Op::Clock, [0; 6]) {
+        Ok([now, hz, _]) => (now, hz),
+        Err(_) => (0, 0),
+    }
+}
+
+impl<K> Handle<K> {
+    /// The capability in this slot.
+    #[inline(always)]
+    pub const fn at(slot: u64) -> Handle<K> {
+        Handle { slot, kind: PhantomData }
+    }
+
+    /// The slot.
+    #[inline(always)]
+    pub const fn slot(self) -> u64 {
+        self.slot
+    }
+
+    /// [`Op::Grant`]: a copy into another domain's table.
+    pub fn grant(self, system: &impl System, to: Domain, slot: u64, keep: Rights) -> Done {
+        tell(system, Op::Grant, [self.slot, to.slot, slot, keep.0.into()])
+    }
+
+    /// [`Op::Drop`]: the slot is empty afterwards.
+    pub fn forget(self, system: &impl System) -> Done {
+        tell(system, Op::Drop, [self.slot])
+    }
+
+    /// [`Op::Revoke`]: every other capability to the object is dead afterwards.
+    pub fn revoke(self, system: &impl System) -> Done {
+        tell(system, Op::Revoke, [self.slot])
+    }
+}
+
+/// What is known about a run of memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FramesInfo {
+    /// Pages.
+    pub pages: u64,
+    /// First machine page, 0 when this capability may not know.
+    pub first: u64,
+    /// Registers of a device.
+    pub is_device: bool,
+}
+
+impl Frames {
+    /// [`Op::FramesSplit`]: makes a run of its own of a part, in an empty slot.
+    pub fn split(self, system: &impl System, first: u64, pages: u64, slot: u64) -> Result<Frames, Refusal> {
+        tell(system, Op::FramesSplit, [self.slot, first, pages, slot])?;
+        Ok(Frames::at(slot))
+    }
+
+    /// [`Op::FramesReclaim`].
+    pub fn reclaim(self, system: &impl System) -> Done {
+        tell(system, Op::FramesReclaim, [self.slot])
+    }
+
+    /// [`Op::FramesInfo`].
+    pub fn info(self, system: &impl System) -> Result<FramesInfo, Refusal> {
+        let [pages, first, device] = ask(system, Op::FramesInfo, [self.slot])?;
+        Ok(FramesInfo { pages, first, is_device: device == 1 })
+    }
+}
+
+impl Domain {
+    /// [`Op::DomainCreate`].
+    pub fn create(system: &impl System, tables: Frames, slots: u64, rank: u8, slot: u64) -> Result<Domain, Refusal> {
+        tell(system, Op::DomainCreate, [tables.slot, slots, rank.into(), slot])?;
+        Ok(Domain::at(slot))
+    }
+
+    /// [`Op::DomainMap`]: `pages` of the run from its page `first` on.
+    pub fn map(
+        self, system: &impl System, address: u64, frames: Frames, first: u64, pages: u64, access: Access,
+    ) -> Done {
+        tell(system, Op::DomainMap, [self.slot, address, frames.slot, first, pages, access.0])
+    }
+
+    /// [`Op::DomainUnmap`].
+    pub fn unmap(self, system: &impl System, address: u64, pages: u64) -> Done {
+        tell(system, Op::DomainUnmap, [self.slot, address, pages])
+    }
+
+    /// [`Op::DomainDestroy`].
+    pub fn destroy(self, system: &impl System) -> Done {
+        tell(system, Op::DomainDestroy, [self.slot])
+    }
+}
+
+/// What a thread is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ThreadSetup {
+    /// Its CPU.
+    pub cpu: u8,
+    /// Its priority, or [`trellis_idl::kernel::PASSIVE`].
+    pub priority: u64,
+    /// Virtual address of its message buffer page.
+    pub buffer: u64,
+    /// See [`budget`].
+    pub budget: u64,
+}
+
+impl Thread {
+    /// [`Op::ThreadCreate`].
+    pub fn create(system: &impl System, domain: Domain, setup: ThreadSetup, slot: u64) -> Result<Thread, Refusal> {
+        let ThreadSetup { cpu, priority, buffer, budget } = setup;
+        tell(system, Op::ThreadCreate, [domain.slot, cpu.into(), priority, slot, buffer, budget])?;
+        Ok(Thread::at(slot))
+    }
+
+    /// [`Op::ThreadStart`].
+    pub fn start(self, system: &impl System, entry: u64, stack: u64, x0: u64) -> Done {
+        tell(system, Op::ThreadStart, [self.slot, entry, stack, x0])
+    }
+
+    /// [`Op::ThreadDestroy`].
+    pub fn destroy(self, system: &impl System) -> Done {
+        tell(system, Op::ThreadDestroy, [self.slot])
+    }
+
+    /// [`Op::ThreadFault`]: one of the fixed words.
+    pub fn fault(self, system: &impl System, word: ThreadFault) -> Result<u64, Refusal> {
+        self.fault_word(system, word as u64)
+    }
+
+    /// [`Op::ThreadFault`]: general register `n` (0–30) as it was.
+    pub fn fault_general(self, system: &impl System, n: u8) -> Result<u64, Refusal> {
+        self.fault_word(system, ThreadFault::General as u64 + u64::from(n))
+    }
+
+    fn fault_word(self, system: &impl System, word: u64) -> Result<u64, Refusal> {
+        ask(system, Op::ThreadFault, [self.slot, word]).map(|[_, value, _]| value)
+    }
+
+    /// [`Op::ThreadSupervise`].
+    pub fn supervise(self, system: &impl System, by: Signal) -> Done {
+        tell(system, Op::ThreadSupervise, [self.slot, by.slot])
+    }
+
+    /// [`Op::PortalCreate`].
+    pub fn portal(self, system: &impl System, badge: u64, slot: u64) -> Result<Portal, Refusal> {
+        tell(system, Op::PortalCreate, [self.slot, badge, slot])?;
+        Ok(Portal::at(slot))
+    }
+
+    /// [`Op::SignalCreate`].
+    pub fn signal(self, system: &impl System, bits: u64, slot: u64) -> Result<Signal, Refusal> {
+        tell(system, Op::SignalCreate, [self.slot, bits, slot])?;
+        Ok(Signal::at(slot))
+    }
+}
+
+impl Portal {
+    /// [`Op::Call`].
+    #[inline(always)]
+    pub fn call(self, system: &impl System, words: [u64; WORDS]) -> Result<[u64; WORDS], Refusal> {
+        system.call(self.slot, words)
+    }
+}
+
+impl Signal {
+    /// [`Op::Signal`].
+    #[inline(always)]
+    pub fn raise(self, system: &impl System) -> Done {
+        tell(system, Op::Signal, [self.slot])
+    }
+}
+
+impl Guest {
+    /// [`Op::GuestCreate`], with one view.
+    pub fn create(system: &impl System, tables: Frames, slot: u64) -> Result<Guest, Refusal> {
+        tell(system, Op::GuestCreate, [tables.slot, 1, slot])?;
+        Ok(Guest::at(slot))
+    }
+
+    /// [`Op::GuestMap`]: `pages` of the run from its page `first` on, at guest page `page`.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "the operation has as many")]
+    pub fn map(
+        self, system: &impl System, view: u8, page: u64, frames: Frames, first: u64, pages: u64, access: Access,
+    ) -> Done {
+        tell(system, Op::GuestMap, [self.slot, viewed(view, page), frames.slot, first, pages, access.0])
+    }
+
+    /// [`Op::GuestUnmap`].
+    pub fn unmap(self, system: &impl System, view: u8, page: u64, pages: u64) -> Done {
+        tell(system, Op::GuestUnmap, [self.slot, viewed(view, page), pages])
+    }
+
+    /// [`Op::GuestProtect`].
+    pub fn protect(self, system: &impl System, view: u8, page: u64, pages: u64, access: Access) -> Done {
+        tell(system, Op::GuestProtect, [self.slot, viewed(view, page), pages, access.0])
+    }
+
+    /// [`Op::GuestRead`]. Back: bytes copied.
+    pub fn read(self, system: &impl System, address: u64, bytes: &mut [u8]) -> Result<u64, Refusal> {
+        system.read_guest(self.slot, address, bytes)
+    }
+
+    /// [`Op::GuestWrite`]. Back: bytes copied.
+    pub fn write(self, system: &impl System, address: u64, bytes: &[u8]) -> Result<u64, Refusal> {
+        system.write_guest(self.slot, address, bytes)
+    }
+
+    /// [`Op::GuestDestroy`].
+    pub fn destroy(self, system: &impl System) -> Done {
+        tell(system, Op::GuestDestroy, [self.slot])
+    }
+}
+
+/// What a vCPU is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VcpuSetup {
+    /// Its CPU.
+    pub cpu: u8,
+    /// Its number in the guest.
+    pub number: u8,
+    /// Its priority.
+    pub priority: u8,
+    /// See [`budget`].
+    pub budget: u64,
+}
+
+impl Vcpu {
+    /// [`Op::VcpuCreate`].
+    pub fn create(system: &impl System, guest: Guest, setup: VcpuSetup, slot: u64) -> Result<Vcpu, Refusal> {
+        let VcpuSetup { cpu, number, priority, budget } = setup;
+        tell(system, Op::VcpuCreate, [guest.slot, cpu.into(), number.into(), slot, priority.into(), budget])?;
+        Ok(Vcpu::at(slot))
+    }
+
+    /// [`Op::VcpuRoute`].
+    pub fn route(self, system: &impl System, class: ExitClass, portal: Portal, groups: Groups, badge: u64) -> Done {
+        tell(system, Op::VcpuRoute, [self.slot, class as u64, portal.slot, groups.0, badge])
+    }
+
+    /// [`Op::VcpuWindow`].
+    pub fn window(self, system: &impl System, index: u8, page: u64, pages: u64, class: ExitClass) -> Done {
+        tell(system, Op::VcpuWindow, [self.slot, index.into(), page, pages, class as u64])
+    }
+
+    /// [`Op::VcpuGet`].
+    pub fn get(self, system: &impl System, register: VcpuRegister) -> Result<u64, Refusal> {
+        ask(system, Op::VcpuGet, [self.slot, register as u64]).map(|[_, value, _]| value)
+    }
+
+    /// [`Op::VcpuGet`] of x`n`.
+    pub fn get_general(self, system: &impl System, n: u8) -> Result<u64, Refusal> {
+        ask(system, Op::VcpuGet, [self.slot, u64::from(n & 31)]).map(|[_, value, _]| value)
+    }
+
+    /// [`Op::VcpuSet`].
+    pub fn set(self, system: &impl System, register: VcpuRegister, value: u64) -> Done {
+        tell(system, Op::VcpuSet, [self.slot, register as u64, value])
+    }
+
+    /// [`Op::VcpuSet`] of x`n`.
+    pub fn set_general(self, system: &impl System, n: u8, value: u64) -> Done {
+        tell(system, Op::VcpuSet, [self.slot, u64::from(n & 31), value])
+    }
+
+    /// [`Op::VcpuStart`].
+    pub fn start(self, system: &impl System) -> Done {
+        tell(system, Op::VcpuStart, [self.slot])
+    }
+
+    /// [`Op::VcpuReset`].
+    pub fn reset(self, system: &impl System) -> Done {
+        tell(system, Op::VcpuReset, [self.slot])
+    }
+
+    /// [`Op::VcpuStop`].
+    pub fn stop(self, system: &impl System) -> Done {
+        tell(system, Op::VcpuStop, [self.slot])
+    }
+
+    /// [`Op::VcpuException`].
+    pub fn exception(self, system: &impl System, syndrome: u64, address: u64) -> Done {
+        tell(system, Op::VcpuException, [self.slot, syndrome, address])
+    }
+
+    /// [`Op::LinesWrite`].
+    #[inline(always)]
+    pub fn lines_write(self, system: &impl System, field: LineField, first: u64, which: u32, values: u32) -> Done {
+        tell(system, Op::LinesWrite, [self.slot, field as u64, first, which.into(), values.into()])
+    }
+
+    /// [`Op::LinesRead`].
+    #[inline(always)]
+    pub fn lines_read(self, system: &impl System, field: LineField, first: u64) -> Result<u32, Refusal> {
+        ask(system, Op::LinesRead, [self.slot, field as u64, first]).map(|[values, ..]| values as u32)
+    }
+
+    /// [`Op::LinesPriority`].
+    pub fn lines_priority(self, system: &impl System, first: u64, priorities: u32, which: u8) -> Done {
+        tell(system, Op::LinesPriority, [self.slot, first, priorities.into(), which.into()])
+    }
+
+    /// [`Op::LinesPriorityRead`].
+    pub fn lines_priority_read(self, system: &impl System, first: u64) -> Result<u32, Refusal> {
+        ask(system, Op::LinesPriorityRead, [self.slot, first]).map(|[priorities, ..]| priorities as u32)
+    }
+
+    /// [`Op::LineTarget`]: the guest-wide line goes to this vCPU.
+    pub fn line_target(self, system: &impl System, line: u64) -> Done {
+        tell(system, Op::LineTarget, [self.slot, line])
+    }
+
+    /// [`Op::LinesEnable`].
+    pub fn lines_enable(self, system: &impl System, enabled: bool) -> Done {
+        tell(system, Op::LinesEnable, [self.slot, enabled.into()])
+    }
+}
+
+impl Line {
+    /// [`Op::LineBind`].
+    pub fn bind(self, system: &impl System, to: Signal) -> Done {
+        tell(system, Op::LineBind, [self.slot, to.slot])
+    }
+
+    /// [`Op::LineAck`].
+    pub fn acknowledge(self, system: &impl System) -> Done {
+        tell(system, Op::LineAck, [self.slot])
+    }
+}
+
+impl Machine {
+    /// [`Op::LineCreate`].
+    pub fn line(self, system: &impl System, line: u32, slot: u64) -> Result<Line, Refusal> {
+        tell(system, Op::LineCreate, [self.slot, line.into(), slot])?;
+        Ok(Line::at(slot))
+    }
+
+    /// [`Op::SystemOff`]: off.
+    pub fn off(self, system: &impl System) -> Done {
+        tell(system, Op::SystemOff, [self.slot, 0])
+    }
+
+    /// [`Op::SystemOff`]: again from the start.
+    pub fn restart(self, system: &impl System) -> Done {
+        tell(system, Op::SystemOff, [self.slot, 1])
+    }
+
+    /// [`Op::LogRead`]: bytes of the kernel's log that are in this thread's buffer now.
+    pub fn log_read(self, system: &impl System) -> Result<u64, Refusal> {
+        ask(system, Op::LogRead, [self.slot]).map(|[bytes, ..]| bytes)
+    }
+
+    /// [`Op::Fact`]. `detail` says which one, where a fact has several.
+    pub fn fact(self, system: &impl System, fact: Fact, detail: u64) -> Result<u64, Refusal> {
+        ask(system, Op::Fact, [self.slot, fact as u64, detail]).map(|[_, value, _]| value)
+    }
+}

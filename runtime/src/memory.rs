@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The fixed ranges of a server's address space as safe values: configuration, payload, scratch window, device page.
+
+use serde::Deserialize;
+
+/// Most bytes of a configuration.
+pub const MAX_CONFIG: usize = 1 << 16;
+
+/// Why there is no configuration.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ConfigError {
+    /// Its length is impossible.
+    Length,
+    /// It is not what this server understands.
+    Encoding,
+}
+
+/// Decodes a configuration page range: 8 bytes length, then postcard.
+pub fn decode_config<'a, T: Deserialize<'a>>(length: u64, bytes: &'a [u8]) -> Result<T, ConfigError> {
+    let length = usize::try_from(length).map_err(|_| ConfigError::Length)?;
+    let bytes = bytes.get(..length).ok_or(ConfigError::Length)?;
+    postcard::from_bytes(bytes).map_err(|_| ConfigError::Encoding)
+}
+
+/// Registers of a device: offsets in bytes, 32 bits wide. On the board a [`DevicePage`], in tests what a test makes.
+pub trait Registers {
+    /// Reads one; 0 outside the page.
+    fn read(&self, offset: usize) -> u32;
+    /// Writes one; nothing outside the page.
+    fn write(&self, offset: usize, value: u32);
+}
+
+#[cfg(target_os = "none")]
+pub use board::{DevicePage, config, payload, scratch_write};
+
+#[cfg(target_os = "none")]
+mod board {
+    use super::{ConfigError, MAX_CONFIG, Registers, decode_config};
+    use serde::Deserialize;
+    use trellis_idl::kernel::PAGE;
+    use trellis_idl::layout::{CONFIG, DEVICE, PAYLOAD, PAYLOAD_BYTES, SCRATCH, SCRATCH_BYTES};
+
+    /// This server's configuration.
+    pub fn config<T: Deserialize<'static>>() -> Result<T, ConfigError> {
+        // SAFETY: root mapped the configuration's pages read-only before the first instruction; nobody writes them.
+        let length = unsafe { core::ptr::read(CONFIG as *const u64) };
+        if length > (MAX_CONFIG - 8) as u64 {
+            return Err(ConfigError::Length);
+        }
+        // SAFETY: as above; root maps as many pages as the length needs.
+        let bytes = unsafe { core::slice::from_raw_parts((CONFIG + 8) as *const u8, length as usize) };
+        decode_config(length, bytes)
+    }
+
+    /// A part of the image's payload; none when it cannot lie in the payload's range.
+    pub fn payload(offset: u64, bytes: u64) -> Option<&'static [u8]> {
+        let end = offset.checked_add(bytes)?;
+        if end > PAYLOAD_BYTES {
+            return None;
+        }
+        // SAFETY: this range holds nothing but the payload, read-only and never changed; where it ends, reading is a
+        // fault of this thread.
+        Some(unsafe { core::slice::from_raw_parts((PAYLOAD + offset) as *const u8, bytes as usize) })
+    }
+
+    /// Writes into the scratch window, where root maps frames that it fills for others. False: outside the window.
+    pub fn scratch_write(offset: u64, bytes: &[u8]) -> bool {
+        let Some(end) = offset.checked_add(bytes.len() as u64) else { return false };
+        if end > SCRATCH_BYTES {
+            return false;
+        }
+        // SAFETY: no Rust object lives in the scratch window and no reference into it is ever made.
+        unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), (SCRATCH + offset) as *mut u8, bytes.len()) };
+        true
+    }
+
+    /// The page of device registers at [`DEVICE`].
+    #[derive(Clone, Copy, Debug, Default)]
+    pub struct DevicePage;
+
+    impl Registers for DevicePage {
+        fn read(&self, offset: usize) -> u32 {
+            if offset >= PAGE as usize || offset % 4 != 0 {
+                return 0;
+            }
+            // SAFETY: inside the device page, aligned; no Rust object lives there.
+            unsafe { core::ptr::read_volatile((DEVICE as usize + offset) as *const u32) }
+        }
+
+        fn write(&self, offset: usize, value: u32) {
+            if offset >= PAGE as usize || offset % 4 != 0 {
+                return;
+            }
+            // SAFETY: inside the device page, aligned; no Rust object lives there.
+            unsafe { core::ptr::write_volatile((DEVICE as usize + offset) as *mut u32, value) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_longer_than_its_pages_is_refused() {
+        assert_eq!(decode_config::<u8>(3, &[1, 2]), Err(ConfigError::Length));
+        assert_eq!(decode_config::<u8>(u64::MAX, &[1, 2]), Err(ConfigError::Length));
+        assert_eq!(decode_config::<(u8, u8)>(1, &[1, 2]), Err(ConfigError::Encoding));
+        assert_eq!(decode_config::<(u8, u8)>(2, &[1, 2]), Ok((1, 2)));
+    }
+}

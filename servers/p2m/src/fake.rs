@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A kernel for tests: remembers what is mapped and what was asked.
+
+use crate::P2m;
+use std::cell::{Cell, RefCell};
+use trellis_idl::kernel::{Op, Refusal, WORDS};
+use trellis_idl::layout::slot;
+use trellis_idl::plan::{P2mConfig, Populate};
+use trellis_runtime::System;
+
+/// Remembers: pieces mapped as (guest page, page of the run, pages), and operations.
+#[derive(Default)]
+pub struct Fake {
+    maps: RefCell<Vec<(u64, u64, u64)>>,
+    operations: RefCell<Vec<Op>>,
+    refusing: Cell<bool>,
+}
+
+impl Fake {
+    pub fn maps(&self) -> Vec<(u64, u64, u64)> {
+        self.maps.borrow().clone()
+    }
+
+    pub fn operations(&self) -> Vec<Op> {
+        self.operations.borrow().clone()
+    }
+
+    pub fn refuse_maps(&self) {
+        self.refusing.set(true);
+    }
+}
+
+impl System for Fake {
+    fn invoke(&self, op: Op, a: [u64; 6]) -> Result<[u64; 3], Refusal> {
+        assert_eq!(a[0], slot::GUEST);
+        self.operations.borrow_mut().push(op);
+        let mut maps = self.maps.borrow_mut();
+        match op {
+            Op::GuestMap => {
+                assert_eq!(a[2], slot::MEMORY);
+                if self.refusing.get() {
+                    return Err(Refusal::Quota);
+                }
+                if maps.iter().any(|(page, _, pages)| a[1] < page + pages && *page < a[1] + a[4]) {
+                    return Err(Refusal::Occupied);
+                }
+                maps.push((a[1], a[3], a[4]));
+            }
+            Op::GuestUnmap => maps.retain(|(page, _, _)| !(a[1]..a[1] + a[2]).contains(page)),
+            Op::GuestProtect => {}
+            other => panic!("{other:?}"),
+        }
+        Ok([0; 3])
+    }
+
+    fn call(&self, _: u64, _: [u64; WORDS]) -> Result<[u64; WORDS], Refusal> {
+        Err(Refusal::NoCapability)
+    }
+
+    fn wait(&self, _: u64, _: u64) -> u64 {
+        0
+    }
+
+    fn with_buffer<R>(&self, f: impl FnOnce(&mut [u8; 4096]) -> R) -> R {
+        f(&mut [0; 4096])
+    }
+}
+
+/// A server of 4 MiB at 1 GiB.
+pub fn p2m(fake: &Fake, populate: Populate) -> P2m {
+    let config = P2mConfig { guest: "g", first_page: 0x40000, pages: 0x400, populate, vcpus: 4, gicv_page: None };
+    P2m::start(fake, &config).unwrap()
+}

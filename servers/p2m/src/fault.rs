@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Decides what a guest's access is that its maps do not allow: memory not given yet, or nothing of p2m's.
+
+use crate::P2m;
+use core::sync::atomic::Ordering;
+use trellis_idl::kernel::{Answer, Exit, ExitClass, ExitHeader, PAGE, WORDS};
+use trellis_idl::layout::{badge as badges, slot};
+use trellis_runtime::{Reply, System, log};
+
+/// Refused accesses that are each logged; after these, only powers of two.
+const LOGGED: u32 = 4;
+
+impl P2m {
+    /// A page of memory that is absent gets its frame; everything else is the vcpu server's to answer.
+    #[inline(always)]
+    pub(crate) fn fault(&self, system: &impl System, badge: u64, exit: &Exit) -> Reply {
+        let page = exit.physical / PAGE;
+        let absent = exit.header.0 & (0xff | ExitHeader::PERMISSION) == ExitClass::Memory as u64;
+        if absent && self.map.has(page) && self.map.touch(system, page).is_ok() {
+            return Reply::Exit(Answer::RETRY, [0; WORDS]);
+        }
+        // Not p2m's business: the vcpu server decides about the guest's life.
+        self.note_refused(exit.header, exit.physical, exit.pc);
+        Reply::Forward(slot::VCPU_SERVER + u64::from(badges::index(badge)), exit.to_words())
+    }
+
+    /// Logs a refused access, unless there are too many. By value: the exit stays in registers.
+    #[cold]
+    #[inline(never)]
+    fn note_refused(&self, header: ExitHeader, physical: u64, pc: u64) {
+        let count = self.refused.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        if count <= LOGGED || count.is_power_of_two() {
+            let access = match header {
+                header if header.has(ExitHeader::WRITE) => "write to",
+                header if header.has(ExitHeader::FETCH) => "fetch from",
+                _ => "read of",
+            };
+            log!("refused {count}: {access} {physical:#x} at pc {pc:#x}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::fake::{Fake, p2m};
+    use trellis_idl::kernel::{Answer, Exit, ExitHeader, WORDS};
+    use trellis_idl::layout::{badge, slot};
+    use trellis_idl::plan::Populate;
+    use trellis_runtime::{Reply, Server};
+
+    fn access(physical: u64, flags: u64) -> Exit {
+        Exit { header: ExitHeader(flags), physical, pc: 0x4008_0000, ..Exit::default() }
+    }
+
+    #[test]
+    fn the_first_touch_of_memory_is_tried_again() {
+        let fake = Fake::default();
+        let p2m = p2m(&fake, Populate::Lazy);
+        assert!(fake.maps().is_empty());
+        let reply = p2m.exit(&fake, badge::EXIT, &access(0x4020_1234, ExitHeader::WRITE));
+        assert_eq!(reply, Reply::Exit(Answer::RETRY, [0; WORDS]));
+        assert_eq!(fake.maps(), [(0x40200, 0x200, 0x200)]);
+    }
+
+    #[test]
+    fn what_is_not_memory_goes_to_the_vcpu_server_of_the_same_thread() {
+        let fake = Fake::default();
+        let p2m = p2m(&fake, Populate::Eager);
+        for (address, flags) in [
+            (0x3fff_f000, 0),
+            (0x4040_0000, ExitHeader::FETCH),
+            (0x4020_0000, ExitHeader::PERMISSION | ExitHeader::WRITE),
+            (u64::MAX, 0),
+            (0x4020_0000, 1),
+        ] {
+            let exit = access(address, flags);
+            let reply = p2m.exit(&fake, badge::EXIT | 3, &exit);
+            assert_eq!(reply, Reply::Forward(slot::VCPU_SERVER + 3, exit.to_words()));
+        }
+    }
+
+    #[test]
+    fn memory_that_the_kernel_refuses_to_map_is_not_tried_for_ever() {
+        let fake = Fake::default();
+        let p2m = p2m(&fake, Populate::Lazy);
+        fake.refuse_maps();
+        let reply = p2m.exit(&fake, badge::EXIT, &access(0x4000_0000, 0));
+        assert!(matches!(reply, Reply::Forward(..)));
+    }
+}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Makes a server of its plan: domain, program, configuration, stacks, buffers, threads. Nothing runs yet.
+
+use crate::supply::Supply;
+use crate::{Board, StartError, Step};
+use heapless::Vec;
+use trellis_idl::kernel::{Access, PAGE, PASSIVE};
+use trellis_idl::layout::{BUFFERS, CONFIG, SCRATCH, SCRATCH_BYTES, STACK_BYTES, STACK_STRIDE, STACKS, root_slot};
+use trellis_idl::plan::{Role, Segment, ServerPlan};
+use trellis_runtime::handle::ThreadSetup;
+use trellis_runtime::{Domain, Frames, System, Thread};
+
+/// Most threads of a server: one for each vCPU, control, attending.
+pub const MAX_THREADS: usize = 10;
+/// Root's own domain.
+pub const OWN: Domain = Domain::at(root_slot::DOMAIN);
+/// May be read and written.
+pub const READ_WRITE: Access = Access::READ.with(Access::WRITE);
+
+const STACK_PAGES: u64 = STACK_BYTES / PAGE;
+
+/// How a thread of a server gets its time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Time {
+    /// Priority, or [`PASSIVE`].
+    pub priority: u64,
+    /// See [`trellis_runtime::handle::budget`].
+    pub budget: u64,
+}
+
+/// Only what callers lend.
+pub const LENT: Time = Time { priority: PASSIVE, budget: 0 };
+
+/// A server that exists.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// Its domain.
+    pub domain: Domain,
+    /// Its threads.
+    pub threads: Vec<Thread, MAX_THREADS>,
+}
+
+/// Makes a server. `times` says how each thread gets its time; `more_tables` pages of page tables are added to the
+/// plan's.
+pub fn server(
+    system: &impl System, board: &impl Board, supply: &mut Supply, plan: &ServerPlan<'_>, times: &[Time],
+    more_tables: u64,
+) -> Result<Built, StartError> {
+    let tables = supply.take(system, u64::from(plan.table_pages) + more_tables)?;
+    let slot = supply.slot();
+    let domain = Domain::create(system, tables, plan.slots.into(), plan.role.rank(), slot).step("make a domain")?;
+    for segment in &plan.segments {
+        program(system, board, supply, domain, segment)?;
+    }
+    if plan.config.bytes > 0 {
+        let run = supply.part(system, plan.config)?;
+        let pages = plan.config.bytes.div_ceil(PAGE);
+        domain.map(system, CONFIG, run, 0, pages, Access::READ).step("map a configuration")?;
+    }
+    let threads = threads(system, supply, domain, plan, times)?;
+    Ok(Built { domain, threads })
+}
+
+/// Maps a piece of a program: constant ones from the payload, others into frames of their own.
+fn program(
+    system: &impl System, board: &impl Board, supply: &mut Supply, domain: Domain, segment: &Segment,
+) -> Result<(), StartError> {
+    let access = Access(segment.access & READ_WRITE.with(Access::EXECUTE).0);
+    let pages = segment.memory_bytes.div_ceil(PAGE);
+    if pages == 0 {
+        return Ok(());
+    }
+    let in_place = !access.covers(Access::WRITE) && segment.part.bytes.div_ceil(PAGE) == pages;
+    let run = if in_place {
+        supply.part(system, segment.part)?
+    } else {
+        let run = supply.take(system, pages)?;
+        let bytes = match segment.part.bytes {
+            0 => &[],
+            _ => board.payload(segment.part).ok_or(StartError::Plan("a segment outside the payload"))?,
+        };
+        fill(system, board, run, bytes)?;
+        run
+    };
+    domain.map(system, segment.address, run, 0, pages, access).step("map a program")
+}
+
+/// Fills fresh frames, which are zeroes, through root's scratch window.
+fn fill(system: &impl System, board: &impl Board, run: Frames, bytes: &[u8]) -> Result<(), StartError> {
+    let piece_pages = SCRATCH_BYTES / PAGE;
+    for (index, piece) in bytes.chunks(SCRATCH_BYTES as usize).enumerate() {
+        let pages = (piece.len() as u64).div_ceil(PAGE);
+        OWN.map(system, SCRATCH, run, index as u64 * piece_pages, pages, READ_WRITE).step("map the scratch window")?;
+        let written = board.scratch(0, piece);
+        OWN.unmap(system, SCRATCH, pages).step("unmap the scratch window")?;
+        if !written {
+            return Err(StartError::Plan("a segment larger than the scratch window"));
+        }
+    }
+    Ok(())
+}
+
+/// Stacks, buffers and the threads that use them.
+fn threads(
+    system: &impl System, supply: &mut Supply, domain: Domain, plan: &ServerPlan<'_>, times: &[Time],
+) -> Result<Vec<Thread, MAX_THREADS>, StartError> {
+    let count = times.len() as u64;
+    let run = supply.take(system, count * (STACK_PAGES + 1))?;
+    domain.map(system, BUFFERS, run, 0, count, READ_WRITE).step("map buffers")?;
+    let last = plan.cpus.last().copied().unwrap_or(0);
+    let mut threads = Vec::new();
+    for (index, time) in times.iter().enumerate() {
+        let number = index as u64;
+        let bottom = stack(number) - STACK_BYTES;
+        let first = count + number * STACK_PAGES;
+        domain.map(system, bottom, run, first, STACK_PAGES, READ_WRITE).step("map a stack")?;
+        let setup = ThreadSetup {
+            cpu: plan.cpus.get(index).copied().unwrap_or(last),
+            priority: time.priority,
+            buffer: BUFFERS + number * PAGE,
+            budget: time.budget,
+        };
+        let slot = supply.slot();
+        let thread = Thread::create(system, domain, setup, slot).step("make a thread")?;
+        threads.push(thread).map_err(|_| StartError::Plan("too many threads"))?;
+    }
+    Ok(threads)
+}
+
+/// Where the stack of a thread begins: its upper end.
+const fn stack(thread: u64) -> u64 {
+    STACKS + (thread + 1) * STACK_STRIDE
+}
+
+/// Lets all threads of a server run.
+pub fn start(system: &impl System, built: &Built, plan: &ServerPlan<'_>) -> Result<(), StartError> {
+    for (index, thread) in (0..).zip(&built.threads) {
+        thread.start(system, plan.entry, stack(index), index).step("start a thread")?;
+    }
+    Ok(())
+}
+
+/// How the threads of a server get their time; a vcpu server has an attending thread besides those in its plan.
+pub fn times(role: Role, planned: usize, attending: Time) -> Vec<Time, MAX_THREADS> {
+    let lent = core::iter::repeat_n(LENT, planned);
+    match role {
+        Role::Console => core::iter::repeat_n(attending, planned).take(MAX_THREADS).collect(),
+        Role::P2m(_) => lent.take(MAX_THREADS).collect(),
+        Role::Vcpu(_) => lent.chain([attending]).take(MAX_THREADS).collect(),
+    }
+}

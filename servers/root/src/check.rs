@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Looks at a plan before anything is built from it: every index that something else relies on.
+
+use crate::StartError;
+use trellis_idl::layout::PROGRAM;
+use trellis_idl::plan::{GuestPlan, Plan, Role, ServerPlan, VERSION};
+
+/// Pages of a program at most; what is behind belongs to the configuration.
+const PROGRAM_END: u64 = trellis_idl::layout::CONFIG;
+
+/// Whether the plan holds together.
+pub fn check(plan: &Plan<'_>) -> Result<(), StartError> {
+    if plan.version != VERSION {
+        return Err(StartError::Plan("another version"));
+    }
+    if plan.servers.first().map(|server| server.role) != Some(Role::Console) {
+        return Err(StartError::Plan("console is not the first server"));
+    }
+    plan.servers.iter().try_for_each(server)?;
+    plan.guests.iter().enumerate().try_for_each(|(index, one)| guest(plan, index, one))?;
+    let consoles = plan.servers.iter().filter(|server| server.role == Role::Console).count();
+    if consoles != 1 || plan.servers.len() != 1 + 2 * plan.guests.len() {
+        return Err(StartError::Plan("servers that belong to nobody"));
+    }
+    Ok(())
+}
+
+fn server(server: &ServerPlan<'_>) -> Result<(), StartError> {
+    for segment in &server.segments {
+        let end = segment.address.checked_add(segment.memory_bytes);
+        let inside = segment.address >= PROGRAM && end.is_some_and(|end| end <= PROGRAM_END);
+        if !inside || segment.part.bytes > segment.memory_bytes {
+            return Err(StartError::Plan("a segment outside the program"));
+        }
+    }
+    if server.cpus.is_empty() {
+        return Err(StartError::Plan("a server without threads"));
+    }
+    Ok(())
+}
+
+fn guest(plan: &Plan<'_>, index: usize, guest: &GuestPlan<'_>) -> Result<(), StartError> {
+    let role = |server: u8| plan.servers.get(usize::from(server)).map(|server| server.role);
+    let own = u8::try_from(index).ok();
+    if role(guest.p2m) != own.map(Role::P2m) || role(guest.vcpu) != own.map(Role::Vcpu) {
+        return Err(StartError::Plan("a guest with another's server"));
+    }
+    let threads = |server: u8| plan.servers.get(usize::from(server)).map(|server| server.cpus.len());
+    let wanted = Some(guest.cpus.len() + 1);
+    if guest.cpus.is_empty() || threads(guest.p2m) != wanted || threads(guest.vcpu) != wanted {
+        return Err(StartError::Plan("a guest with too few or too many threads"));
+    }
+    if guest.memory_bytes == 0 || !guest.memory_bytes.is_multiple_of(2 << 20) {
+        return Err(StartError::Plan("guest memory that is no multiple of 2 MiB"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::plan;
+
+    #[test]
+    fn a_right_plan_passes_and_each_wrong_index_does_not() {
+        assert_eq!(check(&plan()), Ok(()));
+        let spoilt: [fn(&mut Plan<'_>); 8] = [
+            |plan| plan.version += 1,
+            |plan| plan.servers[0].role = Role::P2m(0),
+            |plan| plan.guests[1].p2m = 1,
+            |plan| plan.guests[0].vcpu = 200,
+            |plan| plan.guests[0].cpus.push(0).unwrap(),
+            |plan| plan.guests[0].memory_bytes += 4096,
+            |plan| plan.servers[1].segments[0].address = PROGRAM_END - 4096,
+            |plan| plan.servers[2].cpus.clear(),
+        ];
+        for (index, spoil) in spoilt.iter().enumerate() {
+            let mut plan = plan();
+            spoil(&mut plan);
+            assert!(check(&plan).is_err(), "{index}");
+        }
+    }
+}

@@ -1,0 +1,466 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A kernel and a board for tests: capability tables, runs, maps; calls are answered by a script.
+
+use crate::Board;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use trellis_idl::kernel::{Access, Op, PAGE, Refusal, Rights, WORDS};
+use trellis_idl::layout::{PROGRAM, ring, root_slot};
+use trellis_idl::plan::*;
+use trellis_runtime::{RingPage, System};
+
+/// Pages of the payload.
+const PAYLOAD_PAGES: u64 = 64;
+/// Machine page of the first free page: not aligned to anything.
+const MEMORY_BASE: u64 = 0x40123;
+const MEMORY_PAGES: u64 = 0x40000;
+
+/// What a capability names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Object {
+    Domain(usize),
+    /// Domain and number in it.
+    Thread(usize, usize),
+    /// Thread and badge.
+    Portal(usize, usize, u64),
+    /// Thread and bits.
+    Signal(usize, usize, u64),
+    Run(usize),
+    Guest(usize),
+    Vcpu(usize),
+    Line(u64),
+    System,
+}
+
+/// Something mapped: address, run, first page in it, pages, access.
+pub type Mapped = (u64, usize, u64, u64, u64);
+
+#[derive(Clone, Debug, Default)]
+pub struct FakeDomain {
+    pub rank: u64,
+    pub table: BTreeMap<u64, (Object, Rights)>,
+    pub maps: Vec<Mapped>,
+    /// Priority and budget of each thread.
+    pub threads: Vec<(u64, u64)>,
+    /// Entry, stack and first word of each thread that was started.
+    pub started: Vec<(u64, u64, u64)>,
+    /// Threads with a supervisor's bits.
+    pub supervised: BTreeMap<usize, u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    first: u64,
+    pages: u64,
+    parent: Option<usize>,
+}
+
+#[derive(Default)]
+struct State {
+    domains: Vec<FakeDomain>,
+    runs: Vec<Run>,
+    guests: usize,
+    vcpus: Vec<BTreeMap<u64, (Object, u64, u64)>>,
+    windows: Vec<Vec<(u64, u64, u64)>>,
+    line: Option<(u64, Object)>,
+    log: Vec<(Op, [u64; 6])>,
+}
+
+/// The kernel.
+pub struct Fake {
+    state: RefCell<State>,
+    /// State word of each (domain, thread) that stopped.
+    pub stopped: RefCell<BTreeMap<(usize, usize), u64>>,
+    /// What the next waits give.
+    pub bits: RefCell<VecDeque<u64>>,
+    pub waited: RefCell<Vec<(u64, u64)>>,
+    /// Calls: what the portal is, and the first word.
+    pub calls: RefCell<Vec<(Object, u64)>>,
+    /// The next call to this domain is refused.
+    pub refuse_calls: Cell<Option<usize>>,
+}
+
+impl Fake {
+    pub fn new() -> Fake {
+        let mut state = State::default();
+        let mut root = FakeDomain { rank: 4, ..FakeDomain::default() };
+        state.runs.push(Run { first: 0x100, pages: PAYLOAD_PAGES, parent: None });
+        state.runs.push(Run { first: MEMORY_BASE, pages: MEMORY_PAGES, parent: None });
+        state.runs.push(Run { first: 0x9000, pages: 1, parent: None });
+        root.threads.push((240, 0));
+        for (slot, object) in [
+            (root_slot::DOMAIN, Object::Domain(0)),
+            (root_slot::THREAD, Object::Thread(0, 0)),
+            (root_slot::SYSTEM, Object::System),
+            (root_slot::PAYLOAD, Object::Run(0)),
+            (root_slot::MEMORY, Object::Run(1)),
+            (root_slot::DEVICES, Object::Run(2)),
+        ] {
+            root.table.insert(slot, (object, Rights::ALL));
+        }
+        state.domains.push(root);
+        Fake {
+            state: RefCell::new(state),
+            stopped: RefCell::default(),
+            bits: RefCell::default(),
+            waited: RefCell::default(),
+            calls: RefCell::default(),
+            refuse_calls: Cell::new(None),
+        }
+    }
+
+    /// Free memory's parts: machine page and pages.
+    pub fn runs(&self) -> Vec<(u64, u64)> {
+        self.state.borrow().runs.iter().filter(|run| run.parent == Some(1)).map(|run| (run.first, run.pages)).collect()
+    }
+
+    pub fn memory_end(&self) -> u64 {
+        MEMORY_BASE + MEMORY_PAGES
+    }
+
+    pub fn check_runs_do_not_overlap(&self) {
+        let mut runs = self.runs();
+        runs.sort();
+        assert!(runs.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0), "{runs:x?}");
+    }
+
+    /// Domain `index`: 0 is root, then the servers in order.
+    pub fn domain(&self, index: usize) -> FakeDomain {
+        self.state.borrow().domains[index].clone()
+    }
+
+    /// Where this class of a vCPU's exits goes: portal, groups, badge.
+    pub fn route(&self, vcpu: usize, class: u64) -> (Object, u64, u64) {
+        self.state.borrow().vcpus[vcpu][&class]
+    }
+
+    pub fn windows(&self, vcpu: usize) -> Vec<(u64, u64, u64)> {
+        self.state.borrow().windows[vcpu].clone()
+    }
+
+    pub fn line(&self) -> Option<(u64, Object)> {
+        self.state.borrow().line
+    }
+
+    /// Operations of this kind so far.
+    pub fn count(&self, op: Op) -> usize {
+        self.state.borrow().log.iter().filter(|(done, _)| *done == op).count()
+    }
+
+    /// Machine page and pages of a run.
+    pub fn run(&self, run: usize) -> (u64, u64) {
+        let run = self.state.borrow().runs[run];
+        (run.first, run.pages)
+    }
+}
+
+impl State {
+    fn cap(&self, slot: u64) -> Result<Object, Refusal> {
+        self.domains[0].table.get(&slot).map(|(object, _)| *object).ok_or(Refusal::NoCapability)
+    }
+
+    fn put(&mut self, slot: u64, object: Object) -> Result<[u64; 3], Refusal> {
+        match self.domains[0].table.insert(slot, (object, Rights::ALL)) {
+            None if slot != 0 => Ok([0; 3]),
+            _ => Err(Refusal::Occupied),
+        }
+    }
+
+    fn domain(&mut self, slot: u64) -> Result<(usize, &mut FakeDomain), Refusal> {
+        match self.cap(slot)? {
+            Object::Domain(index) => Ok((index, &mut self.domains[index])),
+            _ => Err(Refusal::WrongKind),
+        }
+    }
+
+    fn thread(&self, slot: u64) -> Result<(usize, usize), Refusal> {
+        match self.cap(slot)? {
+            Object::Thread(domain, index) => Ok((domain, index)),
+            _ => Err(Refusal::WrongKind),
+        }
+    }
+
+    fn frames(&self, slot: u64) -> Result<usize, Refusal> {
+        match self.cap(slot)? {
+            Object::Run(index) => Ok(index),
+            _ => Err(Refusal::WrongKind),
+        }
+    }
+
+    fn split(&mut self, a: [u64; 6]) -> Result<[u64; 3], Refusal> {
+        let parent = self.frames(a[0])?;
+        let run = self.runs[parent];
+        if a[2] == 0 || a[1] + a[2] > run.pages {
+            return Err(Refusal::OutOfRange);
+        }
+        let part = Run { first: run.first + a[1], pages: a[2], parent: Some(parent) };
+        let overlaps = |other: &Run| {
+            other.parent == Some(parent) && other.first < part.first + part.pages && part.first < other.first + other.pages
+        };
+        if self.runs.iter().any(overlaps) {
+            return Err(Refusal::Occupied);
+        }
+        self.runs.push(part);
+        self.put(a[3], Object::Run(self.runs.len() - 1))
+    }
+
+    fn map(&mut self, a: [u64; 6]) -> Result<[u64; 3], Refusal> {
+        let run = self.frames(a[2])?;
+        let (pages, payload) = (self.runs[run].pages, run == 0 || self.runs[run].parent == Some(0));
+        if !a[1].is_multiple_of(PAGE) || a[4] == 0 || a[3] + a[4] > pages {
+            return Err(Refusal::OutOfRange);
+        }
+        let access = Access(a[5]);
+        let wrong = a[5] & !7 != 0 || access.covers(Access::WRITE.with(Access::EXECUTE));
+        if wrong || (payload && access.covers(Access::WRITE)) {
+            return Err(Refusal::BadArgument);
+        }
+        let (_, domain) = self.domain(a[0])?;
+        let end = a[1] + a[4] * PAGE;
+        if domain.maps.iter().any(|(at, _, _, pages, _)| *at < end && a[1] < at + pages * PAGE) {
+            return Err(Refusal::Occupied);
+        }
+        domain.maps.push((a[1], run, a[3], a[4], a[5]));
+        Ok([0; 3])
+    }
+
+    fn grant(&mut self, a: [u64; 6]) -> Result<[u64; 3], Refusal> {
+        let object = self.cap(a[0])?;
+        let (_, domain) = self.domain(a[1])?;
+        match domain.table.insert(a[2], (object, Rights(a[3] as u8))) {
+            None => Ok([0; 3]),
+            Some(_) => Err(Refusal::Occupied),
+        }
+    }
+
+    fn perform(&mut self, op: Op, a: [u64; 6]) -> Result<[u64; 3], Refusal> {
+        match op {
+            Op::FramesInfo => {
+                let run = self.runs[self.frames(a[0])?];
+                Ok([run.pages, run.first, 0])
+            }
+            Op::FramesSplit => self.split(a),
+            Op::FramesReclaim => {
+                let name = Object::Run(self.frames(a[0])?);
+                self.domains[1..].iter_mut().for_each(|domain| domain.table.retain(|_, (object, _)| *object != name));
+                Ok([0; 3])
+            }
+            Op::DomainCreate => {
+                self.frames(a[0])?;
+                self.domains.push(FakeDomain { rank: a[2], ..FakeDomain::default() });
+                self.put(a[3], Object::Domain(self.domains.len() - 1))
+            }
+            Op::DomainMap => self.map(a),
+            Op::DomainUnmap => {
+                let (_, domain) = self.domain(a[0])?;
+                domain.maps.retain(|(at, ..)| *at != a[1]);
+                Ok([0; 3])
+            }
+            Op::ThreadCreate => {
+                let (index, domain) = self.domain(a[0])?;
+                if !domain.maps.iter().any(|(at, _, _, pages, _)| (*at..at + pages * PAGE).contains(&a[4])) {
+                    return Err(Refusal::NotMapped);
+                }
+                domain.threads.push((a[2], a[5]));
+                let number = domain.threads.len() - 1;
+                self.put(a[3], Object::Thread(index, number))
+            }
+            Op::ThreadStart => {
+                let (domain, index) = self.thread(a[0])?;
+                assert_eq!(self.domains[domain].started.len(), index);
+                self.domains[domain].started.push((a[1], a[2], a[3]));
+                Ok([0; 3])
+            }
+            Op::ThreadSupervise => {
+                let (domain, index) = self.thread(a[0])?;
+                let Object::Signal(0, 0, bits) = self.cap(a[1])? else { return Err(Refusal::WrongKind) };
+                self.domains[domain].supervised.insert(index, bits);
+                Ok([0; 3])
+            }
+            Op::PortalCreate => {
+                let (domain, index) = self.thread(a[0])?;
+                self.put(a[2], Object::Portal(domain, index, a[1]))
+            }
+            Op::SignalCreate => {
+                let (domain, index) = self.thread(a[0])?;
+                self.put(a[2], Object::Signal(domain, index, a[1]))
+            }
+            Op::Grant => self.grant(a),
+            Op::GuestCreate => {
+                self.frames(a[0])?;
+                self.guests += 1;
+                self.put(a[2], Object::Guest(self.guests - 1))
+            }
+            Op::VcpuCreate => {
+                self.vcpus.push(BTreeMap::new());
+                self.windows.push(Vec::new());
+                self.put(a[3], Object::Vcpu(self.vcpus.len() - 1))
+            }
+            Op::VcpuRoute => {
+                let (Object::Vcpu(vcpu), portal) = (self.cap(a[0])?, self.cap(a[2])?) else { return Err(Refusal::WrongKind) };
+                self.vcpus[vcpu].insert(a[1], (portal, a[3], a[4]));
+                Ok([0; 3])
+            }
+            Op::VcpuWindow => {
+                let Object::Vcpu(vcpu) = self.cap(a[0])? else { return Err(Refusal::WrongKind) };
+                self.windows[vcpu].push((a[2], a[3], a[4]));
+                Ok([0; 3])
+            }
+            Op::LineCreate => self.put(a[2], Object::Line(a[1])),
+            Op::LineBind => {
+                let (Object::Line(line), signal) = (self.cap(a[0])?, self.cap(a[1])?) else { return Err(Refusal::WrongKind) };
+                self.line = Some((line, signal));
+                Ok([0; 3])
+            }
+            Op::Clock => Ok([1_000_000, 1_000_000_000, 0]),
+            Op::Fact => Ok([0, 7, 0]),
+            Op::Signal | Op::VcpuStop => self.cap(a[0]).map(|_| [0; 3]),
+            Op::SystemOff => Ok([0; 3]),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+impl System for Fake {
+    fn invoke(&self, op: Op, a: [u64; 6]) -> Result<[u64; 3], Refusal> {
+        let mut state = self.state.borrow_mut();
+        if op == Op::ThreadFault {
+            let stopped = self.stopped.borrow().get(&state.thread(a[0])?).copied();
+            let word = if a[1] == 0 { stopped.unwrap_or(0) } else { 0x100 + a[1] };
+            return Ok([0, word, 0]);
+        }
+        state.log.push((op, a));
+        state.perform(op, a)
+    }
+
+    fn call(&self, portal: u64, words: [u64; WORDS]) -> Result<[u64; WORDS], Refusal> {
+        let object = self.state.borrow().cap(portal)?;
+        let Object::Portal(domain, ..) = object else { return Err(Refusal::WrongKind) };
+        self.calls.borrow_mut().push((object, words[0]));
+        if self.refuse_calls.get() == Some(domain) {
+            return Err(Refusal::Gone);
+        }
+        Ok([0; WORDS])
+    }
+
+    fn wait(&self, mask: u64, deadline: u64) -> u64 {
+        self.waited.borrow_mut().push((mask, deadline));
+        self.bits.borrow_mut().pop_front().unwrap_or(0) & mask
+    }
+
+    fn with_buffer<R>(&self, f: impl FnOnce(&mut [u8; 4096]) -> R) -> R {
+        f(&mut [0; 4096])
+    }
+}
+
+/// Root's memory in a test.
+#[derive(Clone, Copy)]
+pub struct FakeBoard {
+    payload: &'static [u8],
+    rings: &'static [RingPage],
+}
+
+impl FakeBoard {
+    /// A payload with the configuration of both vcpu servers where [`plan`] says.
+    pub fn new() -> FakeBoard {
+        let mut payload = vec![0; (PAYLOAD_PAGES * PAGE) as usize];
+        for guest in 0..2u64 {
+            let at = (vcpu_config(guest).offset) as usize;
+            let loads = [part(0x20 + 2 * guest, 5000), part(0x24, 100)].map(|part| Load { part, address: 0x4000_0000 });
+            let config = VcpuConfig {
+                guest: "g",
+                vcpus: 1 + guest as u8,
+                memory_base: 0x4000_0000,
+                memory_bytes: 4 << 20,
+                loads: loads.into_iter().collect(),
+                entry: 0,
+                x0: 0,
+                gic: 3,
+                aarch32: false,
+            };
+            let used = postcard::to_slice(&config, &mut payload[at + 8..]).unwrap().len() as u64;
+            payload[at..at + 8].copy_from_slice(&used.to_le_bytes());
+        }
+        FakeBoard { payload: payload.leak(), rings: Vec::leak((0..128).map(|_| RingPage::new()).collect()) }
+    }
+}
+
+impl Board for FakeBoard {
+    fn payload(&self, part: Part) -> Option<&'static [u8]> {
+        let start = usize::try_from(part.offset).ok()?;
+        self.payload.get(start..start.checked_add(part.bytes.try_into().ok()?)?)
+    }
+
+    fn scratch(&self, offset: u64, bytes: &[u8]) -> bool {
+        offset == 0 && bytes.len() < 0x10000
+    }
+
+    fn ring(&self, index: usize) -> &'static RingPage {
+        assert!(index <= ring::ROOT_REPORT);
+        &self.rings[index]
+    }
+}
+
+fn part(page: u64, bytes: u64) -> Part {
+    Part { offset: page * PAGE, bytes }
+}
+
+fn vcpu_config(guest: u64) -> Part {
+    part(0x10 + guest, 200)
+}
+
+fn server(name: &'static str, role: Role, threads: usize, config: Part) -> ServerPlan<'static> {
+    let segment = |part: Part, address, memory_bytes, access| Segment { part, address, memory_bytes, access };
+    // Programs of one role are the same parts.
+    let page = match role {
+        Role::Console => 1,
+        Role::P2m(_) => 4,
+        Role::Vcpu(_) => 7,
+    };
+    let segments = [
+        segment(part(page, 5000), PROGRAM, 5000, 5),
+        segment(part(page + 2, 100), PROGRAM + 0x2000, 9000, 3),
+    ];
+    ServerPlan {
+        name,
+        role,
+        entry: PROGRAM,
+        segments: segments.into_iter().collect(),
+        cpus: core::iter::repeat_n(0, threads).collect(),
+        table_pages: 16,
+        slots: 64,
+        config,
+    }
+}
+
+/// Console and two guests, with one and two vCPUs.
+pub fn plan() -> Plan<'static> {
+    let servers = [
+        server("console", Role::Console, 1, part(0xa, 30)),
+        server("p2m.a", Role::P2m(0), 2, part(0xb, 30)),
+        server("vcpu.a", Role::Vcpu(0), 2, vcpu_config(0)),
+        server("p2m.b", Role::P2m(1), 3, part(0xc, 30)),
+        server("vcpu.b", Role::Vcpu(1), 3, vcpu_config(1)),
+    ];
+    let guest = |index: u8| GuestPlan {
+        name: "g",
+        memory_base: 0x4000_0000,
+        memory_bytes: 4 << 20,
+        cpus: core::iter::repeat_n(0, 1 + usize::from(index)).collect(),
+        priority: 100,
+        budget: Some(Budget { time_us: 4000, period_us: 10000 }),
+        table_pages: 30,
+        essential: true,
+        on_reset: OnReset::Reboot,
+        p2m: 1 + 2 * index,
+        vcpu: 2 + 2 * index,
+        manifest_line: 1,
+    };
+    Plan {
+        version: VERSION,
+        name: "test",
+        servers: servers.into_iter().collect(),
+        guests: [guest(0), guest(1)].into_iter().collect(),
+        manifest: Part::default(),
+    }
+}

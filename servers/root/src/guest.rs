@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Makes a guest: its memory, its vCPUs, which server each exit goes to, and what its two servers may do to it.
+
+use crate::build::Built;
+use crate::supply::Supply;
+use crate::{Board, StartError, Step};
+use heapless::Vec;
+use trellis_idl::kernel::{Access, ExitClass, Groups, PAGE, Rights};
+use trellis_idl::layout::{PAYLOAD, badge, slot, vcpu_signal};
+use trellis_idl::plan::{GuestPlan, MAX_VCPUS, ServerPlan, VcpuConfig};
+use trellis_runtime::handle::{VcpuSetup, budget};
+use trellis_runtime::memory::decode_config;
+use trellis_runtime::{Frames, Guest, Portal, Signal, System, Vcpu};
+
+/// Highest priority of a vCPU: root must be able to run.
+pub const MAX_PRIORITY: u8 = 200;
+/// Pages of a 2 MiB and of a 1 GiB block.
+const BLOCK: u64 = 512;
+const GIANT: u64 = BLOCK * BLOCK;
+
+const READ_WRITE_EXECUTE: Rights = Rights::READ.with(Rights::WRITE).with(Rights::EXECUTE);
+
+/// A guest that exists.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// Its memory; p2m has it too.
+    pub memory: Frames,
+    /// Its vCPUs.
+    pub vcpus: Vec<Vcpu, MAX_VCPUS>,
+    /// Root's way to its p2m server.
+    pub p2m: Portal,
+    /// Root's way to its vcpu server.
+    pub vcpu: Portal,
+    /// Wakes its vcpu server's attending thread; console gets it.
+    pub input: Signal,
+}
+
+/// The devices that every guest sees, as windows: guest page and pages. GICv2 has its CPU interface mapped instead of
+/// redistributors.
+fn windows(gic: u8, vcpus: u64) -> [(u64, u64); 5] {
+    let redistributors = if gic == 3 { 32 * vcpus } else { 0 };
+    [(0x08000, 16), (0x080a0, redistributors), (0x09000, 1), (0x09010, 1), (0x0a000, 4)]
+}
+
+/// What each class of exits is sent with; memory faults go to p2m, all others to vcpu.
+fn groups(class: ExitClass) -> Groups {
+    match class {
+        ExitClass::Memory => Groups::PC,
+        ExitClass::Device | ExitClass::Register => Groups::PC.with(Groups::VALUE),
+        _ => Groups::PC.with(Groups::GENERAL),
+    }
+}
+
+/// Makes a guest beside its two servers, which do not run yet.
+pub fn make(
+    system: &impl System, supply: &mut Supply, plan: &GuestPlan<'_>, gic: u8, p2m: &Built, vcpu: &Built,
+) -> Result<Made, StartError> {
+    let tables = supply.take(system, plan.table_pages.into())?;
+    let slot = supply.slot();
+    let guest = Guest::create(system, tables, slot).step("make a guest")?;
+    let pages = plan.memory_bytes / PAGE;
+    let memory = supply.take_aligned(system, pages, if pages >= GIANT { GIANT } else { BLOCK })?;
+    guest.grant(system, p2m.domain, slot::GUEST, Rights::EDIT).step("grant a guest")?;
+    grant_memory(system, memory, p2m)?;
+    let access = Rights::READ.with(Rights::WRITE).with(Rights::LINES);
+    guest.grant(system, vcpu.domain, slot::GUEST, access).step("grant a guest")?;
+
+    let mut vcpus = Vec::new();
+    for (index, cpu) in (0u8..).zip(&plan.cpus) {
+        let setup = VcpuSetup { cpu: *cpu, number: index, priority: plan.priority.min(MAX_PRIORITY), budget: time(plan) };
+        let slot = supply.slot();
+        let one = Vcpu::create(system, guest, setup, slot).step("make a vCPU")?;
+        one.grant(system, vcpu.domain, slot::VCPU + u64::from(index), READ_WRITE_EXECUTE.with(Rights::LINES))
+            .step("grant a vCPU")?;
+        exits(system, supply, one, index, gic, plan, p2m, vcpu)?;
+        vcpus.push(one).map_err(|_| StartError::Plan("too many vCPUs"))?;
+    }
+    calls(system, supply, p2m, vcpu)?;
+    let attending = vcpu.threads.last().ok_or(StartError::Plan("no attending thread"))?;
+    let input = attending.signal(system, vcpu_signal::INPUT, supply.slot()).step("make a signal")?;
+    input.grant(system, vcpu.domain, slot::SELF, Rights::USE).step("grant a signal")?;
+    let control = plan.cpus.len();
+    Ok(Made {
+        memory,
+        vcpus,
+        p2m: portal(system, supply, p2m, control, badge::ROOT)?,
+        vcpu: portal(system, supply, vcpu, control, badge::ROOT)?,
+        input,
+    })
+}
+
+/// Gives p2m the guest's memory, also again after it was reclaimed.
+pub fn grant_memory(system: &impl System, memory: Frames, p2m: &Built) -> Result<(), StartError> {
+    memory.grant(system, p2m.domain, slot::MEMORY, READ_WRITE_EXECUTE).step("grant memory")
+}
+
+/// Time of a guest's vCPU, and of the thread that attends to it.
+pub fn time(plan: &GuestPlan<'_>) -> u64 {
+    plan.budget.map_or(0, |share| budget(share.time_us, share.period_us))
+}
+
+/// A portal into a thread of a server, in root's table.
+fn portal(
+    system: &impl System, supply: &mut Supply, server: &Built, thread: usize, badge: u64,
+) -> Result<Portal, StartError> {
+    let thread = server.threads.get(thread).ok_or(StartError::Plan("too few threads"))?;
+    thread.portal(system, badge, supply.slot()).step("make a portal")
+}
+
+/// Where a vCPU's exits go, and p2m's way to hand one on.
+#[allow(clippy::too_many_arguments, reason = "everything that two servers and a vCPU have to do with each other")]
+fn exits(
+    system: &impl System, supply: &mut Supply, one: Vcpu, index: u8, gic: u8, plan: &GuestPlan<'_>, p2m: &Built,
+    vcpu: &Built,
+) -> Result<(), StartError> {
+    let badge = badge::EXIT | u64::from(index);
+    let faults = portal(system, supply, p2m, index.into(), badge)?;
+    let others = portal(system, supply, vcpu, index.into(), badge)?;
+    others
+        .grant(system, p2m.domain, slot::VCPU_SERVER + u64::from(index), Rights::USE)
+        .step("grant a portal")?;
+    for class in ExitClass::ALL {
+        let portal = if class == ExitClass::Memory { faults } else { others };
+        one.route(system, class, portal, groups(class), badge).step("route exits")?;
+    }
+    for (number, (page, pages)) in (0u8..).zip(windows(gic, plan.cpus.len() as u64)) {
+        one.window(system, number, page, pages, ExitClass::Device).step("make a window")?;
+    }
+    Ok(())
+}
+
+/// The vcpu server's calls to p2m: from each serving thread to p2m's thread on the same CPU.
+fn calls(system: &impl System, supply: &mut Supply, p2m: &Built, vcpu: &Built) -> Result<(), StartError> {
+    for thread in 0..p2m.threads.len() {
+        let number = thread as u64;
+        let portal = portal(system, supply, p2m, thread, badge::VCPU_SERVER | number)?;
+        portal.grant(system, vcpu.domain, slot::P2M + number, Rights::USE).step("grant a portal")?;
+    }
+    Ok(())
+}
+
+/// What a vcpu server's configuration says that root needs.
+pub fn config<'a>(board: &impl Board, server: &ServerPlan<'a>) -> Result<VcpuConfig<'static>, StartError> {
+    let bytes = board.payload(server.config).ok_or(StartError::Plan("a configuration outside the payload"))?;
+    let (length, rest) = bytes.split_first_chunk::<8>().ok_or(StartError::Plan("a configuration without length"))?;
+    decode_config(u64::from_le_bytes(*length), rest).map_err(|_| StartError::Plan("a configuration nobody understands"))
+}
+
+/// Pages of page tables that a vcpu server needs to see what it loads.
+pub fn load_tables(config: &VcpuConfig<'_>) -> u64 {
+    config.loads.iter().map(|load| load.part.bytes.div_ceil(BLOCK * PAGE) + 1).sum::<u64>() + 1
+}
+
+/// Shows a vcpu server the parts of the payload that it loads into its guest, and nothing else of it.
+pub fn loads(
+    system: &impl System, supply: &mut Supply, config: &VcpuConfig<'_>, vcpu: &Built,
+) -> Result<(), StartError> {
+    for (index, load) in config.loads.iter().enumerate() {
+        let again = config.loads.iter().take(index).any(|before| before.part == load.part);
+        if again || load.part.bytes == 0 {
+            continue;
+        }
+        let run = supply.part(system, load.part)?;
+        let pages = load.part.bytes.div_ceil(PAGE);
+        vcpu.domain
+            .map(system, PAYLOAD + load.part.offset, run, 0, pages, Access::READ)
+            .step("map the payload")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The start sequence against the layout, and what root does when something happens.
+
+use super::*;
+use crate::fake::{Fake, FakeBoard, Object, plan};
+use trellis_idl::kernel::{Access, ExitClass, Groups, Op, PAGE, PASSIVE};
+use trellis_idl::layout::{BUFFERS, CONFIG, PAYLOAD, PROGRAM, RINGS, STACK_BYTES, STACK_STRIDE, STACKS, badge, vcpu_signal};
+use trellis_idl::wire::GuestEnd;
+
+/// Domains in the fake kernel: root is 0, server `i` is `i + 1`.
+const CONSOLE_DOMAIN: usize = 1;
+const VCPU_RIGHTS: u8 = 1 | 2 | 4 | 16;
+
+fn start(fake: &Fake) -> (Root<'static, FakeBoard>, FakeBoard) {
+    let plan: &'static Plan<'static> = Box::leak(Box::new(plan()));
+    let board = FakeBoard::new();
+    let root = Root::start(fake, board, plan, |_| {}).unwrap();
+    (root, board)
+}
+
+fn reports(board: &FakeBoard) -> Vec<Report, 16> {
+    let mut ring = Consumer::new(board.ring(ring::ROOT_REPORT));
+    core::iter::from_fn(|| ring.receive().map(Result::unwrap)).collect()
+}
+
+#[test]
+fn p2m_gets_what_the_layout_says_and_nothing_else() {
+    let fake = Fake::new();
+    start(&fake);
+    for (guest, server, vcpus) in [(0, 1, 1), (1, 3, 2)] {
+        let table = fake.domain(server + 1).table;
+        let vcpu = server + 2;
+        assert_eq!(table[&slot::ROOT], (Object::Signal(0, 0, root_signal::server(server)), Rights::USE));
+        assert_eq!(table[&slot::CONSOLE], (Object::Signal(CONSOLE_DOMAIN, 0, console_signal::OUTPUT), Rights::USE));
+        assert_eq!(table[&slot::GUEST], (Object::Guest(guest), Rights::EDIT));
+        let (Object::Run(memory), rights) = table[&slot::MEMORY] else { panic!() };
+        assert_eq!(rights.0, 7);
+        assert_eq!((fake.run(memory).0 % 512, fake.run(memory).1), (0, 1024));
+        for index in 0..vcpus {
+            let forward = (Object::Portal(vcpu, index, badge::EXIT | index as u64), Rights::USE);
+            assert_eq!(table[&(slot::VCPU_SERVER + index as u64)], forward);
+        }
+        assert_eq!(table.len(), 4 + vcpus);
+    }
+}
+
+#[test]
+fn vcpu_gets_what_the_layout_says_and_nothing_else() {
+    let fake = Fake::new();
+    start(&fake);
+    for (guest, server, first, vcpus) in [(0, 2, 0, 1), (1, 4, 1, 2)] {
+        let domain = server + 1;
+        let table = fake.domain(domain).table;
+        assert_eq!(table[&slot::ROOT], (Object::Signal(0, 0, root_signal::server(server)), Rights::USE));
+        assert_eq!(table[&slot::CONSOLE], (Object::Signal(CONSOLE_DOMAIN, 0, console_signal::OUTPUT), Rights::USE));
+        assert_eq!(table[&slot::GUEST], (Object::Guest(guest), Rights(1 | 2 | 16)));
+        let attending = vcpus + 1;
+        assert_eq!(table[&slot::SELF], (Object::Signal(domain, attending, vcpu_signal::INPUT), Rights::USE));
+        for index in 0..vcpus {
+            assert_eq!(table[&(slot::VCPU + index as u64)], (Object::Vcpu(first + index), Rights(VCPU_RIGHTS)));
+        }
+        for thread in 0..=vcpus {
+            let portal = Object::Portal(domain - 1, thread, badge::VCPU_SERVER | thread as u64);
+            assert_eq!(table[&(slot::P2M + thread as u64)], (portal, Rights::USE));
+        }
+        assert_eq!(table.len(), 4 + vcpus + vcpus + 1);
+    }
+}
+
+#[test]
+fn console_gets_what_the_layout_says_and_nothing_else() {
+    let fake = Fake::new();
+    start(&fake);
+    let table = fake.domain(CONSOLE_DOMAIN).table;
+    assert_eq!(table[&slot::ROOT], (Object::Signal(0, 0, root_signal::server(0)), Rights::USE));
+    assert_eq!(table[&slot::UART_LINE], (Object::Line(33), Rights::CONTROL));
+    assert_eq!(table[&slot::SYSTEM], (Object::System, Rights::READ));
+    assert_eq!(table[&slot::INPUT], (Object::Signal(3, 2, vcpu_signal::INPUT), Rights::USE));
+    assert_eq!(table[&(slot::INPUT + 1)], (Object::Signal(5, 3, vcpu_signal::INPUT), Rights::USE));
+    assert_eq!(table.len(), 5);
+    assert_eq!(fake.line(), Some((33, Object::Signal(CONSOLE_DOMAIN, 0, console_signal::LINE))));
+}
+
+#[test]
+fn exits_go_where_they_belong() {
+    let fake = Fake::new();
+    start(&fake);
+    for (vcpu, number, p2m) in [(0, 0, 2), (1, 0, 4), (2, 1, 4)] {
+        let badge = badge::EXIT | number;
+        for class in ExitClass::ALL {
+            let (domain, groups) = match class {
+                ExitClass::Memory => (p2m, Groups::PC),
+                ExitClass::Device | ExitClass::Register => (p2m + 1, Groups::PC.with(Groups::VALUE)),
+                _ => (p2m + 1, Groups::PC.with(Groups::GENERAL)),
+            };
+            let portal = Object::Portal(domain, number as usize, badge);
+            assert_eq!(fake.route(vcpu, class as u64), (portal, groups.0, badge), "{class:?}");
+        }
+    }
+    let device = ExitClass::Device as u64;
+    let expected = [(0x8000, 16, device), (0x80a0, 64, device), (0x9000, 1, device), (0x9010, 1, device), (0xa000, 4, device)];
+    assert_eq!(fake.windows(2), expected);
+}
+
+#[test]
+fn servers_have_their_programs_stacks_and_threads() {
+    let fake = Fake::new();
+    start(&fake);
+    for (index, threads) in [(1, 1), (2, 2), (3, 3), (4, 3), (5, 4)] {
+        let domain = fake.domain(index);
+        let access = |address: u64| {
+            let map = domain.maps.iter().find(|(at, _, _, pages, _)| (*at..at + pages * PAGE).contains(&address));
+            map.map(|map| map.4)
+        };
+        let read_write = Some(Access::READ.with(Access::WRITE).0);
+        assert_eq!(access(PROGRAM), Some(Access::READ.with(Access::EXECUTE).0));
+        assert_eq!(access(PROGRAM + 0x1000), Some(Access::READ.with(Access::EXECUTE).0));
+        assert_eq!(access(PROGRAM + 0x2000), read_write);
+        assert_eq!(access(PROGRAM + 0x4000), read_write);
+        assert_eq!(access(PROGRAM + 0x5000), None);
+        assert_eq!(access(CONFIG), Some(1));
+        for (number, started) in (0u64..).zip(&domain.started) {
+            let end = STACKS + (number + 1) * STACK_STRIDE;
+            assert_eq!(*started, (PROGRAM, end, number));
+            assert_eq!(access(end - 8), read_write);
+            assert_eq!(access(end - STACK_BYTES), read_write);
+            assert_eq!(access(end - STACK_BYTES - 1), None);
+            assert_eq!(access(BUFFERS + number * PAGE), read_write);
+            assert_eq!(domain.supervised[&(number as usize)], root_signal::server(index - 1));
+        }
+        assert_eq!((domain.started.len(), domain.supervised.len()), (threads, threads));
+    }
+    assert_eq!(fake.domain(2).rank, 1);
+    assert_eq!(fake.domain(3).rank, 2);
+    assert_eq!(fake.domain(2).threads, [(PASSIVE, 0), (PASSIVE, 0)]);
+    let attending = (101, trellis_runtime::handle::budget(4000, 10000));
+    assert_eq!(fake.domain(3).threads, [(PASSIVE, 0), (PASSIVE, 0), attending]);
+    fake.check_runs_do_not_overlap();
+}
+
+#[test]
+fn each_ring_is_one_page_with_two_ends() {
+    let fake = Fake::new();
+    start(&fake);
+    let at = |domain: usize, page: usize| {
+        let address = RINGS + page as u64 * PAGE;
+        let map = fake.domain(domain).maps.into_iter().find(|map| map.0 == address);
+        map.unwrap_or_else(|| panic!("domain {domain} has no ring {page}")).1
+    };
+    let mut rings = std::vec![
+        (at(0, ring::ROOT_LOG), at(1, ring::console_log(0))),
+        (at(0, ring::ROOT_REPORT), at(1, ring::CONSOLE_REPORT)),
+    ];
+    for server in 1..5 {
+        rings.push((at(server + 1, ring::LOG), at(1, ring::console_log(server))));
+        rings.push((at(server + 1, ring::REPORT), at(0, ring::root_report(server))));
+    }
+    for (guest, vcpu) in [(0, 3), (1, 5)] {
+        rings.push((at(vcpu, ring::SERIAL_OUT), at(1, ring::console_out(guest))));
+        rings.push((at(vcpu, ring::SERIAL_IN), at(1, ring::console_in(guest))));
+    }
+    assert!(rings.iter().all(|(one, other)| one == other));
+    let mut runs: std::vec::Vec<_> = rings.iter().map(|(run, _)| *run).collect();
+    runs.sort();
+    runs.dedup();
+    assert_eq!(runs.len(), rings.len());
+}
+
+#[test]
+fn a_vcpu_server_sees_its_own_loads_only() {
+    let fake = Fake::new();
+    start(&fake);
+    let seen = |domain: usize| -> std::vec::Vec<(u64, u64)> {
+        let maps = fake.domain(domain).maps;
+        maps.into_iter().filter(|map| map.0 >= PAYLOAD).map(|map| (map.0 - PAYLOAD, map.3)).collect()
+    };
+    assert_eq!(seen(3), [(0x20000, 2), (0x24000, 1)]);
+    assert_eq!(seen(5), [(0x22000, 2), (0x24000, 1)]);
+    assert!(seen(2).is_empty() && seen(1).is_empty());
+}
+
+#[test]
+fn guests_are_started_once_p2m_is_ready() {
+    let fake = Fake::new();
+    let (_, board) = start(&fake);
+    let control = |domain, thread, op| (Object::Portal(domain, thread, badge::ROOT), op);
+    let (ready, start) = (P2mOp::Ready as u64, VcpuOp::Start as u64);
+    let expected = [control(2, 1, ready), control(3, 1, start), control(4, 2, ready), control(5, 2, start)];
+    assert_eq!(*fake.calls.borrow(), expected);
+    assert_eq!(reports(&board), [Report::Started { boot_ticks: 7, clock_hz: 7, kernel_memory: 7 }]);
+}
+
+#[test]
+fn reports_of_a_vcpu_server_end_its_guest_and_then_the_machine() {
+    let fake = Fake::new();
+    let (mut root, board) = start(&fake);
+    reports(&board);
+    for (server, guest) in [(2, 0), (4, 1)] {
+        assert!(Producer::new(board.ring(ring::root_report(server))).send(&ToRoot::Ended(GuestEnd::Off)));
+        assert_eq!(fake.count(Op::SystemOff), 0);
+        fake.bits.borrow_mut().extend([root_signal::server(server), root_signal::server(0)]);
+        root.step(&fake);
+        fake.bits.borrow_mut().clear();
+        assert_eq!(reports(&board)[0], Report::GuestEnded { guest, end: GuestEnd::Off });
+    }
+    assert_eq!(fake.count(Op::SystemOff), 1);
+    let last = *fake.waited.borrow().last().unwrap();
+    assert_eq!(last.0, root_signal::server(0));
+    assert_ne!(last.1, 0, "with a deadline");
+}
+
+#[test]
+fn a_reset_gives_the_guest_clean_memory_and_starts_it_again() {
+    let fake = Fake::new();
+    let (mut root, board) = start(&fake);
+    reports(&board);
+    fake.calls.borrow_mut().clear();
+    assert!(Producer::new(board.ring(ring::root_report(2))).send(&ToRoot::Reset));
+    fake.bits.borrow_mut().push_back(root_signal::server(2));
+    root.step(&fake);
+    let control = |domain, op| (Object::Portal(domain, 1, badge::ROOT), op);
+    let expected = [control(3, VcpuOp::Reset as u64), control(2, P2mOp::Reset as u64), control(3, VcpuOp::Start as u64)];
+    assert_eq!(*fake.calls.borrow(), expected);
+    assert_eq!(fake.count(Op::FramesReclaim), 1);
+    assert!(fake.domain(2).table.contains_key(&slot::MEMORY));
+    assert_eq!(reports(&board), [Report::GuestRebooted { guest: 0, times: 1 }]);
+}
+
+#[test]
+fn a_server_that_faults_is_reported_with_its_registers_and_ends_its_guest() {
+    let fake = Fake::new();
+    let (mut root, board) = start(&fake);
+    reports(&board);
+    // The first serving thread of p2m.b.
+    fake.stopped.borrow_mut().insert((4, 0), 2);
+    fake.bits.borrow_mut().push_back(root_signal::server(3));
+    root.step(&fake);
+    let seen = reports(&board);
+    let Report::ServerFaulted { server: 3, record } = &seen[0] else { panic!("{seen:?}") };
+    assert_eq!((record.syndrome, record.pc, record.general[30]), (0x101, 0x103, 0x100 + 38));
+    assert_eq!(seen[1], Report::GuestEnded { guest: 1, end: GuestEnd::Server(3) });
+    assert_eq!(fake.count(Op::VcpuStop), 2);
+    assert_eq!(fake.count(Op::SystemOff), 0);
+}
+
+#[test]
+fn a_reboot_that_fails_ends_the_guest() {
+    let fake = Fake::new();
+    let (mut root, board) = start(&fake);
+    reports(&board);
+    fake.refuse_calls.set(Some(3));
+    assert!(Producer::new(board.ring(ring::root_report(2))).send(&ToRoot::Reset));
+    fake.bits.borrow_mut().push_back(root_signal::server(2));
+    root.step(&fake);
+    assert_eq!(reports(&board)[1], Report::GuestEnded { guest: 0, end: GuestEnd::Server(2) });
+}
+
+#[test]
+fn p2m_cannot_end_a_guest_and_garbage_ends_nothing() {
+    let fake = Fake::new();
+    let (mut root, board) = start(&fake);
+    reports(&board);
+    assert!(Producer::new(board.ring(ring::root_report(1))).send(&ToRoot::Ended(GuestEnd::Off)));
+    assert!(Producer::new(board.ring(ring::root_report(2))).write_record(&[0xff; 40]));
+    fake.bits.borrow_mut().push_back(root_signal::server(1) | root_signal::server(2));
+    root.step(&fake);
+    assert!(reports(&board).is_empty());
+}
+
+#[test]
+fn a_server_that_reports_without_end_lets_others_speak() {
+    let fake = Fake::new();
+    let (mut root, board) = start(&fake);
+    let mut flood = Producer::new(board.ring(ring::root_report(1)));
+    while flood.send(&ToRoot::Ready) {}
+    assert!(Producer::new(board.ring(ring::root_report(4))).send(&ToRoot::Ended(GuestEnd::Off)));
+    reports(&board);
+    fake.bits.borrow_mut().push_back(root_signal::server(1) | root_signal::server(4));
+    root.step(&fake);
+    assert_eq!(reports(&board).len(), 1);
+    // What is left of the flood needs no new signal.
+    let waits = fake.waited.borrow().len();
+    root.step(&fake);
+    assert_eq!(fake.waited.borrow().len(), waits);
+}

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Starting a guest: its parts go from the image's payload into its memory, vCPU 0 to its entry.
+
+use crate::psci;
+use trellis_idl::kernel::{PAGE, Refusal, WORDS};
+use trellis_idl::layout::slot;
+use trellis_idl::plan::{Load, VcpuConfig};
+use trellis_idl::wire::P2mOp;
+use trellis_runtime::{Guest, Portal, System};
+
+/// Most bytes of one copy into guest memory.
+const PIECE: usize = 64 << 10;
+
+/// The image's payload, as this server sees it.
+pub trait Payload {
+    /// A part of it; none when it does not lie in the payload.
+    fn part(&self, offset: u64, bytes: u64) -> Option<&[u8]>;
+}
+
+/// Loads every part and starts vCPU 0; `on` is called just before it runs.
+pub fn start(
+    system: &impl System, config: &VcpuConfig<'_>, payload: &impl Payload, on: impl FnOnce(),
+) -> Result<(), Refusal> {
+    // Root's calls come to the control thread, the one behind those of the vCPUs.
+    let p2m = Portal::at(slot::P2M + u64::from(config.vcpus));
+    for load in &config.loads {
+        fill(system, p2m, config, payload, load)?;
+    }
+    psci::enter(system, 0, config.entry, config.x0, on)
+}
+
+fn fill(
+    system: &impl System, p2m: Portal, config: &VcpuConfig<'_>, payload: &impl Payload, load: &Load,
+) -> Result<(), Refusal> {
+    let bytes = payload.part(load.part.offset, load.part.bytes).ok_or(Refusal::OutOfRange)?;
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    populate(system, p2m, config, load)?;
+    let mut address = load.address;
+    for piece in bytes.chunks(PIECE) {
+        let copied = Guest::at(slot::GUEST).write(system, address, piece)?;
+        if copied != piece.len() as u64 {
+            return Err(Refusal::NotMapped);
+        }
+        address += copied;
+    }
+    Ok(())
+}
+
+/// Has p2m give the pages of a part their frames.
+fn populate(system: &impl System, p2m: Portal, config: &VcpuConfig<'_>, load: &Load) -> Result<(), Refusal> {
+    let offset = load.address.checked_sub(config.memory_base).ok_or(Refusal::OutOfRange)?;
+    let end = offset.checked_add(load.part.bytes).ok_or(Refusal::OutOfRange)?;
+    if end > config.memory_bytes {
+        return Err(Refusal::OutOfRange);
+    }
+    let first = load.address / PAGE;
+    let pages = (load.address % PAGE + load.part.bytes).div_ceil(PAGE);
+    let mut words = [0; WORDS];
+    (words[0], words[1], words[2]) = (P2mOp::Populate as u64, first, pages);
+    let [refused, ..] = p2m.call(system, words)?;
+    match refused.checked_sub(1) {
+        None => Ok(()),
+        Some(number) => Err(Refusal::from_register(number.wrapping_neg()).err().unwrap_or(Refusal::BadState)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

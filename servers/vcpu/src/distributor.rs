@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The guest's interrupt distributor (GICD), version 3 or 2. Line state is the kernel's (`bank.rs`); kept here is only
+//! what a guest reads back.
+
+use crate::bank;
+use crate::bus::{Registers, merge};
+use trellis_idl::kernel::{LineField, VIRTUAL_LINES};
+use trellis_idl::layout::slot;
+use trellis_runtime::{System, Vcpu};
+
+/// Guest-wide lines.
+const SHARED_LINES: usize = VIRTUAL_LINES as usize - 32;
+/// GICD_CTLR: forward groups 0 and 1.
+const ENABLE: u32 = 3;
+/// GICD_CTLR of version 3: one security state (DS), affinity routing (ARE); both always on.
+const FIXED_CONTROL: u32 = 1 << 6 | 1 << 4;
+/// GICD_TYPER.ITLinesNumber.
+const LINE_BLOCKS: u32 = VIRTUAL_LINES as u32 / 32 - 1;
+/// GICD_TYPER of version 3: 10 identifier bits, no 1-of-N routing.
+const TYPE_3: u32 = 1 << 25 | 9 << 19 | LINE_BLOCKS;
+/// GICD_IIDR: product "T", implementer as for an Arm design.
+pub const IMPLEMENTER: u32 = 0x5400_043b;
+/// GICD_IROUTER.IRM: any CPU will do.
+const ANY: u8 = 0x80;
+
+/// What the distributor remembers.
+#[derive(Debug)]
+pub struct Distributor {
+    control: u32,
+    /// vCPU of each guest-wide line, and [`ANY`].
+    routes: [u8; SHARED_LINES],
+}
+
+impl Distributor {
+    /// As after reset.
+    pub const fn new() -> Distributor {
+        Distributor { control: 0, routes: [0; SHARED_LINES] }
+    }
+
+    /// Everything as after reset, the kernel's part too.
+    pub fn reset(&mut self, system: &impl System) {
+        *self = Distributor::new();
+        let vcpu = vcpu_at(0);
+        let _ = vcpu.lines_enable(system, false);
+        for first in (32..VIRTUAL_LINES).step_by(32) {
+            bank::reset(system, vcpu, first);
+        }
+        for line in 32..VIRTUAL_LINES {
+            let _ = vcpu.line_target(system, line);
+        }
+    }
+
+    fn set_control(&mut self, system: &impl System, value: u32) {
+        let control = value & ENABLE;
+        if (control != 0) != (self.control != 0) {
+            let _ = vcpu_at(0).lines_enable(system, control != 0);
+        }
+        self.control = control;
+    }
+
+    fn route(&self, line: u64) -> u8 {
+        line.checked_sub(32).and_then(|index| self.routes.get(index as usize)).copied().unwrap_or(0)
+    }
+
+    fn set_route(&mut self, system: &impl System, line: u64, vcpu: u8, any: bool) {
+        let place = line.checked_sub(32).and_then(|index| self.routes.get_mut(index as usize));
+        if let Some(place) = place {
+            *place = vcpu | if any { ANY } else { 0 };
+            let _ = vcpu_at(vcpu).line_target(system, line);
+        }
+    }
+}
+
+impl Default for Distributor {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn vcpu_at(index: u8) -> Vcpu {
+    Vcpu::at(slot::VCPU + u64::from(index))
+}
+
+/// The distributor as one vCPU sees it.
+#[derive(Debug)]
+pub struct Version3<'a, S> {
+    /// What it remembers.
+    pub state: &'a mut Distributor,
+    /// The kernel.
+    pub system: &'a S,
+    /// vCPUs of the guest.
+    pub vcpus: u8,
+}
+
+/// Line of GICD_IROUTER at this offset, and whether it is the upper half.
+fn router(offset: u64) -> Option<(u64, bool)> {
+    let line = offset.checked_sub(0x6000)? / 8;
+    (32..VIRTUAL_LINES).contains(&line).then_some((line, offset & 4 != 0))
+}
+
+/// The bank's register at this offset when it is about guest-wide lines: with affinity routing the private lines are
+/// in the redistributors only.
+fn is_shared(offset: u64) -> bool {
+    bank::first_line(offset).is_some_and(|first| first >= 32)
+}
+
+impl<S: System> Registers for Version3<'_, S> {
+    fn read(&mut self, offset: u64) -> u32 {
+        match offset {
+            0x0 => self.state.control | FIXED_CONTROL,
+            0x4 => TYPE_3,
+            0x8 => IMPLEMENTER,
+            // GICD_PIDR2: version 3.
+            0xffe8 => 0x3b,
+            _ if is_shared(offset) => bank::read(self.system, vcpu_at(0), offset),
+            _ => match router(offset) {
+                Some((line, false)) => {
+                    let route = self.state.route(line);
+                    u32::from(route & !ANY) | u32::from(route & ANY) << 24
+                }
+                _ => 0,
+            },
+        }
+    }
+
+    fn write(&mut self, offset: u64, value: u32, lanes: u32) {
+        match offset {
+            0x0 => {
+                let value = merge(self.state.control, value, lanes);
+                self.state.set_control(self.system, value);
+            }
+            _ if is_shared(offset) => bank::write(self.system, vcpu_at(0), offset, value, lanes),
+            _ => {
+                let Some((line, false)) = router(offset) else { return };
+                let any = value >> 31 == 1;
+                let affinity = value & 0x00ff_ffff;
+                match u8::try_from(affinity) {
+                    Ok(vcpu) if any || vcpu < self.vcpus => {
+                        self.state.set_route(self.system, line, if any { 0 } else { vcpu }, any);
+                    }
+                    // No such CPU: the line would go nowhere; it stays where it was.
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// The version 2 distributor as one vCPU sees it: its private lines are banked.
+#[derive(Debug)]
+pub struct Version2<'a, S> {
+    /// What it remembers.
+    pub state: &'a mut Distributor,
+    /// The kernel.
+    pub system: &'a S,
+    /// vCPUs of the guest.
+    pub vcpus: u8,
+    /// The one that accesses.
+    pub vcpu: u8,
+}
+
+impl<S: System> Version2<'_, S> {
+    fn targets(&self, first: u64) -> u32 {
+        (0..4).fold(0, |all, i| {
+            let target = if first < 32 { self.vcpu } else { self.state.route(first + i) & 7 };
+            all | 1 << target << (8 * i)
+        })
+    }
+
+    fn set_targets(&mut self, first: u64, value: u32, lanes: u32) {
+        for i in 0..4 {
+            let target = (value >> (8 * i)) as u8;
+            let vcpu = target.trailing_zeros() as u8;
+            if lanes >> (8 * i) & 1 == 1 && vcpu < self.vcpus {
+                self.state.set_route(self.system, first + i, vcpu, false);
+            }
+        }
+    }
+
+    /// GICD_SGIR: filter, list and number of an inter-processor interrupt.
+    fn send(&self, value: u32) {
+        let line = value & 15;
+        let everybody = (1u32 << self.vcpus) - 1;
+        let targets = match value >> 24 & 3 {
+            0 => value >> 16 & everybody,
+            1 => everybody & !(1 << self.vcpu),
+            2 => 1 << self.vcpu,
+            _ => 0,
+        };
+        for vcpu in (0..self.vcpus).filter(|vcpu| targets >> vcpu & 1 == 1) {
+            let _ = vcpu_at(vcpu).lines_write(self.system, LineField::Pending, 0, 1 << line, u32::MAX);
+        }
+    }
+
+    /// GICD_CPENDSGIR, GICD_SPENDSGIR: a byte an interrupt, with the senders; they are not told apart here.
+    fn pend(&self, first: u64, lanes: u32, value: u32, pending: bool) {
+        let which = (0..4).filter(|i| value >> (8 * i) & lanes >> (8 * i) & 0xff != 0).fold(0, |all, i| all | 1 << i);
+        let values = if pending { u32::MAX } else { 0 };
+        let _ = vcpu_at(self.vcpu).lines_write(self.system, LineField::Pending, 0, which << first, values);
+    }
+
+    fn pending(&self, first: u64) -> u32 {
+        let bits = vcpu_at(self.vcpu).lines_read(self.system, LineField::Pending, 0).unwrap_or(0);
+        (0..4).fold(0, |all, i| all | (bits >> (first + i) & 1) << (8 * i))
+    }
+}
+
+impl<S: System> Registers for Version2<'_, S> {
+    fn read(&mut self, offset: u64) -> u32 {
+        match offset {
+            0x0 => self.state.control,
+            0x4 => u32::from(self.vcpus.saturating_sub(1)) << 5 | LINE_BLOCKS,
+            0x8 => IMPLEMENTER,
+            0x800..0x880 => self.targets(offset & 0x7c),
+            0xf10..0xf30 => self.pending(offset & 0xc),
+            0xfe8 => 0x2b,
+            _ => bank::read(self.system, vcpu_at(self.vcpu), offset),
+        }
+    }
+
+    fn write(&mut self, offset: u64, value: u32, lanes: u32) {
+        match offset {
+            0x0 => {
+                let value = merge(self.state.control, value, lanes);
+                self.state.set_control(self.system, value);
+            }
+            0x820..0x880 => self.set_targets(offset & 0x7c, value, lanes),
+            0xf00 => self.send(value),
+            0xf10..0xf20 => self.pend(offset & 0xc, lanes, value, false),
+            0xf20..0xf30 => self.pend(offset & 0xc, lanes, value, true),
+            _ => bank::write(self.system, vcpu_at(self.vcpu), offset, value, lanes),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The register walks of drivers, through distributor and redistributor.
+
+use super::*;
+use crate::bus;
+use crate::fake::Fake;
+use crate::redistributor::{self, Redistributor};
+
+fn read(state: &mut Distributor, system: &Fake, offset: u64) -> u32 {
+    bus::read(&mut Version3 { state, system, vcpus: 2 }, offset, 4) as u32
+}
+
+fn write(state: &mut Distributor, system: &Fake, offset: u64, value: u32) {
+    bus::write(&mut Version3 { state, system, vcpus: 2 }, offset, 4, value.into());
+}
+
+#[test]
+fn linux_sets_up_a_version_3_distributor() {
+    let (mut state, system) = (Distributor::new(), Fake::new(2));
+    assert_eq!(read(&mut state, &system, 0xffe8) & 0xf0, 0x30);
+    let lines = ((read(&mut state, &system, 0x4) & 31) + 1) * 32;
+    assert_eq!(lines, 128);
+    write(&mut state, &system, 0x0, 0);
+    for first in (32..lines).step_by(32) {
+        write(&mut state, &system, 0x80 + u64::from(first / 8), u32::MAX);
+        write(&mut state, &system, 0x180 + u64::from(first / 8), u32::MAX);
+        write(&mut state, &system, 0x380 + u64::from(first / 8), u32::MAX);
+    }
+    for first in (32..lines).step_by(16) {
+        write(&mut state, &system, 0xc00 + u64::from(first / 4), 0);
+    }
+    for first in (32..lines).step_by(4) {
+        write(&mut state, &system, 0x400 + u64::from(first), 0xa0a0_a0a0);
+    }
+    write(&mut state, &system, 0x0, 0x13);
+    assert_eq!(read(&mut state, &system, 0x0), 0x53);
+    assert!(system.state.lock().unwrap().forwards);
+    for line in 32..lines {
+        bus::write(&mut Version3 { state: &mut state, system: &system, vcpus: 2 }, 0x6000 + 8 * u64::from(line), 8, 0);
+    }
+    // request_irq(33): level, route to CPU 1, enable.
+    write(&mut state, &system, 0x6000 + 8 * 33, 1);
+    write(&mut state, &system, 0x104, 1 << 1);
+    assert!(system.line(0, LineField::Enabled, 33) && system.line(0, LineField::Group, 33));
+    assert_eq!((system.priority(0, 33), system.state.lock().unwrap().targets[&33]), (0xa0, 1));
+    assert_eq!(read(&mut state, &system, 0x6000 + 8 * 33), 1);
+    assert_eq!(read(&mut state, &system, 0x184), 2);
+    write(&mut state, &system, 0x184, 2);
+    assert!(!system.line(0, LineField::Enabled, 33));
+}
+
+#[test]
+fn an_edge_line_is_configured_and_pended() {
+    let (mut state, system) = (Distributor::new(), Fake::new(1));
+    write(&mut state, &system, 0xc0c, 2 << 2);
+    assert!(system.line(0, LineField::Edge, 49));
+    assert_eq!(read(&mut state, &system, 0xc0c), 8);
+    write(&mut state, &system, 0x204, 1 << 17);
+    assert_eq!(read(&mut state, &system, 0x284), 1 << 17);
+    // A level line reads as pending while its input is high.
+    vcpu_at(0).lines_write(&system, LineField::Level, 32, 2, 2).unwrap();
+    assert_eq!(read(&mut state, &system, 0x204), 1 << 17 | 2);
+    bus::write(&mut Version3 { state: &mut state, system: &system, vcpus: 1 }, 0x421, 1, 0x57);
+    assert_eq!(system.priority(0, 33), 0x50);
+    assert_eq!(read(&mut state, &system, 0x420), 0x5000);
+}
+
+#[test]
+fn private_lines_are_not_in_a_version_3_distributor() {
+    let (mut state, system) = (Distributor::new(), Fake::new(1));
+    write(&mut state, &system, 0x100, u32::MAX);
+    write(&mut state, &system, 0x400, u32::MAX);
+    write(&mut state, &system, 0x6000, u32::MAX);
+    assert!(system.state.lock().unwrap().done.is_empty());
+    write(&mut state, &system, 0x6000 + 8 * 40, 7);
+    assert_eq!(read(&mut state, &system, 0x6000 + 8 * 40), 0, "no such CPU");
+    write(&mut state, &system, 0x6000 + 8 * 40, 1 << 31);
+    assert_eq!(read(&mut state, &system, 0x6000 + 8 * 40), 1 << 31);
+}
+
+#[test]
+fn linux_wakes_a_redistributor_and_sets_up_private_lines() {
+    let (mut state, system) = (Redistributor::new(), Fake::new(2));
+    let mut view =
+        redistributor::View { state: &mut state, system: &system, vcpu: vcpu_at(1), index: 1, is_last: true };
+    assert_eq!(bus::read(&mut view, 0xffe8, 4), 0x3b);
+    assert_eq!(bus::read(&mut view, 0x8, 8), 1 << 32 | 1 << 8 | 1 << 4);
+    assert_eq!(bus::read(&mut view, 0x14, 4), 6);
+    bus::write(&mut view, 0x14, 4, 0);
+    assert_eq!(bus::read(&mut view, 0x14, 4), 0);
+    bus::write(&mut view, 0x1_0080, 4, 0xffff_ffff);
+    bus::write(&mut view, 0x1_0180, 4, 0xffff_0000);
+    bus::write(&mut view, 0x1_0418, 4, 0xa0a0_a0a0);
+    bus::write(&mut view, 0x1_0100, 4, 1 << 27 | 0xffff);
+    assert!(system.line(1, LineField::Enabled, 27) && !system.line(0, LineField::Enabled, 27));
+    assert_eq!(bus::read(&mut view, 0x1_0100, 4), 1 << 27 | 0xffff);
+    assert_eq!(system.priority(1, 27), 0xa0);
+    assert_eq!(bus::read(&mut view, 0x1_0c00, 4), 0xaaaa_aaaa);
+    bus::write(&mut view, 0x1_0c04, 4, 0);
+    assert_eq!(bus::read(&mut view, 0x1_0c04, 4), 0);
+    for reserved in [0x70, 0x78, 0x1_0104, 0x1_0d00, 0x1_0e00] {
+        bus::write(&mut view, reserved, 8, u64::MAX);
+        assert_eq!(bus::read(&mut view, reserved, 8), 0);
+    }
+}
+
+#[test]
+fn a_version_2_distributor_is_banked_and_sends_interrupts() {
+    let (mut state, system) = (Distributor::new(), Fake::new(2));
+    let mut view = Version2 { state: &mut state, system: &system, vcpus: 2, vcpu: 1 };
+    assert_eq!(bus::read(&mut view, 0x4, 4), 1 << 5 | 3);
+    assert_eq!(bus::read(&mut view, 0xfe8, 4), 0x2b);
+    assert_eq!(bus::read(&mut view, 0x800, 4), 0x0202_0202);
+    bus::write(&mut view, 0x820, 4, 0x0101_0201);
+    assert_eq!(bus::read(&mut view, 0x820, 4), 0x0101_0201);
+    assert_eq!(system.state.lock().unwrap().targets[&33], 1);
+    bus::write(&mut view, 0x100, 4, 1 << 27);
+    assert!(system.line(1, LineField::Enabled, 27) && !system.line(0, LineField::Enabled, 27));
+    bus::write(&mut view, 0xf00, 4, 1 << 24 | 5);
+    assert!(system.line(0, LineField::Pending, 5) && !system.line(1, LineField::Pending, 5));
+    bus::write(&mut view, 0xf00, 4, 2 << 16 | 6);
+    assert_eq!(bus::read(&mut view, 0xf14, 4), 1 << 16);
+    bus::write(&mut view, 0xf16, 1, 1);
+    assert!(!system.line(1, LineField::Pending, 6));
+    bus::write(&mut view, 0xf20, 4, 0x100);
+    assert!(system.line(1, LineField::Pending, 1));
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_access_makes_any_of_them_panic(
+        accesses in proptest::collection::vec(
+            (0u64..0x1_0000, 1u8..=8, proptest::num::u64::ANY),
+            1..60,
+        ),
+    ) {
+        let system = Fake::new(2);
+        let (mut three, mut two, mut private) = (Distributor::new(), Distributor::new(), Redistributor::new());
+        for (offset, width, value) in accesses {
+            let mut view = Version3 { state: &mut three, system: &system, vcpus: 2 };
+            bus::write(&mut view, offset, width, value);
+            bus::read(&mut view, offset, width);
+            for offset in [offset, offset & 0xfff] {
+                let mut view = Version2 { state: &mut two, system: &system, vcpus: 2, vcpu: 1 };
+                bus::write(&mut view, offset, width, value);
+                bus::read(&mut view, offset, width);
+            }
+            let mut view =
+                redistributor::View { state: &mut private, system: &system, vcpu: vcpu_at(1), index: 1, is_last: true };
+            bus::write(&mut view, offset & 0xfff | 0x1_0000, width, value);
+            bus::read(&mut view, offset & 0xfff | 0x1_0000, width);
+        }
+    }
+}

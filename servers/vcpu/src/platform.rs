@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Where the guest's devices live. Some guests have these addresses built in, so they are fixed.
+
+use crate::bus::Registers;
+use crate::redistributor::STRIDE;
+
+/// Interrupt distributor, 64 KiB.
+pub const DISTRIBUTOR: u64 = 0x0800_0000;
+/// Redistributors, 128 KiB a vCPU (version 3 only).
+pub const REDISTRIBUTORS: u64 = 0x080a_0000;
+/// Serial port.
+pub const SERIAL: u64 = 0x0900_0000;
+/// Its interrupt line.
+pub const SERIAL_LINE: u32 = 33;
+/// Real-time clock.
+pub const CLOCK: u64 = 0x0901_0000;
+/// Slots for paravirtual devices, 512 bytes each.
+pub const SLOTS: u64 = 0x0a00_0000;
+/// Bytes of a slot.
+const SLOT_BYTES: u64 = 0x200;
+/// Slots that there are.
+const SLOT_COUNT: u64 = 32;
+
+/// A device but the serial port, which is looked for first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The interrupt distributor.
+    Distributor,
+    /// The redistributor of this vCPU.
+    Redistributor(u8),
+    /// The real-time clock.
+    Clock,
+    /// Paravirtual devices, none of them there.
+    EmptySlots,
+}
+
+/// The device at an address, and the offset in it.
+pub fn find(address: u64, gic: u8, vcpus: u8) -> Option<(Device, u64)> {
+    let within = |base: u64, bytes: u64| address.checked_sub(base).filter(|offset| *offset < bytes);
+    if let Some(offset) = within(DISTRIBUTOR, 0x1_0000) {
+        return Some((Device::Distributor, offset));
+    }
+    if let Some(offset) = within(REDISTRIBUTORS, STRIDE * u64::from(vcpus)) {
+        return (gic == 3).then_some((Device::Redistributor((offset / STRIDE) as u8), offset % STRIDE));
+    }
+    if let Some(offset) = within(CLOCK, 0x1000) {
+        return Some((Device::Clock, offset));
+    }
+    let offset = within(SLOTS, SLOT_BYTES * SLOT_COUNT)?;
+    Some((Device::EmptySlots, offset % SLOT_BYTES))
+}
+
+/// A paravirtual slot without a device: virtio-mmio version 2, device 0 (Virtio 1.2, 4.2.2).
+#[derive(Clone, Copy, Debug)]
+pub struct EmptySlots;
+
+impl Registers for EmptySlots {
+    fn read(&mut self, offset: u64) -> u32 {
+        match offset {
+            0x0 => u32::from_le_bytes(*b"virt"),
+            0x4 => 2,
+            _ => 0,
+        }
+    }
+
+    fn write(&mut self, _offset: u64, _value: u32, _lanes: u32) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_find_their_devices() {
+        assert_eq!(find(0x0800_0104, 3, 1), Some((Device::Distributor, 0x104)));
+        assert_eq!(find(0x080d_0080, 3, 2), Some((Device::Redistributor(1), 0x1_0080)));
+        assert_eq!(find(0x080c_0000, 3, 1), None);
+        assert_eq!(find(0x080a_0000, 2, 1), None);
+        assert_eq!(find(0x0a00_0208, 3, 1), Some((Device::EmptySlots, 8)));
+        assert_eq!(find(0x0a00_4000, 3, 1), None);
+    }
+}

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Stories: exits as the kernel sends them, answers as it gets them.
+
+use super::*;
+use crate::fake::{Desk, Fake, MEMORY};
+use trellis_idl::kernel::VcpuRegister;
+use trellis_idl::plan::{Load, Part};
+use trellis_runtime::dispatch;
+
+const PC: u64 = MEMORY + 0x400;
+
+fn server(vcpus: u8) -> VcpuServer<'static, Desk> {
+    let loads = [Load { part: Part { offset: 0, bytes: 64 }, address: MEMORY }];
+    let config = VcpuConfig {
+        guest: "g",
+        vcpus,
+        memory_base: MEMORY,
+        memory_bytes: 1 << 20,
+        loads: loads.into_iter().collect(),
+        entry: MEMORY,
+        x0: MEMORY + 0x8000,
+        gic: 3,
+        aarch32: false,
+    };
+    VcpuServer::new(config, Desk { payload: vec![7; 64], ..Desk::default() })
+}
+
+fn root(server: &VcpuServer<'_, Desk>, system: &Fake, op: VcpuOp) -> u64 {
+    let mut words = [0; WORDS];
+    words[0] = op as u64;
+    match dispatch(server, system, badges::ROOT, words) {
+        Reply::Call(words) => words[0],
+        other => panic!("{other:?}"),
+    }
+}
+
+fn started(vcpus: u8) -> (VcpuServer<'static, Desk>, Fake) {
+    let (server, system) = (server(vcpus), Fake::new(vcpus.into()));
+    assert_eq!(root(&server, &system, VcpuOp::Start), 0);
+    (server, system)
+}
+
+fn header(class: ExitClass, length: u64) -> u64 {
+    class as u64 | length << 48
+}
+
+fn exit(server: &VcpuServer<'_, Desk>, system: &Fake, index: u64, exit: Exit) -> (Answer, u64) {
+    match dispatch(server, system, badges::EXIT | index, exit.to_words()) {
+        Reply::Exit(answer, words) => (answer, words[5]),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn device(address: u64, width: u64, rest: u64, value: u64) -> Exit {
+    let header = ExitHeader(header(ExitClass::Device, 4) | width << 8 | 9 << 16 | rest);
+    Exit { header, physical: address, value, pc: PC, ..Exit::default() }
+}
+
+fn call(class: ExitClass, general: [u64; 4]) -> Exit {
+    let length = if class == ExitClass::Firmware { 4 } else { 0 };
+    Exit { header: ExitHeader(header(class, length)), syndrome: 0x5a00_0000, general, pc: PC, ..Exit::default() }
+}
+
+#[test]
+fn a_ping_comes_back_one_larger_by_both_roads() {
+    let (server, system) = started(1);
+    let by_hypercall = exit(&server, &system, 0, call(ExitClass::Hypercall, [0xc600_0000, 41, 0, 0]));
+    assert_eq!(by_hypercall, (Answer::RETRY.register(0), 42));
+    let by_firmware = exit(&server, &system, 0, call(ExitClass::Firmware, [0xc600_0000, 41, 0, 0]));
+    assert_eq!(by_firmware, (Answer::ADVANCE.register(0), 42));
+}
+
+#[test]
+fn unknown_calls_are_not_supported() {
+    let (server, system) = started(1);
+    for id in [0, 1, 0x8600_ff01, 0x8400_0013, 0xc400_0012, 0x8000_8000, u64::MAX] {
+        for class in [ExitClass::Hypercall, ExitClass::Firmware] {
+            assert_eq!(exit(&server, &system, 0, call(class, [id, 0, 0, 0])).1, u64::MAX, "{id:#x}");
+        }
+    }
+    let version = exit(&server, &system, 0, call(ExitClass::Hypercall, [0x8000_0000, 0, 0, 0]));
+    assert_eq!(version.1, 0x1_0001);
+    let other_number = Exit { syndrome: 0x5a00_0001, ..call(ExitClass::Hypercall, [0x8400_0000, 0, 0, 0]) };
+    assert_eq!(exit(&server, &system, 0, other_number).1, u64::MAX);
+}
+
+#[test]
+fn output_and_flags_of_the_serial_port() {
+    let (server, system) = started(1);
+    let (answer, value) = exit(&server, &system, 0, device(0x0900_0018, 4, 0, 0));
+    assert_eq!((answer, value), (Answer::ADVANCE.register(9), 0x90));
+    let (answer, _) = exit(&server, &system, 0, device(0x0900_0000, 1, ExitHeader::WRITE, 0xff41));
+    assert_eq!(answer, Answer::ADVANCE);
+    assert_eq!(system.count(Op::Signal), 0);
+    exit(&server, &system, 0, device(0x0900_0000, 4, ExitHeader::WRITE, 0x0a));
+    assert_eq!(*server.outside.sent.lock().unwrap(), b"A\n");
+    assert_eq!(system.count(Op::Signal), 1);
+}
+
+#[test]
+fn the_short_way_to_the_flags_sees_input_and_new_room() {
+    let (server, system) = started(1);
+    let flags = || exit(&server, &system, 0, device(0x0900_0018, 4, 0, 0)).1;
+    server.outside.typed.lock().unwrap().push_back(b'x');
+    assert_eq!(flags(), 0xc0);
+    exit(&server, &system, 0, device(0x0900_0000, 4, 0, 0));
+    *server.outside.room.lock().unwrap() = Some(1);
+    exit(&server, &system, 0, device(0x0900_0000, 1, ExitHeader::WRITE, 0x41));
+    assert_eq!(flags(), 0x30);
+    *server.outside.room.lock().unwrap() = None;
+    assert_eq!(flags(), 0x90);
+}
+
+#[test]
+fn input_raises_the_line_when_somebody_attends() {
+    let (server, system) = started(1);
+    exit(&server, &system, 0, device(0x0900_0038, 4, ExitHeader::WRITE, 0x50));
+    server.outside.typed.lock().unwrap().push_back(b'v');
+    assert_eq!(server.attend(&system), None);
+    assert!(system.line(0, LineField::Level, 33));
+    assert_eq!(exit(&server, &system, 0, device(0x0900_0000, 4, 0, 0)).1, u64::from(b'v'));
+    assert!(!system.line(0, LineField::Level, 33));
+}
+
+#[test]
+fn reads_are_extended_as_the_instruction_says() {
+    let (server, system) = started(1);
+    // The last identification register, 0xb1, as a signed byte to 64 and to 32 bits.
+    let wide = exit(&server, &system, 0, device(0x0900_0ffc, 1, 1 << 22 | 1 << 21, 0));
+    assert_eq!(wide.1, 0xffff_ffff_ffff_ffb1);
+    assert_eq!(exit(&server, &system, 0, device(0x0900_0ffc, 1, 1 << 22, 0)).1, 0xffff_ffb1);
+    assert_eq!(exit(&server, &system, 0, device(0x0900_0ffc, 1, 0, 0)).1, 0xb1);
+}
+
+#[test]
+fn an_empty_slot_has_no_device() {
+    let (server, system) = started(1);
+    for (offset, value) in [(0x600, 0x7472_6976), (0x604, 2), (0x608, 0), (0x670, 0)] {
+        assert_eq!(exit(&server, &system, 0, device(0x0a00_0000 + offset, 4, 0, 0)).1, value);
+    }
+}
+
+#[test]
+fn a_redistributor_is_reached_at_its_own_address() {
+    let (server, system) = started(2);
+    assert_eq!(exit(&server, &system, 0, device(0x080a_0008, 8, 1 << 21, 0)).1, 0);
+    assert_eq!(exit(&server, &system, 0, device(0x080c_0008, 8, 1 << 21, 0)).1, 1 << 32 | 1 << 8 | 1 << 4);
+    exit(&server, &system, 0, device(0x080d_0100, 4, ExitHeader::WRITE, 1 << 27));
+    assert!(system.line(1, LineField::Enabled, 27));
+}
+
+#[test]
+fn an_access_without_a_valid_syndrome_is_carried_out() {
+    let (server, system) = started(1);
+    system.put(PC, &0xb800_4441u32.to_le_bytes()); // str w1, [x2], #4
+    for (register, value) in [(1, 0x5a), (2, 0x0900_0000), (VcpuRegister::Pc as u64, PC), (33, 0x3c5)] {
+        system.set(0, register, value);
+    }
+    let trapped = Exit { syndrome: 0x9200_0046, ..device(0x0900_0000, 0, ExitHeader::WRITE, 0) };
+    assert_eq!(exit(&server, &system, 0, trapped).0, Answer::ADVANCE);
+    assert_eq!(*server.outside.sent.lock().unwrap(), b"Z");
+    assert_eq!(system.general(0, 2), 0x0900_0004);
+}
+
+#[test]
+fn id_registers_are_sanitised_and_hidden_ones_undefined() {
+    let (server, system) = started(1);
+    system.state.lock().unwrap().id_registers.insert(0x20, 0x0100_2222);
+    let read = |iss: u64| Exit {
+        header: ExitHeader(header(ExitClass::Register, 4)),
+        syndrome: 0x6200_0000 | iss,
+        value: 1,
+        ..Exit::default()
+    };
+    // mrs x3, id_aa64pfr0_el1
+    assert_eq!(exit(&server, &system, 0, read(0x0030_0069)), (Answer::ADVANCE.register(3), 0x0100_0011));
+    // msr pmcr_el0, x3
+    assert_eq!(exit(&server, &system, 0, read(0x0030_e478)).0, Answer::RETRY);
+    let done = system.state.lock().unwrap().done.last().copied();
+    assert_eq!(done, Some((Op::VcpuException, [slot::VCPU, 1 << 25, 0, 0, 0, 0])));
+}
+
+#[test]
+fn the_physical_timer_raises_line_30_when_attended() {
+    let (server, system) = started(1);
+    let write = |op2: u64, value: u64| Exit {
+        header: ExitHeader(header(ExitClass::Register, 4)),
+        syndrome: 0x6230_0000 | op2 << 17 | 3 << 14 | 14 << 10 | 1 << 5 | 2 << 1,
+        value,
+        ..Exit::default()
+    };
+    system.state.lock().unwrap().now = 100;
+    exit(&server, &system, 0, write(0, 50));
+    exit(&server, &system, 0, write(1, 1));
+    let raised = system.state.lock().unwrap().done.last().copied();
+    assert_eq!(raised, Some((Op::Signal, [slot::SELF, 0, 0, 0, 0, 0])), "whoever attends must know of it");
+    assert_eq!(server.attend(&system), Some(150));
+    system.state.lock().unwrap().now = 150;
+    assert_eq!(server.attend(&system), None);
+    assert!(system.line(0, LineField::Level, 30));
+    exit(&server, &system, 0, write(1, 0));
+    assert!(!system.line(0, LineField::Level, 30));
+}
+
+#[test]
+fn off_and_reset_reach_root_once_and_stop_every_vcpu() {
+    for (id, report) in [(0x8400_0008, ToRoot::Ended(GuestEnd::Off)), (0x8400_0009, ToRoot::Reset)] {
+        let (server, system) = started(2);
+        assert_eq!(exit(&server, &system, 0, call(ExitClass::Firmware, [0xc400_0003, 1, MEMORY, 0])).1, 0);
+        assert_eq!(exit(&server, &system, 0, call(ExitClass::Hypercall, [id, 0, 0, 0])).0, Answer::STOP);
+        assert_eq!(exit(&server, &system, 1, call(ExitClass::Hypercall, [id, 0, 0, 0])).0, Answer::STOP);
+        assert_eq!(*server.outside.reports.lock().unwrap(), [report]);
+        let state = system.state.lock().unwrap();
+        assert_eq!(state.done.iter().filter(|done| done.0 == Op::Signal && done.1[0] == slot::ROOT).count(), 1);
+        assert!(!state.running.contains(&1));
+    }
+}
+
+#[test]
+fn what_nobody_answers_ends_the_guest_with_its_registers() {
+    let (server, system) = started(1);
+    (0..31).for_each(|n| system.set(0, n, 100 + n));
+    system.set(0, VcpuRegister::Pc as u64, PC);
+    let memory = Exit {
+        header: ExitHeader(header(ExitClass::Memory, 4) | ExitHeader::VIRTUAL_VALID),
+        syndrome: 0x9200_0006,
+        physical: 0x3000,
+        virtual_address: 0xffff_0000,
+        ..Exit::default()
+    };
+    assert_eq!(exit(&server, &system, 0, memory).0, Answer::STOP);
+    let reports = server.outside.reports.lock().unwrap();
+    let [ToRoot::Ended(GuestEnd::Crash(crash))] = &reports[..] else { panic!("{reports:?}") };
+    assert_eq!((crash.class, crash.physical, crash.virtual_address, crash.pc), (0, 0x3000, 0xffff_0000, PC));
+    assert_eq!(crash.general.iter().copied().collect::<Vec<_>>(), (100..131).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_breakpoint_instruction_goes_back_to_the_guest() {
+    let (server, system) = started(1);
+    let brk = Exit { header: ExitHeader(header(ExitClass::Debug, 4)), syndrome: 0xf200_0800, ..Exit::default() };
+    assert_eq!(exit(&server, &system, 0, brk).0, Answer::RETRY);
+    let watch = Exit {
+        header: ExitHeader(header(ExitClass::Debug, 4)),
+        syndrome: 0xd200_0022,
+        virtual_address: 0x1234,
+        ..Exit::default()
+    };
+    exit(&server, &system, 0, watch);
+    let done = system.state.lock().unwrap().done.last().copied();
+    assert_eq!(done, Some((Op::VcpuException, [slot::VCPU, 0xd600_0022, 0x1234, 0, 0, 0])));
+}
+
+#[test]
+fn only_root_controls_and_reset_forgets() {
+    let (server, system) = started(1);
+    exit(&server, &system, 0, device(0x0900_0038, 4, ExitHeader::WRITE, 0x10));
+    exit(&server, &system, 0, device(0x0800_0000, 4, ExitHeader::WRITE, 3));
+    exit(&server, &system, 0, device(0x0800_0104, 4, ExitHeader::WRITE, 2));
+    let mut words = [0; WORDS];
+    words[0] = VcpuOp::Reset as u64;
+    let Reply::Call(refused) = server.call(&system, badges::VCPU_SERVER, words) else { panic!() };
+    assert_eq!(refused[0], 1 + Refusal::MissingRight as u64);
+    assert_eq!(root(&server, &system, VcpuOp::Reset), 0);
+    assert!(!system.line(0, LineField::Enabled, 33) && !system.state.lock().unwrap().forwards);
+    assert!(system.line(0, LineField::Edge, 3));
+    assert_eq!(root(&server, &system, VcpuOp::Start), 0);
+    assert_eq!(exit(&server, &system, 0, device(0x0900_0038, 4, 0, 0)).1, 0);
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_exit_makes_it_panic(
+        exits in proptest::collection::vec(
+            (proptest::array::uniform10(proptest::num::u64::ANY), 0u64..11, 0u64..3, 0usize..7, 0u64..0x2000),
+            1..30,
+        ),
+    ) {
+        let (server, system) = started(2);
+        let bases = [0x0800_0000, 0x0800_6000, 0x080a_0000, 0x080b_0000, 0x0900_0000, 0x0901_0000, 0x0a00_0000];
+        for (mut words, class, vcpu, base, offset) in exits {
+            words[0] = words[0] & !0xff | class;
+            if class == ExitClass::Device as u64 {
+                words[0] = words[0] & !0xff00 | (words[1] & 15) << 8;
+                words[2] = bases[base] + offset;
+            }
+            dispatch(&server, &system, badges::EXIT | vcpu, words);
+        }
+    }
+}
