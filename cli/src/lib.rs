@@ -1,1 +1,35 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
+//! The `trellis` command as a library, so that the boot tests drive what users type.
+//!
+//! One file a subcommand (`args` lists them); `system` loads and composes, `programs` builds what runs on the board,
+//! `debian` fetches guests; `drive` runs an image in the `emulator`; `frame`, `session` and `report` turn its serial
+//! port into lines and an exit status.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod apt;
+pub mod args;
+pub mod bench;
+pub mod build;
+pub mod check;
+pub mod cpio;
+pub mod debian;
+pub mod drive;
+pub mod emulator;
+pub mod explain;
+pub mod figures;
+pub mod flat;
+pub mod frame;
+pub mod lines;
+pub mod names;
+pub mod place;
+pub mod programs;
+pub mod progress;
+pub mod query;
+pub mod report;
+pub mod run;
+pub mod session;
+pub mod status;
+pub mod syndrome;
+pub mod system;
+pub mod terminal;

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `trellis run`: composes an image into a temporary file, runs it, shows its consoles.
+
+use crate::drive::{Outcome, Wish, drive};
+use crate::names::Names;
+use crate::place;
+use crate::session::Outputs;
+use crate::status::{Doing, Failure, Status};
+use crate::system::{Host, ROOT, emulation, load};
+use crate::terminal::RawInput;
+use clap::Args;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Composes an image and runs it in the emulator.
+///
+/// Consoles of guests go to the standard output as `GUEST| text`, logs to the standard error. Exit status: 0 all ended
+/// well, 3 a guest crashed or ended with an error, 4 time-out, 2 wrong manifest or usage, 1 anything else.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Run {
+    /// The manifest [default: images/hello.toml of Trellis itself]
+    pub manifest: Option<PathBuf>,
+    /// Runs it on this board instead of the manifest's
+    #[arg(long, value_name = "NAME")]
+    pub board: Option<String>,
+    /// Runs it with this CPU model
+    #[arg(long, value_name = "MODEL")]
+    pub cpu: Option<String>,
+    /// Makes it deterministic: one instruction takes one nanosecond
+    #[arg(long)]
+    pub icount: bool,
+    /// Ends it after this time
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub timeout: Option<Duration>,
+    /// Connects the terminal to this guest: its bytes raw to the standard output, the standard input to it
+    #[arg(long, value_name = "GUEST")]
+    pub console: Option<String>,
+    /// Folder of the program that stands in root's place, for measuring.
+    #[arg(skip)]
+    pub root: Option<&'static str>,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(seconds).ok().filter(|time| !time.is_zero()).ok_or_else(|| "not a time to wait".to_owned())
+}
+
+impl Run {
+    /// Does it, with the terminal's keys if a console is asked for.
+    pub fn carry_out(&self, outputs: &mut Outputs) -> Result<Status, Failure> {
+        let ready = self.prepare()?;
+        let terminal = ready.console.map(|_| RawInput::enter());
+        let outcome = ready.go(Box::new(io::stdin()), outputs);
+        drop(terminal);
+        outcome.map(|outcome| outcome.status)
+    }
+
+    /// Does it, with these keys for the console.
+    pub fn with_keys(&self, keys: Box<dyn Read + Send>, outputs: &mut Outputs) -> Result<Outcome, Failure> {
+        self.prepare()?.go(keys, outputs)
+    }
+
+    /// Everything that comes before the emulator.
+    fn prepare(&self) -> Result<Ready, Failure> {
+        let manifest = self.manifest.clone().unwrap_or_else(|| place::root().join("images/hello.toml"));
+        let host = Host::default();
+        let system = load(&manifest, self.board.as_deref(), &host)?;
+        let board = emulation(&system, self.cpu.as_deref(), self.icount)?;
+        let image = host.compose_with(&system, self.root.unwrap_or(ROOT))?;
+        let names = Names::from_image(&image, &manifest.display().to_string())?;
+        let console = self.console_guest(&names)?;
+        let (icount, timeout) = (self.icount, self.timeout);
+        Ok(Ready { board, image: temporary(&image)?, names, console, icount, timeout })
+    }
+
+    fn console_guest(&self, names: &Names) -> Result<Option<u8>, Failure> {
+        let Some(name) = &self.console else { return Ok(None) };
+        let known = || names.guests.iter().map(|guest| guest.name.as_str()).collect::<Vec<_>>().join(", ");
+        let guest = names.channel(name);
+        guest.map(Some).ok_or_else(|| Failure::usage(format!("there is no guest {name}"), format!("there are: {}", known())))
+    }
+}
+
+/// An image that only waits to be run.
+struct Ready {
+    board: Vec<String>,
+    image: tempfile::NamedTempFile,
+    names: Names,
+    console: Option<u8>,
+    icount: bool,
+    timeout: Option<Duration>,
+}
+
+impl Ready {
+    fn go(self, keys: Box<dyn Read + Send>, outputs: &mut Outputs) -> Result<Outcome, Failure> {
+        let console = self.console.map(|guest| (guest, keys));
+        let wish = Wish { icount: self.icount, timeout: self.timeout, console };
+        drive(&self.board, self.image.path(), self.names, wish, outputs)
+    }
+}
+
+fn temporary(image: &[u8]) -> Result<tempfile::NamedTempFile, Failure> {
+    let doing = || "write the image into a temporary file".to_owned();
+    let mut file = tempfile::Builder::new().prefix("trellis-").suffix(".img").tempfile().doing(doing)?;
+    file.write_all(image).and_then(|()| file.flush()).doing(doing)?;
+    Ok(file)
+}
+
+/// Runs a manifest without a terminal, as tests do.
+pub fn run(manifest: &Path, timeout: Duration, outputs: &mut Outputs) -> Result<Outcome, Failure> {
+    let run = Run { manifest: Some(manifest.to_owned()), timeout: Some(timeout), ..Run::default() };
+    run.with_keys(Box::new(io::empty()), outputs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_positive_seconds() {
+        assert_eq!(seconds("1.5"), Ok(Duration::from_millis(1500)));
+        for wrong in ["0", "-1", "NaN", "inf", "soon", ""] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+}

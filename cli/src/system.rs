@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A manifest on this host: loads it with what the host can build and fetch, composes it with the board's programs.
+
+use crate::debian;
+use crate::flat::flatten;
+use crate::programs::{self, KERNEL, Programs};
+use crate::status::{Doing, Failure};
+use std::cell::OnceCell;
+use std::io;
+use std::path::{Path, PathBuf};
+use trellis_images::{Download, Source, System};
+
+/// Folder of the first server.
+pub const ROOT: &str = "servers/root";
+
+/// This host as the composer sees it: files, our own guests built when they are asked for, downloads fetched then.
+#[derive(Debug, Default)]
+pub struct Host {
+    programs: OnceCell<Result<Programs, String>>,
+}
+
+impl Host {
+    /// The board's programs, built once.
+    fn programs(&self) -> Result<&Programs, String> {
+        let build = || programs::build().map_err(|failure| failure.text(false));
+        self.programs.get_or_init(build).as_ref().map_err(Clone::clone)
+    }
+
+    /// The bytes of one of them.
+    fn program(&self, folder: &str) -> Result<Vec<u8>, Failure> {
+        let programs = self.programs().map_err(Failure::says)?;
+        let path = programs.get(folder).ok_or_else(|| Failure::says(format!("there is no program in {folder}")))?;
+        std::fs::read(path).doing(|| format!("read {}", path.display()))
+    }
+
+    /// Makes the image.
+    pub fn compose(&self, system: &System) -> Result<Vec<u8>, Failure> {
+        self.compose_with(system, ROOT)
+    }
+
+    /// Makes an image with the program of this folder as its first server.
+    pub fn compose_with(&self, system: &System, root: &str) -> Result<Vec<u8>, Failure> {
+        let kernel = flatten(&self.program(KERNEL)?)?;
+        let server = |name: &str| self.program(&format!("servers/{name}"));
+        let programs = trellis_images::Programs {
+            kernel,
+            root: self.program(root)?,
+            console: server("console")?,
+            p2m: server("p2m")?,
+            vcpu: server("vcpu")?,
+        };
+        Ok(system.compose(&programs)?)
+    }
+
+    /// The kernel's ELF file.
+    pub fn kernel(&self) -> Result<Vec<u8>, Failure> {
+        self.program(KERNEL)
+    }
+}
+
+impl Source for Host {
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        std::fs::read(path)
+    }
+
+    fn guest(&self, name: &str) -> Result<PathBuf, String> {
+        let path = self.programs()?.get(&format!("guests/{name}"));
+        path.cloned().ok_or_else(|| format!("there is no program in guests/{name}"))
+    }
+
+    fn fetch(&self, download: Download) -> Result<PathBuf, String> {
+        let path = match download {
+            Download::Linux => debian::linux().map(|linux| linux.kernel),
+            Download::BusyboxInitrd => debian::linux().map(|linux| linux.initramfs),
+            Download::UBoot => debian::u_boot(),
+        };
+        path.map_err(|failure| failure.text(false))
+    }
+}
+
+/// Loads and checks a manifest, on another board than its own if that is wished.
+pub fn load(manifest: &Path, board: Option<&str>, host: &Host) -> Result<System, Failure> {
+    let Some(board) = board else {
+        return System::load(manifest, host).map_err(Failure::wrong);
+    };
+    let text = std::fs::read(manifest).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    match text {
+        Some(text) => System::from_text(manifest, on_board(&text, board), host).map_err(Failure::wrong),
+        None => System::load(manifest, host).map_err(Failure::wrong),
+    }
+}
+
+/// The manifest's text with its `board` line replaced; every other line stays where it was.
+fn on_board(text: &str, board: &str) -> String {
+    let mut is_top = true;
+    let lines = text.split_inclusive('\n').map(|line| {
+        is_top &= !line.trim_start().starts_with('[');
+        let is_board = is_top && line.split('=').next().is_some_and(|key| key.trim() == "board");
+        if is_board { format!("board = {board:?} # --board\n") } else { line.to_owned() }
+    });
+    lines.collect()
+}
+
+/// The emulator's arguments for the board of a system, with another CPU model if that is wished.
+pub fn emulation(system: &System, cpu: Option<&str>, icount: bool) -> Result<Vec<String>, Failure> {
+    let board = system.board();
+    let Some(emulator) = &board.emulator else {
+        let sentence = format!("the board {} has no emulator", board.name);
+        return Err(Failure::usage(sentence, "`./trellis build` makes the image for it; `--board virt` runs it elsewhere"));
+    };
+    let cpu = cpu.unwrap_or(&emulator.cpu);
+    if !emulator.cpus.iter().any(|known| known == cpu) {
+        let sentence = format!("the board {} is not emulated with the CPU {cpu}", board.name);
+        return Err(Failure::usage(sentence, format!("it can be {}", emulator.cpus.join(", "))));
+    }
+    let cpus = u32::try_from(system.cpus()).unwrap_or(u32::MAX);
+    Ok(emulator.arguments(cpu, cpus, icount))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_boards_line_is_replaced_and_no_other() {
+        let text = "name = \"x\"\n  board= \"virt\"\n[guest.a]\nboard = \"kept\"\n";
+        let expected = "name = \"x\"\nboard = \"raspi4b\" # --board\n[guest.a]\nboard = \"kept\"\n";
+        assert_eq!(on_board(text, "raspi4b"), expected);
+    }
+}

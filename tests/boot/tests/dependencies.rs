@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Dependencies point one way: `idl` ← `kernel/core` ← `kernel/{aarch64,hosted}`; `idl` ← `runtime` ← `servers/*`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use trellis_boot_tests::tree;
+
+/// What a crate of the workspace may build on. Tests may use anything but another room's tests.
+fn allowed(folder: &str) -> &'static [&'static str] {
+    match folder {
+        "idl" => &[],
+        "kernel/core" => &["idl"],
+        "kernel/aarch64" | "kernel/hosted" => &["idl", "kernel/core"],
+        "runtime" | "images" => &["idl"],
+        "cli" => &["idl", "images"],
+        "guests/platform" => &[],
+        // What measures the kernel stands in root's place.
+        "tests/bench" => &["idl", "runtime"],
+        _ if folder.starts_with("servers/") => &["idl", "runtime"],
+        _ if folder.starts_with("guests/") => &["guests/platform"],
+        // Walks bring the kernel and the real servers together; boot tests only the tool.
+        "tests/walks" => {
+            &["idl", "kernel/core", "kernel/hosted", "runtime", "servers/root", "servers/p2m", "servers/vcpu", "servers/console"]
+        }
+        "tests/boot" => &["idl", "cli", "images"],
+        other => panic!("the crate {other} is new: say in this test what it may build on"),
+    }
+}
+
+fn manifest(folder: &str) -> toml::Table {
+    let path = tree::root().join(folder).join("Cargo.toml");
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    text.parse().unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn name(manifest: &toml::Table) -> String {
+    manifest["package"]["name"].as_str().expect("a package has a name").to_owned()
+}
+
+/// Names of what a crate is built with; what only its tests need is left out.
+fn dependencies(manifest: &toml::Table) -> BTreeSet<String> {
+    let mut tables: Vec<&toml::Table> = Vec::new();
+    let places = manifest.get("target").and_then(|target| target.as_table()).into_iter();
+    let places = places.flat_map(|target| target.values().filter_map(|place| place.as_table()));
+    for place in places.chain([manifest]) {
+        for kind in ["dependencies", "build-dependencies"] {
+            tables.extend(place.get(kind).and_then(|table| table.as_table()));
+        }
+    }
+    let names = tables.into_iter().flat_map(|table| table.iter());
+    names.map(|(key, value)| value.get("package").and_then(|name| name.as_str()).unwrap_or(key).to_owned()).collect()
+}
+
+#[test]
+fn every_arrow_between_crates_is_an_allowed_one() {
+    let folders = tree::crates();
+    assert!(folders.iter().any(|folder| folder == "kernel/core"), "crates found: {folders:?}");
+    let by_name: BTreeMap<String, &String> = folders.iter().map(|folder| (name(&manifest(folder)), folder)).collect();
+    let mut wrong = Vec::new();
+    for folder in &folders {
+        for dependency in dependencies(&manifest(folder)) {
+            if let Some(target) = by_name.get(&dependency)
+                && !allowed(folder).contains(&target.as_str())
+            {
+                wrong.push(format!("{folder} must not build on {target}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_crate_is_in_the_workspace_and_the_other_way_round() {
+    let workspace = manifest(".");
+    let members = workspace["workspace"]["members"].as_array().expect("members are a list");
+    let members: BTreeSet<&str> = members.iter().filter_map(|member| member.as_str()).collect();
+    let folders = tree::crates();
+    assert_eq!(folders.iter().map(String::as_str).collect::<BTreeSet<_>>(), members);
+    assert!(members.iter().all(|member| Path::new(&tree::root()).join(member).join("src").is_dir()));
+}
