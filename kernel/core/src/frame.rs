@@ -74,7 +74,8 @@ impl Run {
 
     /// Whether [`Run::note`] would find room.
     pub fn can_note(&self, map: MapName) -> Result<(), Refusal> {
-        if self.maps.contains(&map) || self.maps.contains(&MapName::None) { Ok(()) } else { Err(Refusal::Quota) }
+        let known = self.constant || self.maps.contains(&map);
+        if known || self.maps.contains(&MapName::None) { Ok(()) } else { Err(Refusal::Quota) }
     }
 
     /// Forgets one map.

@@ -420,6 +420,8 @@ pub fn reset<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
     for slot in 0..machine.list_entries() {
         set_entry(local, machine, index, slot, ListEntry::default());
     }
-    local.vcpus.at_mut(index).lines = Lines::EMPTY;
+    // Whether the distributor forwards is the guest's, not this vCPU's.
+    let forwarding = local.vcpus.at(index).lines.forwarding;
+    local.vcpus.at_mut(index).lines = Lines { forwarding, ..Lines::EMPTY };
     local.vcpus.at_mut(index).hazard = false;
 }

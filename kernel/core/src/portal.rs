@@ -548,6 +548,9 @@ pub(crate) fn dismiss<M: Machine>(
     if local.budgets.get(lent as usize).is_some_and(|budget| budget.head == Running::Thread(index)) {
         schedule::retire(local, lent);
     }
+    if let Some(budget) = local.budgets.get_mut(lent as usize) {
+        budget.settle();
+    }
     refuse(local, client, lent);
     while let Some((waiting, budget)) = dequeue(local, index) {
         refuse(local, waiting, budget);

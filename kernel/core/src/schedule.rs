@@ -155,6 +155,9 @@ pub fn leave<M: Machine>(local: &mut Local<M>) {
 /// Another budget pays for a thread from now on: the one that paid is its owner's no longer.
 pub fn pay_from<M: Machine>(local: &mut Local<M>, thread: u16, heir: BudgetId) {
     let lent = core::mem::replace(&mut local.threads.at_mut(thread).budget, heir);
+    // At the priority it worked at until now, not at that of its own start.
+    let raised = local.budgets[lent as usize % BUDGETS].raised;
+    local.budgets[heir as usize % BUDGETS].raised = raised;
     if local.running == Running::Thread(thread) {
         retire(local, local.budget);
         local.budget = heir;

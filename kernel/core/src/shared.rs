@@ -25,6 +25,8 @@ pub struct CpuMail {
     pub names: [AtomicU64; THREADS],
     /// Their signal words.
     pub signals: [AtomicU64; THREADS],
+    /// Pages of their message buffers (0 = none), so that no other CPU takes one of them back.
+    pub buffers: [AtomicU64; THREADS],
 }
 
 /// An operation that a thread of one CPU asks of another: the object it means lives there. One slot a CPU that asks.
@@ -136,7 +138,7 @@ impl Shared {
         const ZERO: AtomicU64 = AtomicU64::new(0);
         Shared {
             table: Table::new(),
-            cpus: [const { CpuMail { names: [ZERO; THREADS], signals: [ZERO; THREADS] } }; MAX_CPUS],
+            cpus: [const { CpuMail { names: [ZERO; THREADS], signals: [ZERO; THREADS], buffers: [ZERO; THREADS] } }; MAX_CPUS],
             requests: [const {
                 Request {
                     state: ZERO,
@@ -173,6 +175,7 @@ impl Shared {
     pub fn publish(&self, cpu: u16, index: u16, name: u64) {
         let mail = &self.cpus[cpu as usize % MAX_CPUS];
         mail.names[index as usize % THREADS].store(0, Ordering::Release);
+        mail.buffers[index as usize % THREADS].store(0, Ordering::Release);
         mail.signals[index as usize % THREADS].store(0, Ordering::Release);
         mail.names[index as usize % THREADS].store(name, Ordering::Release);
     }

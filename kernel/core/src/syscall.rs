@@ -180,6 +180,13 @@ impl<M: Machine> Call<'_, M> {
         if run.use_ != Use::Memory || control.runs.has_parts(cap.name) {
             return Err(Refusal::BadState);
         }
+        let range = run.first..run.first + run.pages;
+        let here = self.local.cpu as usize;
+        let elsewhere = self.shared.cpus.iter().enumerate().filter(|(cpu, _)| *cpu != here);
+        // Message buffers of this CPU's threads are taken away below; those of others must go with their threads first.
+        if elsewhere.flat_map(|(_, mail)| &mail.buffers).any(|page| range.contains(&page.load(Ordering::Acquire))) {
+            return Err(Refusal::BadState);
+        }
         let keep = Some((self.table, self.a[0]));
         self.shared.table.clear_name(Kind::Frames, cap.name, keep);
         for map in run.mapped() {
@@ -198,11 +205,11 @@ impl<M: Machine> Call<'_, M> {
             }
             control.runs.get_mut(cap.name)?.forget(map);
         }
-        let range = run.first..run.first + run.pages;
         for index in 0..THREADS as u16 {
             let thread = self.local.threads.at_mut(index);
             if range.contains(&thread.buffer) {
                 thread.buffer = 0;
+                self.shared.cpus[here].buffers[index as usize].store(0, Ordering::Release);
             }
         }
         if !run.device && !run.constant {
@@ -386,6 +393,8 @@ impl<M: Machine> Call<'_, M> {
         self.local.budgets[at as usize] =
             if priority == PASSIVE { Budget::new(START_UP, 0, 0) } else { self.budget(priority as u8, budget) };
         self.shared.publish(self.local.cpu, at, id.0);
+        let buffer = self.local.threads.at(at).buffer;
+        self.shared.cpus[self.local.cpu as usize].buffers[at as usize].store(buffer, Ordering::Release);
         self.put(self.a[3], Kind::Thread, Rights::ALL, 0, id.0)?;
         one(0)
     }

@@ -37,7 +37,7 @@ fn cpu(hasher: &mut DefaultHasher, cpu: &Cpu) {
         let budget = &local.budgets[index];
         add(hasher, (budget.head, budget.priority()));
     }
-    add(hasher, (&cpu.machine.masks, cpu.machine.alarm));
+    add(hasher, &cpu.machine.masks);
 }
 
 /// The digest of everything.

@@ -236,16 +236,15 @@ fn owned(hosted: &Hosted, map: MapName, tables: u64, found: &Found) -> Result<()
     let all: Vec<&Run> = control.runs.pool.names().filter_map(|id| control.runs.pool.get(id)).collect();
     for (leaf, pages) in &found.leaves {
         for page in [leaf.page, leaf.page + pages - 1] {
-            let holding: Vec<_> = all.iter().filter(|run| run.first <= page && page < run.first + run.pages).collect();
+            let holding = all.iter().filter(|run| run.first <= page && page < run.first + run.pages);
             // The smallest run that holds it is its owner; root's own program is in none.
-            let Some(run) = holding.iter().min_by_key(|run| run.pages) else {
+            let Some(run) = holding.min_by_key(|run| run.pages) else {
                 law!(map == MapName::Domain(0), "{map:?} shows page {page:#x} of no run");
                 continue;
             };
             law!(run.use_ == Use::Memory, "{map:?} shows page {page:#x} of the kernel's tables");
-            // Constant runs may be split while they are mapped: nobody ever takes them back.
-            let knows = |run: &Run| run.mapped().any(|known| known == map);
-            let known = knows(run) || run.constant && holding.iter().any(|run| knows(run));
+            // What is constant is never taken back, so it need not know.
+            let known = run.constant || run.mapped().any(|known| known == map);
             law!(known, "{map:?} shows page {page:#x}, and its run does not know");
             let writes = leaf.access.covers(trellis_idl::kernel::Access::WRITE);
             law!(!(run.constant && writes), "{map:?} may write page {page:#x}, which is constant");

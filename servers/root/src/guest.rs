@@ -37,9 +37,10 @@ pub struct Made {
 
 /// The devices that every guest sees, as windows: guest page and pages. GICv2 has its CPU interface mapped instead of
 /// redistributors.
-fn windows(gic: u8, vcpus: u64) -> [(u64, u64); 5] {
+fn windows(gic: u8, vcpus: u64) -> [(u64, u64); 6] {
     let redistributors = if gic == 3 { 32 * vcpus } else { 0 };
-    [(0x08000, 16), (0x080a0, redistributors), (0x09000, 1), (0x09010, 1), (0x0a000, 4)]
+    // The last is where the platform has flash: guests look for it and must find none.
+    [(0x08000, 16), (0x080a0, redistributors), (0x09000, 1), (0x09010, 1), (0x0a000, 4), (0, 0x08000)]
 }
 
 /// What each class of exits is sent with; memory faults go to p2m, all others to vcpu.

@@ -6,6 +6,7 @@ use crate::bank;
 use crate::bus::{Registers, merge};
 use trellis_idl::kernel::{LineField, VIRTUAL_LINES};
 use trellis_idl::layout::slot;
+use trellis_idl::plan::MAX_VCPUS;
 use trellis_runtime::{System, Vcpu};
 
 /// Guest-wide lines.
@@ -41,7 +42,7 @@ impl Distributor {
     pub fn reset(&mut self, system: &impl System) {
         *self = Distributor::new();
         let vcpu = vcpu_at(0);
-        let _ = vcpu.lines_enable(system, false);
+        forward(system, false);
         for first in (32..VIRTUAL_LINES).step_by(32) {
             bank::reset(system, vcpu, first);
         }
@@ -53,7 +54,7 @@ impl Distributor {
     fn set_control(&mut self, system: &impl System, value: u32) {
         let control = value & ENABLE;
         if (control != 0) != (self.control != 0) {
-            let _ = vcpu_at(0).lines_enable(system, control != 0);
+            forward(system, control != 0);
         }
         self.control = control;
     }
@@ -74,6 +75,13 @@ impl Distributor {
 impl Default for Distributor {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// Opens or closes the way to every vCPU: the kernel keeps this with each. Slots without a vCPU refuse.
+fn forward(system: &impl System, on: bool) {
+    for index in 0..MAX_VCPUS as u8 {
+        let _ = vcpu_at(index).lines_enable(system, on);
     }
 }
 

@@ -14,6 +14,8 @@ pub const SERIAL: u64 = 0x0900_0000;
 pub const SERIAL_LINE: u32 = 33;
 /// Real-time clock.
 pub const CLOCK: u64 = 0x0901_0000;
+/// Flash ends here; it begins at 0.
+const FLASH_END: u64 = 0x0800_0000;
 /// Slots for paravirtual devices, 512 bytes each.
 pub const SLOTS: u64 = 0x0a00_0000;
 /// Bytes of a slot.
@@ -32,6 +34,8 @@ pub enum Device {
     Clock,
     /// Paravirtual devices, none of them there.
     EmptySlots,
+    /// Two banks of flash, neither of them there.
+    EmptyFlash,
 }
 
 /// The device at an address, and the offset in it.
@@ -42,6 +46,9 @@ pub fn find(address: u64, gic: u8, vcpus: u8) -> Option<(Device, u64)> {
     }
     if let Some(offset) = within(REDISTRIBUTORS, STRIDE * u64::from(vcpus)) {
         return (gic == 3).then_some((Device::Redistributor((offset / STRIDE) as u8), offset % STRIDE));
+    }
+    if address < FLASH_END {
+        return Some((Device::EmptyFlash, address));
     }
     if let Some(offset) = within(CLOCK, 0x1000) {
         return Some((Device::Clock, offset));
@@ -61,6 +68,18 @@ impl Registers for EmptySlots {
             0x4 => 2,
             _ => 0,
         }
+    }
+
+    fn write(&mut self, _offset: u64, _value: u32, _lanes: u32) {}
+}
+
+/// Flash that is not there: nothing answers the query command, so a probe finds no chip.
+#[derive(Clone, Copy, Debug)]
+pub struct EmptyFlash;
+
+impl Registers for EmptyFlash {
+    fn read(&mut self, _offset: u64) -> u32 {
+        0
     }
 
     fn write(&mut self, _offset: u64, _value: u32, _lanes: u32) {}

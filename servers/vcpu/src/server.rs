@@ -238,6 +238,7 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
                 let mut state = self.clock.lock(system);
                 transact(&mut pl031::View { state: &mut state, seconds }, offset, width, write)
             }
+            platform::Device::EmptyFlash => transact(&mut platform::EmptyFlash, offset, width, write),
             platform::Device::EmptySlots => transact(&mut platform::EmptySlots, offset, width, write),
         })
     }
