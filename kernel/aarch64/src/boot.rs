@@ -58,8 +58,8 @@ extern "C" fn boot_main(image: u64, first_tick: u64, _device_tree: u64) -> ! {
     cpu.machine.first_tick = first_tick;
     cpu.machine.kernel_bytes = &raw const __bss_end as u64 - &raw const __image_start as u64;
     cpu.set_up();
-    Gic::start_distributor(header.gic.distributor);
-    cpu.machine.gic = Gic::start(header.gic.distributor, header.gic.cpu);
+    Gic::start_distributor(&header.gic);
+    cpu.machine.gic = Gic::start(&header.gic);
     greet(cpu);
     let mut free = free_memory(header, image);
     SHARED.running.fetch_or(1, Ordering::AcqRel);

@@ -76,7 +76,7 @@ impl Cpu {
             arguments: [0; 6],
             local: Local::new(cpu),
             machine: Aarch64 {
-                gic: crate::gic::Gic::EMPTY,
+                gic: crate::gic::Gic::None,
                 loaded: core::ptr::null_mut(),
                 float_owner: core::ptr::null_mut(),
                 last: [core::ptr::null_mut(); 64],

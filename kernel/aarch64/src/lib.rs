@@ -18,6 +18,10 @@ pub mod cpu;
 #[cfg(target_os = "none")]
 pub mod gic;
 #[cfg(target_os = "none")]
+pub mod gic2;
+#[cfg(target_os = "none")]
+pub mod gic3;
+#[cfg(target_os = "none")]
 pub mod isa;
 #[cfg(target_os = "none")]
 pub mod log;

@@ -196,6 +196,35 @@ pub const fn unpack_list(list: u64) -> ListEntry {
     }
 }
 
+/// A list register of GICv2 (GICH_LR<n>, GICv2 5.3.11). Priorities have 5 bits there.
+pub const fn pack_list_2(entry: ListEntry) -> u32 {
+    if entry.is_empty() {
+        return 0;
+    }
+    let state = (entry.pending as u32) | (entry.active as u32) << 1;
+    let physical = if entry.hardware { (entry.line as u32) << 10 } else { (entry.notify as u32) << 19 };
+    (entry.hardware as u32) << 31
+        | (entry.group as u32) << 30
+        | state << 28
+        | (entry.priority as u32 >> 3) << 23
+        | physical
+        | entry.line as u32
+}
+
+/// The other way.
+pub const fn unpack_list_2(list: u32) -> ListEntry {
+    let hardware = list >> 31 & 1 == 1;
+    ListEntry {
+        line: list as u8,
+        priority: (list >> 23 & 31) as u8 * 8,
+        pending: list >> 28 & 1 == 1,
+        active: list >> 29 & 1 == 1,
+        group: list >> 30 & 1 == 1,
+        hardware,
+        notify: !hardware && list >> 19 & 1 == 1,
+    }
+}
+
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 
 /// A stage 2 entry (Arm ARM D8.3.2).
@@ -261,6 +290,16 @@ mod tests {
         let timer = ListEntry { line: 27, hardware: true, pending: true, group: true, ..ListEntry::default() };
         assert_eq!(unpack_list(pack_list(timer)), timer);
         assert_eq!(pack_list(ListEntry { line: 3, ..ListEntry::default() }), 0);
+    }
+
+    #[test]
+    fn a_list_register_of_version_2_reads_as_what_it_is() {
+        // Pending, priority 0x80, notice at its end, line 40: a value tried on the emulator.
+        let entry = unpack_list_2(1 << 28 | 1 << 19 | 16 << 23 | 40);
+        assert_eq!(entry, ListEntry { line: 40, priority: 0x80, pending: true, notify: true, ..ListEntry::default() });
+        assert_eq!(pack_list_2(entry), 1 << 28 | 1 << 19 | 16 << 23 | 40);
+        let timer = ListEntry { line: 27, hardware: true, active: true, ..ListEntry::default() };
+        assert_eq!(unpack_list_2(pack_list_2(timer)), timer);
     }
 
     #[test]

@@ -89,7 +89,7 @@ extern "C" fn secondary_main(block: *mut u8) -> ! {
     // SAFETY: `start_one` passed this CPU's own block; nobody else refers to it.
     let cpu = unsafe { &mut *block.sub(BLOCK_OFFSET).cast::<Cpu>() };
     cpu.set_up();
-    cpu.machine.gic = Gic::start(header.gic.distributor, header.gic.cpu);
+    cpu.machine.gic = Gic::start(&header.gic);
     SHARED.running.fetch_or(1 << (cpu.local.cpu & 63), Ordering::AcqRel);
     crate::cpu::first(cpu)
 }

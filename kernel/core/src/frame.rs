@@ -8,7 +8,7 @@ use trellis_idl::kernel::Refusal;
 /// Runs in the system.
 pub const RUNS: usize = 512;
 /// Maps a run can be in at once.
-const MAPS: usize = 4;
+const MAPS: usize = 8;
 
 /// What a run is used for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

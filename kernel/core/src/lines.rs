@@ -197,6 +197,25 @@ fn sync<M: Machine>(local: &mut Local<M>, machine: &M, index: u16) {
             lines.active &= !bit(line);
         } else if held.active {
             lines.active |= bit(line);
+        } else {
+            lines.active &= !bit(line);
+        }
+    }
+}
+
+/// Edges that came for lines which sit in a list register: one that is pending there stays one; one that is active
+/// becomes pending as well, so that it follows at once when the guest ends it.
+fn merge<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
+    for slot in 0..machine.list_entries() {
+        let lines = &mut local.vcpus.at_mut(index).lines;
+        let edges = lines.pending & lines.listed & lines.edge & !lines.hardware & lines.enabled;
+        if edges == 0 {
+            return;
+        }
+        let held = entry(local, machine, index, slot);
+        if !held.is_empty() && edges & bit(held.line) != 0 {
+            local.vcpus.at_mut(index).lines.pending &= !bit(held.line);
+            set_entry(local, machine, index, slot, ListEntry { pending: true, ..held });
         }
     }
 }
@@ -204,6 +223,7 @@ fn sync<M: Machine>(local: &mut Local<M>, machine: &M, index: u16) {
 /// Learns what ended and fills list registers with what waits.
 pub fn refresh<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
     sync(local, machine, index);
+    merge(local, machine, index);
     let mut slot = 0;
     while let Some(line) = local.vcpus.at(index).lines.best() {
         while slot < machine.list_entries() && !entry(local, machine, index, slot).is_empty() {
@@ -346,7 +366,8 @@ pub fn write<M: Machine>(
 
 /// Wakes the vCPU when something waits for it.
 fn notice<M: Machine>(local: &mut Local<M>, index: u16) {
-    if local.vcpus.at(index).lines.waiting() != 0 {
+    let lines = &local.vcpus.at(index).lines;
+    if lines.waiting() | lines.pending & lines.listed != 0 {
         vcpu::wake(local, index);
     }
 }

@@ -96,7 +96,7 @@ fn shape(op: Op) -> [Shape; 6] {
         Op::ThreadSupervise => of(&[Of(Kind::Thread), Of(Kind::Signal)]),
         Op::PortalCreate => of(&[Of(Kind::Thread), Word, Empty]),
         Op::SignalCreate => of(&[Of(Kind::Thread), Below(8), Empty]),
-        Op::Grant => of(&[Used, Of(Kind::Domain), Below(32), Bits]),
+        Op::Grant => of(&[Used, Of(Kind::Domain), Below(64), Bits]),
         Op::Drop | Op::Revoke => of(&[Used]),
         Op::GuestCreate => of(&[Of(Kind::Frames), Below(2), Empty]),
         Op::GuestMap => of(&[Of(Kind::Guest), GuestPage, Of(Kind::Frames), Offset, Pages, Bits]),

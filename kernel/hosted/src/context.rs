@@ -119,6 +119,11 @@ impl HostedVcpu {
         self.special(VcpuRegister::Pc)
     }
 
+    /// Writes a general register.
+    pub fn set_general(&mut self, n: usize, value: u64) {
+        self.x[n & 31] = value;
+    }
+
     /// A general register.
     pub fn general(&self, n: usize) -> u64 {
         self.x[n & 31]

@@ -32,20 +32,21 @@ pub mod slot {
     pub const FREE: u64 = FIRST + 24;
 }
 
-/// Slots in the tables of the three domains.
+/// Slots in the tables of the three domains. Those that real servers know are where `trellis_idl::layout` has them.
 pub mod inner_slot {
+    use trellis_idl::layout::slot;
     /// Portal to the inner server (outer and client have it).
-    pub const INNER: u64 = 1;
+    pub const INNER: u64 = 20;
     /// Portal to the outer server (inner and client have it).
-    pub const OUTER: u64 = 2;
+    pub const OUTER: u64 = 21;
     /// The guest.
-    pub const GUEST: u64 = 3;
+    pub const GUEST: u64 = slot::GUEST;
     /// Its memory.
-    pub const MEMORY: u64 = 4;
+    pub const MEMORY: u64 = slot::MEMORY;
     /// The vCPU.
-    pub const VCPU: u64 = 5;
+    pub const VCPU: u64 = slot::VCPU;
     /// The signal to root.
-    pub const ROOT: u64 = 6;
+    pub const ROOT: u64 = slot::ROOT;
 }
 
 /// Indices of threads on CPU 0: root, inner, outer, client.
@@ -117,7 +118,7 @@ pub fn running(settings: Settings) -> Hosted {
 
 fn make_domain(hosted: &mut Hosted, index: u64) {
     let i = index as usize;
-    must(hosted, Op::DomainCreate, [FIRST + index, 32, index + 1, slot::DOMAINS[i], 0, 0]);
+    must(hosted, Op::DomainCreate, [FIRST + index, 64, index + 1, slot::DOMAINS[i], 0, 0]);
     must(hosted, Op::DomainMap, [slot::DOMAINS[i], BUFFER, slot::BUFFERS, index, 1, 3]);
     let priority = if index < 2 { PASSIVE } else { CLIENT_PRIORITY };
     must(hosted, Op::ThreadCreate, [slot::DOMAINS[i], 0, priority, slot::THREADS[i], BUFFER, 0]);

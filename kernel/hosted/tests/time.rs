@@ -121,7 +121,7 @@ fn an_overrun_on_lent_time_is_paid_back() {
     // Two refills of 2 ms leave 1 ms to pay; the third gives 1 ms.
     hosted.advance(20_000);
     assert_eq!(hosted.now(0), Now::Idle);
-    hosted.advance(4000);
+    hosted.advance(3300);
     assert_eq!(hosted.now(0), Now::Thread(limited));
     let total = used(&hosted, limited);
     hosted.advance(100_000);

@@ -23,6 +23,8 @@ use trellis_runtime::{Reply, Server, System};
 pub struct P2m {
     map: Map,
     populate: Populate,
+    /// Guest page of GICv2's virtual CPU interface, which the hardware answers.
+    interface: Option<u64>,
     /// Accesses refused since the guest started.
     refused: AtomicU32,
 }
@@ -31,13 +33,16 @@ impl P2m {
     /// The server of this guest; with eager population all of its memory is mapped when this returns.
     pub fn start(system: &impl System, config: &P2mConfig<'_>) -> Result<P2m, Refusal> {
         let map = Map::new(config.first_page, config.pages)?;
-        let p2m = P2m { map, populate: config.populate, refused: AtomicU32::new(0) };
+        let p2m = P2m { map, populate: config.populate, interface: config.gicv_page, refused: AtomicU32::new(0) };
         p2m.begin(system)?;
         Ok(p2m)
     }
 
     /// Maps what a guest has from its first instruction on.
     fn begin(&self, system: &impl System) -> Result<(), Refusal> {
+        if let Some(page) = self.interface {
+            map::map_interface(system, page)?;
+        }
         match self.populate {
             Populate::Eager => self.map.map_all(system),
             Populate::Lazy => Ok(()),

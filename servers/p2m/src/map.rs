@@ -20,6 +20,11 @@ const MEMORY: Frames = Frames::at(slot::MEMORY);
 /// Guest memory may be used for anything; the guest's own tables say for what.
 const ANY: Access = Access::READ.with(Access::WRITE).with(Access::EXECUTE);
 
+/// Maps GICv2's virtual CPU interface (8 KiB) at a guest page; root granted its frames behind those of memory.
+pub fn map_interface(system: &impl System, page: u64) -> Result<(), Refusal> {
+    GUEST.map(system, 0, page, Frames::at(slot::MEMORY + 1), 0, 2, Access::READ.with(Access::WRITE))
+}
+
 /// The guest's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Map {

@@ -6,7 +6,7 @@ use crate::supply::Supply;
 use crate::{Board, StartError, Step};
 use heapless::Vec;
 use trellis_idl::kernel::{Access, ExitClass, Groups, PAGE, Rights};
-use trellis_idl::layout::{PAYLOAD, badge, slot, vcpu_signal};
+use trellis_idl::layout::{PAYLOAD, badge, root_slot, slot, vcpu_signal};
 use trellis_idl::plan::{GuestPlan, MAX_VCPUS, ServerPlan, VcpuConfig};
 use trellis_runtime::handle::{VcpuSetup, budget};
 use trellis_runtime::memory::decode_config;
@@ -59,6 +59,11 @@ pub fn make(
     let tables = supply.take(system, plan.table_pages.into())?;
     let slot = supply.slot();
     let guest = Guest::create(system, tables, slot).step("make a guest")?;
+    if gic == 2 {
+        // The second device of a board with GICv2 is the virtual CPU interface.
+        let interface = Frames::at(root_slot::DEVICES + 1);
+        interface.grant(system, p2m.domain, slot::MEMORY + 1, Rights::READ.with(Rights::WRITE)).step("grant the interrupt interface")?;
+    }
     let pages = plan.memory_bytes / PAGE;
     let memory = supply.take_aligned(system, pages, if pages >= GIANT { GIANT } else { BLOCK })?;
     guest.grant(system, p2m.domain, slot::GUEST, Rights::EDIT).step("grant a guest")?;
