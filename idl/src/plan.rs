@@ -40,6 +40,8 @@ pub struct Plan<'a> {
     pub guests: Vec<GuestPlan<'a>, MAX_GUESTS>,
     /// The manifest's text, for `trellis query`.
     pub manifest: Part,
+    /// Physical line of the board's first serial port.
+    pub uart_line: u32,
 }
 
 /// A piece of a program: mapped straight from the payload, or copied when it is writable.

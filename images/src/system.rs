@@ -102,6 +102,7 @@ impl System {
             servers: bounded(servers),
             guests: bounded(guests),
             manifest: Part::default(),
+            uart_line: self.board.uart.line,
         }
     }
 

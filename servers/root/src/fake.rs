@@ -462,5 +462,6 @@ pub fn plan() -> Plan<'static> {
         servers: servers.into_iter().collect(),
         guests: [guest(0), guest(1)].into_iter().collect(),
         manifest: Part::default(),
+        uart_line: 33,
     }
 }

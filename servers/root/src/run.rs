@@ -17,8 +17,6 @@ use trellis_runtime::{Consumer, Frames, Machine, Portal, Producer, Signal, Syste
 /// The console's priority and share of its CPU: above all guests, so that one that spins cannot silence the others,
 /// and bounded, so that one that floods cannot take their time.
 const CONSOLE: Time = Time { priority: 220, budget: trellis_runtime::handle::budget(5_000, 20_000) };
-/// The serial port's interrupt on QEMU virt (the plan does not say it yet).
-const UART_LINE: u32 = 33;
 /// Reports taken from a server before others get their turn.
 const MAX_REPORTS: usize = 8;
 /// Times that a report is tried again, a millisecond apart, while the console has no room for it.
@@ -63,7 +61,7 @@ impl<'a, B: Board> Root<'a, B> {
         for (index, server) in servers.iter().enumerate() {
             supervise(system, &mut supply, index, server, console, output[0])?;
         }
-        console_device(system, &mut supply, console)?;
+        console_device(system, &mut supply, console, plan.uart_line)?;
         let mut root =
             Root { board, plan, servers, guests, console: output, policy: Policy::new(plan), unheard: 0, off: false };
         root.begin(system)?;
@@ -329,11 +327,11 @@ fn supervise(
 }
 
 /// The console's serial port: its page, its line, and the kernel's log.
-fn console_device(system: &impl System, supply: &mut Supply, console: &Built) -> Result<(), StartError> {
+fn console_device(system: &impl System, supply: &mut Supply, console: &Built, uart_line: u32) -> Result<(), StartError> {
     let thread = console.threads.first().ok_or(StartError::Plan("no console"))?;
     let device = Frames::at(root_slot::DEVICES);
     console.domain.map(system, DEVICE, device, 0, 1, build::READ_WRITE).step("map the serial port")?;
-    let line = MACHINE.line(system, UART_LINE, supply.slot()).step("make a line")?;
+    let line = MACHINE.line(system, uart_line, supply.slot()).step("make a line")?;
     let arrived = thread.signal(system, console_signal::LINE, supply.slot()).step("make a signal")?;
     line.bind(system, arrived).step("bind a line")?;
     line.grant(system, console.domain, slot::UART_LINE, Rights::CONTROL).step("grant a line")?;

@@ -98,7 +98,8 @@ fn exits_go_where_they_belong() {
         }
     }
     let device = ExitClass::Device as u64;
-    let expected = [(0x8000, 16, device), (0x80a0, 64, device), (0x9000, 1, device), (0x9010, 1, device), (0xa000, 4, device)];
+    let expected = [(0x8000, 16), (0x80a0, 64), (0x9000, 1), (0x9010, 1), (0xa000, 4), (0, 0x8000)]
+        .map(|(page, pages)| (page, pages, device));
     assert_eq!(fake.windows(2), expected);
 }
 
