@@ -249,7 +249,7 @@ impl VcpuContext for Vcpu {
     /// Arm ARM D1.3.6: the vector by where it came from, the state saved, everything masked.
     fn exception(&mut self, syndrome: u64, address: u64) {
         let from = Pstate(self.pstate);
-        let offset = if from.is_user() { 0x400 } else if from.uses_sp_el0() { 0 } else { 0x200 };
+        let offset = if from.is_narrow() { 0x600 } else if from.is_user() { 0x400 } else if from.uses_sp_el0() { 0 } else { 0x200 };
         self.el1.elr = self.pc;
         self.el1.spsr = self.pstate;
         self.el1.esr = syndrome;

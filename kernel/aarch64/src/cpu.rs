@@ -8,7 +8,7 @@ use crate::isa::{self, read, write};
 use crate::machine::Aarch64;
 use crate::registers::{self, Esr};
 use core::mem::offset_of;
-use trellis_core::local::{Local, Running};
+use trellis_core::local::{Local, Running, THREADS, VCPUS};
 use trellis_core::machine::VcpuContext;
 use trellis_core::pool::Id;
 use trellis_core::shared::Shared;
@@ -137,6 +137,7 @@ impl Cpu {
                         Entry::Parked => 4,
                         Entry::Full => 8,
                     };
+                    self.hide_guest(index);
                     self.machine.guest_mode = false;
                     return Obey { target: self.thread(index) as u64 | kind, value: 0 };
                 }
@@ -156,6 +157,21 @@ impl Cpu {
                 }
             }
         }
+    }
+
+    /// EL0 reads TPIDR_EL0 and TPIDRRO_EL0 as the loaded vCPU left them. Its own servers have authority over it anyway;
+    /// for a thread that does not run on its budget it is unloaded first.
+    #[inline]
+    fn hide_guest(&mut self, thread: u16) {
+        if self.machine.loaded.is_null() {
+            return;
+        }
+        let payer = (self.local.threads.at(thread).budget as usize).wrapping_sub(THREADS);
+        if payer < VCPUS && self.vcpu(payer as u16) == self.machine.loaded {
+            return;
+        }
+        self.machine.guest_mode = self.mode == 1;
+        self.machine.save_loaded();
     }
 
     /// Puts a vCPU's state into the hardware, if it is not there.
@@ -242,7 +258,10 @@ extern "C" fn svc_door(a0: u64, a1: u64, a2: u64, a3: u64, a4: u64, a5: u64, num
 #[inline(never)]
 fn signal_door(cpu: &mut Cpu, selector: u64) -> Obey {
     match signal::overtaking(&mut cpu.local, &SHARED, &mut cpu.machine, selector) {
-        Next::Overtake { thread, value } => Obey { target: cpu.thread(thread) as u64 + 8, value },
+        Next::Overtake { thread, value } => {
+            cpu.hide_guest(thread);
+            Obey { target: cpu.thread(thread) as u64 + 8, value }
+        }
         _ => {
             cpu.number = Op::Signal as u64;
             cpu.arguments = [selector, 0, 0, 0, 0, 0];

@@ -147,6 +147,9 @@ fn abort(context: &mut Vcpu, esr: Esr) -> Decoded {
         if esr.is_write() {
             header |= ExitHeader::WRITE;
         }
+        if is_big_endian(guest_sctlr(), context.pstate) {
+            header |= ExitHeader::BIG_ENDIAN;
+        }
         if esr.has_access() {
             let register = esr.register();
             header |= esr.access_bytes() << 8 | register << 16 | (esr.0 >> 15 & 1) << 21 | (esr.0 >> 21 & 1) << 22;
@@ -172,6 +175,24 @@ fn abort(context: &mut Vcpu, esr: Esr) -> Decoded {
         return Decoded::Exit(ExitClass::SystemError);
     }
     Decoded::Fault { page: physical >> 12 }
+}
+
+/// The order of a guest's data accesses: SCTLR_EL1.E0E at EL0, .EE at EL1 (Arm ARM D24.2.174).
+#[inline(always)]
+const fn is_big_endian(sctlr: u64, pstate: u64) -> bool {
+    sctlr >> if pstate & 0xf == 0 { 24 } else { 25 } & 1 == 1
+}
+
+/// SCTLR_EL1 of the guest that has just stopped: still in the hardware.
+#[cfg(target_os = "none")]
+#[inline(always)]
+fn guest_sctlr() -> u64 {
+    crate::isa::read!("sctlr_el1")
+}
+
+#[cfg(not(target_os = "none"))]
+fn guest_sctlr() -> u64 {
+    0
 }
 
 /// The guest-physical and virtual address of an abort. HPFAR_EL2 is not valid for permission faults outside a table
@@ -218,6 +239,13 @@ mod tests {
         context.x[31] = 99;
         let _ = exit(&mut context, Esr(0x939f_0047));
         assert_eq!(context.exit[5], 0);
+    }
+
+    #[test]
+    fn each_level_has_its_own_byte_order() {
+        let (user, kernel) = (0x3c0, 0x3c5);
+        assert!(is_big_endian(1 << 24, user) && !is_big_endian(1 << 24, kernel));
+        assert!(is_big_endian(1 << 25, kernel) && !is_big_endian(1 << 25, user));
     }
 
     #[test]

@@ -196,6 +196,9 @@ impl Aarch64 {
         // SAFETY: as in `load`.
         let context = unsafe { &mut *self.loaded };
         isa::save_el1(&mut context.el1);
+        // Readable at EL0, by servers that have nothing to do with this guest.
+        write!("tpidr_el0", 0);
+        write!("tpidrro_el0", 0);
         if self.guest_mode {
             context.sctlr = read!("sctlr_el1");
         }

@@ -76,6 +76,11 @@ impl Pstate {
         self.0 & 0xf == 0
     }
 
+    /// In AArch32, which only EL0 can be in here.
+    pub const fn is_narrow(self) -> bool {
+        self.0 >> 4 & 1 == 1
+    }
+
     /// At EL1 with SP_EL0.
     pub const fn uses_sp_el0(self) -> bool {
         self.0 & 0xf == 4

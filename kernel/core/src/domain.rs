@@ -15,10 +15,12 @@ pub struct Domain {
     pub rank: u8,
     /// Name of the run its tables are in.
     pub tables: u64,
+    /// Threads it has, on all CPUs.
+    pub threads: u16,
 }
 
 impl Domain {
     /// No domain.
     pub const EMPTY: Domain =
-        Domain { space: Space::EMPTY, table: TableRange { first: 0, count: 0 }, rank: 0, tables: 0 };
+        Domain { space: Space::EMPTY, table: TableRange { first: 0, count: 0 }, rank: 0, tables: 0, threads: 0 };
 }

@@ -524,7 +524,6 @@ fn awaits<M: Machine>(local: &Local<M>, client: Client) -> bool {
 pub fn end<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, index: u16, state: ThreadState,
 ) -> Next {
-    schedule::leave(local);
     dismiss(local, shared, machine, index, state);
     schedule::go_on(local, shared, machine)
 }
@@ -533,6 +532,10 @@ pub fn end<M: Machine>(
 pub(crate) fn dismiss<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, index: u16, state: ThreadState,
 ) {
+    if local.running == Running::Thread(index) {
+        // Another CPU wants it gone, or it ended by itself: whoever lent it time gets that back.
+        schedule::leave(local);
+    }
     let own = Client::Thread(local.threads.name_at(index).0, local.threads.at(index).turn);
     match local.threads.at(index).state {
         ThreadState::Awaiting => orphan(local, own),

@@ -5,7 +5,7 @@ use crate::cap::{Cap, CapWord};
 use crate::domain::Domain;
 use crate::frame::{MapName, Use};
 use crate::guest::{self, Guest};
-use crate::local::{Local, Running, THREADS};
+use crate::local::{Local, Running, THREADS, VCPUS};
 use crate::machine::{Machine, ThreadContext, VcpuContext};
 use crate::pool::{Empty, Id};
 use crate::portal::{self, Client, Portal};
@@ -34,6 +34,8 @@ struct Call<'a, M: Machine> {
     machine: &'a mut M,
     table: TableRange,
     a: &'a [u64; 6],
+    /// The thread that asks, unless it is another CPU's.
+    caller: Option<u16>,
 }
 
 /// Carries out an operation that is not decided at a hot door; its message words are parked in the caller's context.
@@ -55,7 +57,7 @@ pub fn dispatch<M: Machine>(
         }
         Some(op) => {
             let table = local.threads.at(me).table;
-            match (Call { local, shared, machine, table, a }.perform(op)) {
+            match (Call { local, shared, machine, table, a, caller: Some(me) }.perform(op)) {
                 Ok(values) => {
                     local.threads.at_mut(me).context.set_return(values);
                     Ok(schedule::go_on(local, shared, machine))
@@ -88,7 +90,7 @@ pub(crate) fn perform_for<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, table: TableRange, number: u16, a: &[u64; 6],
 ) -> Done {
     match Op::from_number(number) {
-        Some(op) => Call { local, shared, machine, table, a }.perform(op),
+        Some(op) => Call { local, shared, machine, table, a, caller: None }.perform(op),
         None => Err(Refusal::NoOperation),
     }
 }
@@ -286,7 +288,7 @@ impl<M: Machine> Call<'_, M> {
         control.next_slot = first + count as u32;
         let table = TableRange { first, count: count as u32 };
         *self.shared.domains[id.index() % DOMAINS].lock() =
-            Domain { space, table, rank: rank as u8, tables: tables.name };
+            Domain { space, table, rank: rank as u8, tables: tables.name, threads: 0 };
         self.put(self.a[3], Kind::Domain, Rights::ALL, 0, id.0)?;
         one(0)
     }
@@ -342,8 +344,16 @@ impl<M: Machine> Call<'_, M> {
         if self.local.threads.at(self.local.thread()).domain as usize == index {
             return Err(Refusal::BadState);
         }
+        let of = |local: &Local<M>, i: u16| {
+            local.threads.name_at(i).0 != 0 && local.threads.at(i).domain as usize == index
+        };
+        let here = (0..THREADS as u16).filter(|i| of(self.local, *i)).count();
+        if self.shared.domains[index].lock().threads as usize > here {
+            // Those on other CPUs run in its map; they must be destroyed first.
+            return Err(Refusal::BadState);
+        }
         for i in 0..THREADS as u16 {
-            if self.local.threads.name_at(i).0 != 0 && self.local.threads.at(i).domain as usize == index {
+            if of(self.local, i) {
                 self.remove_thread(i);
             }
         }
@@ -389,6 +399,7 @@ impl<M: Machine> Call<'_, M> {
         thread.context.set_map(domain.space.tag, domain.space.root);
         let id = self.local.threads.insert(thread).ok_or(Refusal::Quota)?;
         let at = id.index() as u16;
+        self.shared.domains[index].lock().threads += 1;
         self.local.threads.at_mut(at).budget = at;
         self.local.budgets[at as usize] =
             if priority == PASSIVE { Budget::new(START_UP, 0, 0) } else { self.budget(priority as u8, budget) };
@@ -439,7 +450,7 @@ impl<M: Machine> Call<'_, M> {
 
     fn thread_destroy(&mut self) -> Done {
         let index = self.thread(0, Rights::CONTROL)?;
-        if index == self.local.thread() {
+        if self.caller == Some(index) {
             return Err(Refusal::BadState);
         }
         self.remove_thread(index);
@@ -449,6 +460,10 @@ impl<M: Machine> Call<'_, M> {
     fn remove_thread(&mut self, index: u16) {
         portal::dismiss(self.local, self.shared, self.machine, index, ThreadState::Ended);
         let id = self.local.threads.name_at(index);
+        let domain = self.local.threads.at(index).domain as usize;
+        let mut domain = self.shared.domains[domain % DOMAINS].lock();
+        domain.threads = domain.threads.saturating_sub(1);
+        drop(domain);
         self.shared.publish(self.local.cpu, index, 0);
         schedule::forget(self.local, index);
         portal::remove_all(self.local, id);
@@ -619,8 +634,16 @@ impl<M: Machine> Call<'_, M> {
     fn guest_destroy(&mut self) -> Done {
         let cap = self.cap(0, Kind::Guest, Rights::CONTROL)?;
         let index = self.guest(0, Rights::CONTROL)?;
-        for i in 0..crate::local::VCPUS as u16 {
-            if self.local.vcpus.name_at(i).0 != 0 && self.local.vcpus.at(i).guest as usize == index {
+        let of = |local: &Local<M>, i: u16| {
+            local.vcpus.name_at(i).0 != 0 && local.vcpus.at(i).guest as usize == index
+        };
+        let here = (0..VCPUS as u16).filter(|i| of(self.local, *i)).count();
+        if self.shared.guests[index].lock().vcpus as usize > here {
+            // Those on other CPUs run in its map.
+            return Err(Refusal::BadState);
+        }
+        for i in 0..VCPUS as u16 {
+            if of(self.local, i) {
                 self.remove_vcpu(i);
             }
         }
@@ -677,6 +700,9 @@ impl<M: Machine> Call<'_, M> {
         let mail = &self.shared.vcpus[vcpu.guest as usize % GUESTS][vcpu.number as usize % GUEST_VCPUS];
         mail.name.store(0, Ordering::Release);
         self.machine.unload(&mut vcpu.context);
+        let mut guest = self.shared.guests[vcpu.guest as usize % GUESTS].lock();
+        guest.vcpus = guest.vcpus.saturating_sub(1);
+        drop(guest);
         schedule::forget(self.local, budget);
         let id = self.local.vcpus.name_at(index);
         self.local.vcpus.remove(id);

@@ -168,7 +168,7 @@ impl Caller {
 
 fn argument(hosted: &Hosted, caller: &Caller, shape: Shape, choice: u16, word: u64) -> u64 {
     let n = u64::from(choice) / 24;
-    if choice % 24 == 0 {
+    if choice.is_multiple_of(24) {
         return HOSTILE[(n % 8) as usize];
     }
     match shape {

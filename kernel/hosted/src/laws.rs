@@ -32,6 +32,7 @@ pub fn quick(hosted: &Hosted) -> Result<(), Broken> {
         clients(&cpu.local)?;
         budgets(&cpu.local)?;
     }
+    alive(hosted)?;
     let stale = hosted.board.borrow().stale_translations();
     law!(stale.is_empty(), "a TLB holds what no table says (cpu, tag, page): {stale:x?}");
     Ok(())
@@ -64,6 +65,23 @@ fn can_run(local: &LocalState, what: Running) -> bool {
         }
         Running::Vcpu(i) => local.vcpus.name_at(i).0 != 0 && local.vcpus.at(i).state == VcpuState::Running,
     }
+}
+
+/// Every thread's and vCPU's map is that of a living domain or guest.
+fn alive(hosted: &Hosted) -> Result<(), Broken> {
+    for cpu in &hosted.cpus {
+        for (index, _, t) in threads(&cpu.local) {
+            let space = hosted.shared.domains[t.domain as usize % DOMAINS].lock().space;
+            let same = (space.root, space.tag) == (t.context.root, t.context.tag);
+            law!(same, "thread {index} runs in a map that is gone");
+        }
+        for (index, _, v) in vcpus(&cpu.local) {
+            let space = hosted.shared.guests[v.guest as usize % GUESTS].lock().space;
+            let same = (space.root, space.tag) == (v.context.root, v.context.tag);
+            law!(same, "vCPU {index} runs in a map that is gone");
+        }
+    }
+    Ok(())
 }
 
 /// What runs is alive and may run, and pays.

@@ -307,3 +307,53 @@ fn root_may_make_a_thread_on_another_cpu() {
     assert_eq!((hosted.now(1), hosted.registers(1).x[0]), (Now::Thread(0), 5));
     lawful(&hosted);
 }
+
+#[test]
+fn frames_may_be_mapped_into_one_guest_after_another() {
+    let mut hosted = system();
+    must(&mut hosted, Op::GuestDestroy, [slot::GUEST, 0, 0, 0, 0, 0]);
+    small::split(&mut hosted, 2000, 8, slot::FREE);
+    for round in 0..20 {
+        let guest = slot::FREE + 1 + round;
+        must(&mut hosted, Op::GuestCreate, [slot::FREE, 1, guest, 0, 0, 0]);
+        must(&mut hosted, Op::GuestMap, [guest, small::GUEST_PAGE, slot::MEMORY, 0, 512, 7]);
+        must(&mut hosted, Op::GuestDestroy, [guest, 0, 0, 0, 0, 0]);
+    }
+    must(&mut hosted, Op::FramesReclaim, [slot::FREE, 0, 0, 0, 0, 0]);
+    lawful(&hosted);
+}
+
+#[test]
+fn tables_that_come_back_hold_nothing_of_what_stood_in_them() {
+    let mut hosted = system();
+    must(&mut hosted, Op::DomainDestroy, [slot::DOMAINS[0], 0, 0, 0, 0, 0]);
+    let tables = slot::DOMAINS[0] - 3;
+    let [_, first, _] = must(&mut hosted, Op::FramesInfo, [tables, 0, 0, 0, 0, 0]);
+    assert!((first..first + 16).all(|page| hosted.board.borrow().is_clean(page)));
+}
+
+#[test]
+fn a_thread_that_runs_on_another_cpu_can_be_destroyed_and_its_client_is_told() {
+    let mut hosted = small::system(Settings { cpus: 2, ..Settings::default() });
+    let (client, server, portal) = (slot::FREE, slot::FREE + 1, slot::FREE + 2);
+    let remote = |hosted: &mut trellis_hosted::Hosted, op: Op, a: [u64; 6]| {
+        assert_eq!(hosted.syscall(0, op as u16, a, [0; 10]), Now::Idle);
+        hosted.deliver_kicks();
+        assert_eq!((hosted.now(0), x0(hosted)), (Now::Thread(ROOT), Ok(0)), "{op:?}");
+    };
+    remote(&mut hosted, Op::ThreadCreate, [slot::DOMAINS[2], 1, 90, client, 0, 0]);
+    remote(&mut hosted, Op::ThreadCreate, [slot::DOMAINS[0], 1, 100, server, 0, 0]);
+    remote(&mut hosted, Op::PortalCreate, [server, 5, portal, 0, 0, 0]);
+    must(&mut hosted, Op::Grant, [portal, slot::DOMAINS[2], 40, 0xff, 0, 0]);
+    remote(&mut hosted, Op::ThreadStart, [server, 0, 0, 0, 0, 0]);
+    hosted.syscall(1, Op::ReplyAndWait as u16, [0; 6], [0; 10]);
+    remote(&mut hosted, Op::ThreadStart, [client, 0, 0, 0, 0, 0]);
+    assert_eq!(hosted.syscall(1, Op::Call as u16, [40, 0, 0, 0, 0, 0], WORDS), Now::Thread(1));
+    remote(&mut hosted, Op::ThreadDestroy, [server, 0, 0, 0, 0, 0]);
+    lawful(&hosted);
+    assert_eq!(hosted.now(1), Now::Thread(0));
+    assert_eq!(Refusal::from_register(hosted.registers(1).x[0]), Err(Refusal::Gone));
+    remote(&mut hosted, Op::ThreadDestroy, [client, 0, 0, 0, 0, 0]);
+    assert_eq!(hosted.now(1), Now::Idle);
+    lawful(&hosted);
+}
