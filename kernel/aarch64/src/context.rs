@@ -163,6 +163,8 @@ pub struct Vcpu {
     pub active_priorities: u64,
     /// The physical virtual-timer interrupt is active: its virtual one is in flight.
     pub timer_active: bool,
+    /// Lines wait for a list register: ask for the maintenance interrupt while loaded.
+    pub underflow: bool,
     /// Vector registers, valid while another owns the hardware's.
     pub vectors: Vectors,
 }
@@ -177,7 +179,7 @@ const _: () = assert!(
 impl VcpuContext for Vcpu {
     const EMPTY: Self = Vcpu {
         x: [0; 32], pc: 0, sp_el0: 0, pstate: 0, vttbr: 0, hcr: 0, cptr: 0, sctlr: 0, reserved: 0, exit: [0; 10],
-        el1: El1::EMPTY, lists: [0; LIST_ENTRIES], vmcr: 0, active_priorities: 0, timer_active: false,
+        el1: El1::EMPTY, lists: [0; LIST_ENTRIES], vmcr: 0, active_priorities: 0, timer_active: false, underflow: false,
         vectors: Vectors { v: [0; 64], fpsr: 0, fpcr: 0 },
     };
 
@@ -275,6 +277,10 @@ impl VcpuContext for Vcpu {
         registers::unpack_list(self.lists[index % LIST_ENTRIES])
     }
 
+    fn watch_underflow(&mut self, on: bool) {
+        self.underflow = on;
+    }
+
     fn set_list_entry(&mut self, index: usize, entry: ListEntry) {
         self.lists[index % LIST_ENTRIES] = registers::pack_list(entry);
     }
@@ -344,7 +350,7 @@ mod tests {
     fn an_exception_enters_by_where_it_came_from() {
         let mut vcpu = Vcpu::EMPTY;
         vcpu.el1.vbar = 0x8000;
-        for (pstate, pc) in [(0u64, 0x8400u64), (4, 0x8000), (5, 0x8200)] {
+        for (pstate, pc) in [(0u64, 0x8400u64), (0x1d0, 0x8600), (4, 0x8000), (5, 0x8200)] {
             vcpu.pstate = pstate;
             vcpu.pc = 0x1234;
             vcpu.exception(0x0200_0000, 0);

@@ -173,6 +173,7 @@ impl Aarch64 {
         let context = unsafe { &mut *vcpu };
         isa::load_el1(&context.el1);
         self.gic.load(&context.lists, context.vmcr, context.active_priorities);
+        self.gic.watch_underflow(context.underflow);
         self.gic.set_timer_active(context.timer_active);
         self.loaded = vcpu;
         // Another vCPU of this guest may have left stage 1 entries of other tables under the same ASIDs.
