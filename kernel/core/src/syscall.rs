@@ -796,11 +796,7 @@ impl<M: Machine> Call<'_, M> {
         let index = self.vcpu(Rights::EXECUTE)?;
         let vcpu = self.local.vcpus.at_mut(index);
         match vcpu.state {
-            VcpuState::Awaiting | VcpuState::Queued => {
-                vcpu.stop_wanted = true;
-                // The hot door of answers looks at this alone.
-                vcpu.hazard = true;
-            }
+            VcpuState::Awaiting | VcpuState::Queued => self.cancel_exit(index),
             VcpuState::Running | VcpuState::Waiting => {
                 vcpu.state = VcpuState::Stopped;
                 let budget = vcpu.budget();
@@ -809,6 +805,26 @@ impl<M: Machine> Call<'_, M> {
             VcpuState::Stopped => {}
         }
         one(0)
+    }
+
+    /// Stops a vCPU in the middle of an exit. Its server's answer will find nobody, and is paid by the server itself
+    /// from here on; a server that stops the vCPU it serves just now answers first.
+    fn cancel_exit(&mut self, index: u16) {
+        let own = Client::Vcpu(self.local.vcpus.name_at(index).0, self.local.vcpus.at(index).turn);
+        if self.local.threads.at(self.local.thread()).client == own {
+            let vcpu = self.local.vcpus.at_mut(index);
+            vcpu.stop_wanted = true;
+            // The hot door of answers looks at this alone.
+            vcpu.hazard = true;
+            return;
+        }
+        portal::orphan(self.local, own);
+        portal::leave_queue(self.local, own);
+        let vcpu = self.local.vcpus.at_mut(index);
+        vcpu.turn = vcpu.turn.wrapping_add(1);
+        vcpu.state = VcpuState::Stopped;
+        let budget = vcpu.budget();
+        schedule::retire(self.local, budget);
     }
 
     fn vcpu_exception(&mut self) -> Done {

@@ -228,6 +228,30 @@ fn a_vcpu_that_is_stopped_while_it_is_served_does_not_go_on() {
 }
 
 #[test]
+fn a_vcpu_stopped_in_the_middle_of_an_exit_starts_again_and_the_late_answer_finds_nobody() {
+    let mut hosted = system();
+    must(&mut hosted, Op::VcpuStart, [slot::VCPU, 0, 0, 0, 0, 0]);
+    hosted.syscall(0, Op::Wait as u16, [1, 600, 0, 0, 0, 0], [0; 10]);
+    assert_eq!(hosted.now(0), Now::Guest(0));
+    hosted.exit(0, ExitClass::Hypercall, [0; 10]);
+    let server = hosted.cpus[0].local.running;
+    // Root's wait ends while the server works: it goes first, stops the vCPU and starts it anew.
+    hosted.advance(700);
+    must(&mut hosted, Op::VcpuStop, [slot::VCPU, 0, 0, 0, 0, 0]);
+    assert_eq!(hosted.cpus[0].local.vcpus.at(0).state, VcpuState::Stopped);
+    must(&mut hosted, Op::VcpuReset, [slot::VCPU, 0, 0, 0, 0, 0]);
+    must(&mut hosted, Op::VcpuStart, [slot::VCPU, 0, 0, 0, 0, 0]);
+    wait(&mut hosted);
+    while hosted.cpus[0].local.running != server {
+        hosted.advance(10_000);
+    }
+    reply(&mut hosted, Answer::ADVANCE.0, [0; 10]);
+    assert_eq!(hosted.now(0), Now::Guest(0));
+    assert_eq!(hosted.cpus[0].local.vcpus.at(0).context.pc(), 0, "the late answer counts for nothing");
+    lawful(&hosted);
+}
+
+#[test]
 fn no_message_chooses_a_state_that_a_guest_may_not_have() {
     let mut hosted = system();
     for (value, good) in [(5, true), (4, true), (0, true), (9, false), (0xd, false), (0x10, false), (1 << 21, false)] {
