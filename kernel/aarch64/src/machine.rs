@@ -69,25 +69,32 @@ impl Memory for Aarch64 {
 
     fn zero(&mut self, first: Page, pages: u64) {
         let (start, end) = (first << 12, (first + pages) << 12);
-        let block = isa::zva_bytes().unwrap_or(0);
-        let mut at = start;
-        while at < end {
-            if block != 0 {
-                // SAFETY: whole pages that the core owns; a block divides a page.
-                unsafe { isa::dc_zva(at) };
-                at += block;
-            } else {
-                // SAFETY: as above.
-                unsafe { (at as *mut u64).write_volatile(0) };
-                at += 8;
-            }
-        }
-        // Whoever reads these first may have its caches off: to the point of coherency (Arm ARM B2.7, D7.5).
         let line = isa::cache_line();
-        let mut at = start;
-        while at < end {
-            isa::dc_civac(at);
-            at += line;
+        match isa::zva_bytes() {
+            // Both at once: whoever reads these first may have its caches off, so they go to the point of coherency
+            // (Arm ARM B2.7, D7.5).
+            Some(block) if block == line => {
+                let mut at = start;
+                while at < end {
+                    // SAFETY: whole pages that the core owns; a block divides a page.
+                    unsafe { isa::dc_zva(at) };
+                    isa::dc_civac(at);
+                    at += block;
+                }
+            }
+            _ => {
+                let mut at = start;
+                while at < end {
+                    // SAFETY: as above.
+                    unsafe { (at as *mut u64).write_volatile(0) };
+                    at += 8;
+                }
+                let mut at = start;
+                while at < end {
+                    isa::dc_civac(at);
+                    at += line;
+                }
+            }
         }
         isa::dsb_sy();
     }

@@ -45,6 +45,8 @@ pub struct Run {
     pub use_: Use,
     /// The run it was split off.
     pub parent: u64,
+    /// Runs that were split off it.
+    pub parts: u32,
     pub(crate) maps: [MapName; MAPS],
 }
 
@@ -56,6 +58,7 @@ impl Empty for Run {
         constant: false,
         use_: Use::Memory,
         parent: 0,
+        parts: 0,
         maps: [MapName::None; MAPS],
     };
 }
@@ -125,6 +128,9 @@ impl Runs {
             return Err(Refusal::BadState);
         }
         let (from, to) = (run.first + first, run.first + end);
+        if run.parts == 0 {
+            return Ok(from);
+        }
         for id in self.pool.names() {
             let Some(other) = self.pool.get(id) else { continue };
             if other.parent == name && other.first < to && other.first + other.pages > from {
@@ -142,8 +148,11 @@ impl Runs {
             // What is mapped as part of the old run could not be found again under the new one.
             return Err(Refusal::BadState);
         }
-        let part = Run { first: page, pages: count, parent: name, maps: [MapName::None; MAPS], ..run };
-        self.pool.insert(part).map(|id| id.0).ok_or(Refusal::Quota)
+        let part = Run { first: page, pages: count, parent: name, parts: 0, maps: [MapName::None; MAPS], ..run };
+        let part = self.pool.insert(part).ok_or(Refusal::Quota)?;
+        // No run ever ends, so this only grows: a run without parts is checked without looking for them.
+        self.get_mut(name)?.parts += 1;
+        Ok(part.0)
     }
 
     /// A map is gone: no run is in it any more.
@@ -153,7 +162,7 @@ impl Runs {
 
     /// Whether parts of it were split off.
     pub fn has_parts(&self, name: u64) -> bool {
-        self.pool.names().any(|id| self.pool.get(id).is_some_and(|run| run.parent == name))
+        self.get(name).is_ok_and(|run| run.parts != 0)
     }
 }
 

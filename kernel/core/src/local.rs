@@ -51,6 +51,8 @@ pub struct Local<M: Machine> {
     pub since: Ticks,
     /// When the current budget's slice ends.
     pub slice_end: Ticks,
+    /// The current budget is spent, and its owner stops as soon as its server has answered.
+    pub overdue: bool,
     /// The time the clock is set to.
     pub alarm: Ticks,
     /// Writes to words that CPUs share, on IPC and exit paths.
@@ -80,6 +82,7 @@ impl<M: Machine> Local<M> {
             turn: 0,
             since: 0,
             slice_end: NEVER,
+            overdue: false,
             alarm: NEVER,
             shared_writes: 0,
             threads: Pool::new(cpu),

@@ -108,6 +108,11 @@ fn each(mut bits: u128) -> impl Iterator<Item = usize> {
     })
 }
 
+/// Whether a thread works on a budget that is not its own.
+fn is_lent<M: Machine>(local: &Local<M>) -> bool {
+    matches!(local.running, Running::Thread(index) if index != local.budget)
+}
+
 /// Makes a budget able to run, with this on it.
 pub fn ready<M: Machine>(local: &mut Local<M>, id: BudgetId, head: Running) {
     local.turn += 1;
@@ -122,11 +127,12 @@ pub fn ready<M: Machine>(local: &mut Local<M>, id: BudgetId, head: Running) {
     wants_cpu(local);
 }
 
-/// Others can run: the vCPU that runs may not keep the CPU while it waits.
+/// Whether the vCPU that runs may not keep the CPU while it waits: others can run, or it would pay for its sleep.
 fn wants_cpu<M: Machine>(local: &mut Local<M>) {
-    let others = local.ready & !bit(local.budget);
+    let others = local.ready & !bit(local.budget) != 0;
+    let limited = local.budgets.get(local.budget as usize).is_some_and(Budget::is_limited);
     if let Running::Vcpu(index) = local.running {
-        local.vcpus.at_mut(index).context.trap_wait(others != 0);
+        local.vcpus.at_mut(index).context.trap_wait(others || limited);
     }
 }
 
@@ -250,6 +256,18 @@ pub fn go_on<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M)
         // It was stopped or destroyed from another CPU meanwhile.
         return block_as(local, shared, machine, Running::Idle);
     }
+    if local.overdue && !is_lent(local) {
+        // Its server has answered: what it ran over its budget begins to count now.
+        let now = machine.now();
+        charge(local, now);
+        local.overdue = false;
+        if local.budgets[current as usize % BUDGETS].is_spent() {
+            let running = local.running;
+            local.ready &= !bit(current);
+            ready(local, current, running);
+            return choose(local, shared, machine);
+        }
+    }
     if local.ready & !bit(current) == 0 {
         return enter(local, shared, machine);
     }
@@ -357,6 +375,7 @@ pub fn overtake<M: Machine>(local: &mut Local<M>, machine: &mut M, thread: u16) 
 
 /// From now on this budget pays, until its slice ends.
 fn begin_turn<M: Machine>(local: &mut Local<M>, machine: &mut M, id: BudgetId, now: Ticks) {
+    local.overdue = false;
     local.budget = id;
     local.ready |= bit(id);
     let slice = SLICE_MS * machine.hertz() / 1000;
@@ -375,8 +394,7 @@ fn enter<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> 
         Running::Idle => Next::Idle,
         Running::Thread(index) => Next::Thread(index),
         Running::Vcpu(index) => {
-            let others = local.ready & !bit(local.budget) != 0;
-            local.vcpus.at_mut(index).context.trap_wait(others);
+            wants_cpu(local);
             vcpu::enter(local, shared, machine, index)
         }
     }
@@ -428,7 +446,7 @@ pub fn alarm<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M)
     if current != NO_BUDGET && local.running != Running::Idle {
         let over = local.slice_end <= now;
         let spent = local.budgets[current as usize].is_spent();
-        let lent = matches!(local.running, Running::Thread(index) if index != current);
+        let lent = is_lent(local);
         if over && !(spent && lent) {
             let running = local.running;
             local.ready &= !bit(current);
@@ -436,7 +454,11 @@ pub fn alarm<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M)
             return choose(local, shared, machine);
         }
         if over {
-            // A server in the middle of lent work is not stopped; look again soon, whoever runs then.
+            // A server in the middle of lent work is not stopped; its answer is where the budget's owner stops.
+            local.overdue = true;
+            if let Some(index) = current.checked_sub(THREADS as BudgetId) {
+                local.vcpus.at_mut(index).hazard = true;
+            }
             local.slice_end = now + machine.hertz() / 20_000;
         }
     }
