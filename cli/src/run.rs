@@ -2,6 +2,7 @@
 //! `trellis run`: composes an image into a temporary file, runs it, shows its consoles.
 
 use crate::drive::{Outcome, Wish, drive};
+use crate::emulator::arguments;
 use crate::names::Names;
 use crate::place;
 use crate::session::Outputs;
@@ -61,6 +62,13 @@ impl Run {
         self.prepare()?.go(keys, outputs)
     }
 
+    /// The emulator's whole command line, with the image that it needs for as long as it runs, and where the kernel
+    /// then lies.
+    pub fn command_line(&self) -> Result<(Vec<String>, tempfile::NamedTempFile, u64), Failure> {
+        let Ready { board, image, icount, image_at, .. } = self.prepare()?;
+        Ok((arguments(&board, image.path(), icount), image, image_at))
+    }
+
     /// Everything that comes before the emulator.
     fn prepare(&self) -> Result<Ready, Failure> {
         let manifest = self.manifest.clone().unwrap_or_else(|| place::root().join("images/hello.toml"));
@@ -71,7 +79,8 @@ impl Run {
         let names = Names::from_image(&image, &manifest.display().to_string())?;
         let console = self.console_guest(&names)?;
         let (icount, timeout) = (self.icount, self.timeout);
-        Ok(Ready { board, image: temporary(&image)?, names, console, icount, timeout })
+        let image_at = system.board().image_at;
+        Ok(Ready { board, image: temporary(&image)?, names, console, icount, timeout, image_at })
     }
 
     fn console_guest(&self, names: &Names) -> Result<Option<u8>, Failure> {
@@ -90,6 +99,8 @@ struct Ready {
     console: Option<u8>,
     icount: bool,
     timeout: Option<Duration>,
+    /// Where the board's loader puts the image.
+    image_at: u64,
 }
 
 impl Ready {

@@ -402,6 +402,8 @@ impl ExitHeader {
     pub const USER: u64 = 1 << 29;
     /// An atomic or exclusive access.
     pub const EXCLUSIVE: u64 = 1 << 30;
+    /// A data access in big-endian order: the value travels as the register holds it, its bytes lie in memory turned.
+    pub const BIG_ENDIAN: u64 = 1 << 31;
 
     /// What the vCPU stopped for.
     pub fn class(self) -> Option<ExitClass> {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The smallest whole guest: every CPU says hello, sleeps through three timer interrupts and says so; then the guest
-//! powers off. `name=…` on the command line is what it calls itself.
+//! One guest, many misdeeds: what a guest may try against its hypervisor and its neighbours, chosen by `misdeed=…` on
+//! its command line.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]

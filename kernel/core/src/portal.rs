@@ -79,8 +79,9 @@ pub fn call<M: Machine>(local: &mut Local<M>, shared: &Shared, selector: u64, by
 #[inline(always)]
 pub fn reply<M: Machine>(local: &mut Local<M>, mask: u64, bytes: u64) -> Next {
     let me = local.thread();
+    let overdue = local.overdue;
     let server = local.threads.at_mut(me);
-    if server.queue != Client::None || bytes != 0 {
+    if server.queue != Client::None || bytes != 0 || overdue {
         return Next::Slow;
     }
     match server.client {

@@ -456,9 +456,6 @@ pub fn alarm<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M)
         if over {
             // A server in the middle of lent work is not stopped; its answer is where the budget's owner stops.
             local.overdue = true;
-            if let Some(index) = current.checked_sub(THREADS as BudgetId) {
-                local.vcpus.at_mut(index).hazard = true;
-            }
             local.slice_end = now + machine.hertz() / 20_000;
         }
     }

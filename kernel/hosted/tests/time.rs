@@ -115,9 +115,7 @@ fn an_overrun_on_lent_time_is_paid_back() {
     assert_eq!(call(&mut hosted, TO_INNER, WORDS), Now::Thread(INNER));
     hosted.advance(7000);
     assert_eq!(hosted.now(0), Now::Thread(INNER), "nobody is stopped in the middle of lent work");
-    reply(&mut hosted, 0, BACK);
-    hosted.advance(100);
-    assert_eq!(hosted.now(0), Now::Idle, "5 ms too much");
+    assert_eq!(reply(&mut hosted, 0, BACK), Now::Idle, "5 ms too much: the owner stops as soon as it is answered");
     // Two refills of 2 ms leave 1 ms to pay; the third gives 1 ms.
     hosted.advance(20_000);
     assert_eq!(hosted.now(0), Now::Idle);
@@ -151,6 +149,26 @@ fn a_budget_that_can_never_be_right_is_refused() {
         let a = [slot::DOMAINS[2], 0, 10, slot::FREE, 0, budget(time, period)];
         assert_eq!(hosted.invoke(0, Op::ThreadCreate, a), Err(Refusal::BadArgument), "{time} of {period}");
     }
+}
+
+#[test]
+fn an_owner_that_is_nearly_always_served_does_not_outlast_its_budget() {
+    let mut hosted = system();
+    let limited = thread(&mut hosted, 0, 60, budget(2000, 10_000));
+    let equal = thread(&mut hosted, 1, 60, 0);
+    wait(&mut hosted);
+    // The limited one calls again as soon as it is answered: every alarm finds its server at work.
+    for _ in 0..1000 {
+        if hosted.now(0) == Now::Thread(limited) {
+            call(&mut hosted, TO_INNER, WORDS);
+        }
+        hosted.advance(99);
+        if hosted.now(0) == Now::Thread(INNER) {
+            reply(&mut hosted, 0, BACK);
+        }
+    }
+    assert!(used(&hosted, limited) <= 23_000, "{}", used(&hosted, limited));
+    assert!(used(&hosted, equal) >= 75_000, "{}", used(&hosted, equal));
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! (Arm ARM D24.2.40). For the others the instruction is found through the guest's own tables (`walk.rs`), decoded
 //! (`instruction.rs`) and carried out here, register by register.
 
+use crate::bus::Order;
 use crate::instruction::{NotEmulated, Offset, Transfer, WriteBack, decode};
 use crate::walk::{Regime, WalkError};
 use trellis_idl::kernel::{Exit, ExitHeader, Refusal, VcpuRegister};
@@ -136,7 +137,7 @@ fn carry_out(
     let moved = base.wrapping_add(registers.offset(transfer.offset)?);
     let start = if transfer.write_back == WriteBack::After { base } else { moved };
     let physical = physical(start, transfer, exit)?;
-    move_values(registers, transfer, physical, devices)?;
+    move_values(registers, transfer, physical, Order::of(exit.header), devices)?;
     if transfer.write_back != WriteBack::None {
         registers.set_base(transfer.base, moved)?;
     }
@@ -155,17 +156,17 @@ fn physical(start: u64, transfer: &Transfer, exit: &Exit) -> Result<u64, Trouble
 }
 
 fn move_values(
-    registers: &Registers<'_, impl System>, transfer: &Transfer, physical: u64, devices: &impl Devices,
+    registers: &Registers<'_, impl System>, transfer: &Transfer, physical: u64, order: Order, devices: &impl Devices,
 ) -> Result<(), Trouble> {
     let mut values = [0; 2];
     let numbers = [Some(transfer.first), transfer.second];
     for (index, number) in numbers.into_iter().enumerate() {
         let Some(number) = number else { continue };
         let address = physical + index as u64 * u64::from(transfer.bytes);
-        let write = if transfer.is_load { None } else { Some(registers.general(number)?) };
+        let write = if transfer.is_load { None } else { Some(order.turn(registers.general(number)?, transfer.bytes)) };
         let value = devices.access(address, transfer.bytes, write).ok_or(Trouble::NoDevice)?;
         if let Some(place) = values.get_mut(index) {
-            *place = transfer.extend(value);
+            *place = transfer.extend(order.turn(value, transfer.bytes));
         }
     }
     if transfer.is_load {

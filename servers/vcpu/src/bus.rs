@@ -4,6 +4,8 @@
 //! A device sees whole words and, for a write, which bits of the word it covers: a byte write to a register of four
 //! bytes, an unaligned write over two registers and a 64-bit write all become the same thing.
 
+use trellis_idl::kernel::ExitHeader;
+
 /// A device, as words.
 pub trait Registers {
     /// The word at this offset (a multiple of 4).
@@ -19,6 +21,33 @@ pub const fn bits(width: u8) -> u64 {
         0 => 0,
         1..=7 => (1 << (width as u64 * 8)) - 1,
         _ => u64::MAX,
+    }
+}
+
+/// In which order an access has its bytes. Devices are little-endian, as the board's are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Lowest byte first.
+    Little,
+    /// Highest byte first.
+    Big,
+}
+
+impl Order {
+    /// The order of an exit's access.
+    #[inline(always)]
+    pub const fn of(header: ExitHeader) -> Order {
+        if header.has(ExitHeader::BIG_ENDIAN) { Order::Big } else { Order::Little }
+    }
+
+    /// From what a register holds to what the device sees, and back: `width` (1–8) bytes.
+    #[inline(always)]
+    pub const fn turn(self, value: u64, width: u8) -> u64 {
+        match (self, width) {
+            (Order::Little, _) => value & bits(width),
+            (Order::Big, 1..=7) => value.swap_bytes() >> (64 - width as u32 * 8),
+            (Order::Big, _) => value.swap_bytes(),
+        }
     }
 }
 

@@ -11,6 +11,8 @@ pub enum NotEmulated {
     Vector,
     /// It is an exclusive or atomic access.
     Atomic,
+    /// It zeroes a block (DC ZVA).
+    ZeroBlock,
     /// It is no load or store known here.
     Unknown,
 }
@@ -104,9 +106,13 @@ pub fn decode(word: u32) -> Result<Transfer, NotEmulated> {
         0b011 if word & 0x3f20_0c00 == 0x1900_0000 => {
             sized(word, Offset::Constant(signed(word, 12, 9)), WriteBack::None)
         }
+        _ if word & !0x1f == DC_ZVA => Err(NotEmulated::ZeroBlock),
         _ => Err(NotEmulated::Unknown),
     }
 }
+
+/// DC ZVA, X0.
+const DC_ZVA: u32 = 0xd50b_7420;
 
 /// One register, all addressing forms.
 fn register(word: u32) -> Result<Transfer, NotEmulated> {

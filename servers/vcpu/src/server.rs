@@ -9,7 +9,7 @@ use crate::boot::{self, Payload};
 use crate::debug::DebugRegisters;
 use crate::distributor::{self, Distributor};
 use crate::identity::Shown;
-use crate::instruction::extend;
+use crate::instruction::{NotEmulated, extend};
 use crate::pl011::{self, Pl011, Wire};
 use crate::pl031::{self, Pl031};
 use crate::psci::{Memory, Power, Request, State};
@@ -83,14 +83,31 @@ fn vcpu_at(index: u8) -> Vcpu {
     Vcpu::at(slot::VCPU + u64::from(index))
 }
 
-/// A read of four bytes whose register is known.
+/// A read of four bytes, in the usual order, whose register is known.
 #[inline(always)]
 const fn is_word_read(header: ExitHeader) -> bool {
-    header.0 & (ExitHeader::WRITE | 0xff00) == 4 << 8
+    header.0 & (ExitHeader::WRITE | ExitHeader::BIG_ENDIAN | 0xff00) == 4 << 8
 }
 
 /// ESR_EL1 of an undefined instruction: class 0, 32-bit instruction (Arm ARM D24.2.40).
 const UNDEFINED: u64 = 1 << 25;
+
+/// What hardware tells the guest itself about an access that no device supports, as a fault status (Arm ARM D24.2.40).
+const fn own_fault(trouble: Trouble) -> Option<u64> {
+    match trouble {
+        Trouble::Instruction(NotEmulated::Atomic) => Some(0x35),
+        // Zeroing a block of a device is an alignment fault (Arm ARM C6.2, DC ZVA).
+        Trouble::Instruction(NotEmulated::ZeroBlock) => Some(0x21),
+        _ => None,
+    }
+}
+
+/// ESR_EL1 of a data abort: class 0x24 from the user level and 0x25 from its own, WnR as it was (Arm ARM D24.2.40).
+const fn data_abort(exit: &Exit, status: u64) -> u64 {
+    let class = if exit.header.has(ExitHeader::USER) { 0x24 } else { 0x25 };
+    class << 26 | 1 << 25 | exit.syndrome & 1 << 6 | status
+}
+
 /// Exception class of a syndrome.
 const fn class_of(syndrome: u64) -> u64 {
     syndrome >> 26 & 0x3f
@@ -180,12 +197,13 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
         let header = exit.header;
         let Some(width @ 1..=8) = header.width() else { return self.unknown_access(system, index, &exit) };
         let is_write = header.has(ExitHeader::WRITE);
-        let write = if is_write { Some(exit.value & bus::bits(width)) } else { None };
+        let order = bus::Order::of(header);
+        let write = if is_write { Some(order.turn(exit.value, width)) } else { None };
         match self.access(system, index, exit.physical, width, write) {
             None => self.trouble(system, index, &exit, Trouble::NoDevice),
             Some(_) if is_write => verdict(Answer::ADVANCE, 0),
             Some(value) => {
-                let value = extend(value, width, header.is_signed(), header.is_wide());
+                let value = extend(order.turn(value, width), width, header.is_signed(), header.is_wide());
                 verdict(Answer::ADVANCE.register(header.register()), value)
             }
         }
@@ -272,7 +290,10 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
         let devices = On { server: self, system, index };
         match emulate(system, Guest::at(slot::GUEST), vcpu_at(index), exit, &devices) {
             Ok(()) => verdict(Answer::ADVANCE, 0),
-            Err(trouble) => self.trouble(system, index, exit, trouble),
+            Err(trouble) => match own_fault(trouble) {
+                Some(status) => self.exception(system, index, exit, data_abort(exit, status)),
+                None => self.trouble(system, index, exit, trouble),
+            },
         }
     }
 

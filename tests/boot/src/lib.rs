@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod count;
 pub mod source;
 pub mod story;
 pub mod tree;

@@ -11,9 +11,12 @@ const EL1H: u64 = 0x3c5;
 
 /// Runs one instruction with a valid virtual address equal to the physical one.
 fn run(system: &Fake, devices: &Scratch, word: u32, far: u64) -> Result<(), Trouble> {
+    run_as(system, devices, ExitHeader(1 | ExitHeader::VIRTUAL_VALID), word, far)
+}
+
+fn run_as(system: &Fake, devices: &Scratch, header: ExitHeader, word: u32, far: u64) -> Result<(), Trouble> {
     system.put(MEMORY + 0x100, &word.to_le_bytes());
     system.set(0, VcpuRegister::Pc as u64, MEMORY + 0x100);
-    let header = ExitHeader(1 | ExitHeader::VIRTUAL_VALID);
     let exit = Exit { header, physical: far, virtual_address: far, syndrome: 0x9200_0006, ..Exit::default() };
     emulate(system, Guest::at(slot::GUEST), Vcpu::at(slot::VCPU), &exit, devices)
 }
@@ -44,6 +47,18 @@ fn a_pushed_pair_writes_twice_and_moves_the_right_stack_pointer() {
     assert_eq!(*devices.seen.borrow(), [(DEVICE + 0x30, 8, Some(0x44)), (DEVICE + 0x38, 8, Some(0x55))]);
     assert_eq!(system.register(0, VcpuRegister::SpEl1), DEVICE + 0x30);
     assert_eq!(system.register(0, VcpuRegister::SpEl0), 0x1234);
+}
+
+#[test]
+fn a_big_endian_guest_sees_each_register_of_a_pair_turned() {
+    let (system, devices) = machine();
+    system.set(0, 8, DEVICE);
+    devices.words.borrow_mut().extend([(DEVICE, 0x1122_3344), (DEVICE + 4, 0x55)]);
+    let header = ExitHeader(1 | ExitHeader::VIRTUAL_VALID | ExitHeader::BIG_ENDIAN);
+    assert_eq!(run_as(&system, &devices, header, 0x2940_1d06, DEVICE), Ok(()));
+    assert_eq!((system.general(0, 6), system.general(0, 7)), (0x4433_2211, 0x5500_0000));
+    assert_eq!(run_as(&system, &devices, header, 0x2900_1d06, DEVICE), Ok(()));
+    assert_eq!(devices.seen.borrow()[2..], [(DEVICE, 4, Some(0x1122_3344)), (DEVICE + 4, 4, Some(0x55))]);
 }
 
 #[test]

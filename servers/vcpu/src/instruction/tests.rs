@@ -88,7 +88,7 @@ fn what_is_not_emulated_says_why() {
         (0x3820_8041, "swpb w0, w1, [x2]", NotEmulated::Atomic),
         (0xd503_201f, "nop", NotEmulated::Unknown),
         (0xf980_0000, "prfm pldl1keep, [x0]", NotEmulated::Unknown),
-        (0xd50b_7420, "dc zva, x0", NotEmulated::Unknown),
+        (0xd50b_7420, "dc zva, x0", NotEmulated::ZeroBlock),
     ] {
         assert_eq!(decode(word), Err(why), "{text}");
     }

@@ -133,6 +133,41 @@ fn reads_are_extended_as_the_instruction_says() {
 }
 
 #[test]
+fn a_big_endian_guest_sees_devices_turned() {
+    let (server, system) = started(1);
+    let turned = |address, width, rest, value| {
+        exit(&server, &system, 0, device(address, width, rest | ExitHeader::BIG_ENDIAN, value)).1
+    };
+    assert_eq!(turned(0x0900_0018, 4, 0, 0), 0x9000_0000);
+    assert_eq!(turned(0x0900_0fe0, 4, 0, 0), 0x1100_0000);
+    assert_eq!(turned(0x0900_0fe0, 2, 0, 0), 0x1100);
+    assert_eq!(turned(0x0900_0fe0, 1, 0, 0), 0x11);
+    turned(0x0900_0000, 4, ExitHeader::WRITE, 0x4100_0000);
+    assert_eq!(*server.outside.sent.lock().unwrap(), b"A");
+}
+
+#[test]
+fn what_no_device_supports_is_the_guests_own_data_abort() {
+    let (server, system) = started(1);
+    // stxr w0, x1, [x2]; dc zva, x2
+    for (word, user, pstate, syndrome) in [
+        (0xc800_7c41u32, 0, 0x3c5, 0x9600_0075),
+        (0xc800_7c41, ExitHeader::USER, 0x3c0, 0x9200_0075),
+        (0xd50b_7422, 0, 0x3c5, 0x9600_0061),
+    ] {
+        system.put(PC, &word.to_le_bytes());
+        for (register, value) in [(2, 0x0900_0000), (VcpuRegister::Pc as u64, PC), (33, pstate)] {
+            system.set(0, register, value);
+        }
+        let flags = ExitHeader::WRITE | ExitHeader::VIRTUAL_VALID | user;
+        let trapped = Exit { syndrome: 0x9200_0046, virtual_address: 0xff00, ..device(0x0900_0000, 0, flags, 0) };
+        assert_eq!(exit(&server, &system, 0, trapped).0, Answer::RETRY);
+        let done = system.state.lock().unwrap().done.last().copied();
+        assert_eq!(done, Some((Op::VcpuException, [slot::VCPU, syndrome, 0xff00, 0, 0, 0])));
+    }
+}
+
+#[test]
 fn an_empty_slot_has_no_device() {
     let (server, system) = started(1);
     for (offset, value) in [(0x600, 0x7472_6976), (0x604, 2), (0x608, 0), (0x670, 0)] {
