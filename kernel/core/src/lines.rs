@@ -11,7 +11,8 @@ use crate::remote;
 use crate::schedule;
 use crate::shared::{GUEST_VCPUS, Shared};
 use crate::trap::Next;
-use crate::vcpu;
+use crate::pool::Id;
+use crate::vcpu::{self, Vcpu};
 use trellis_idl::kernel::{LineField, Refusal};
 
 /// The virtual timer's line (Arm BSA: PPI 11 of the virtual timer = INTID 27).
@@ -166,11 +167,13 @@ const fn bit(line: u8) -> u128 {
 }
 
 /// The list registers of a vCPU, wherever they are.
+#[inline(always)]
 fn entry<M: Machine>(local: &Local<M>, machine: &M, index: u16, slot: usize) -> ListEntry {
     let vcpu = local.vcpus.at(index);
     if machine.is_loaded(&vcpu.context) { machine.list_entry(slot) } else { vcpu.context.list_entry(slot) }
 }
 
+#[inline(always)]
 fn set_entry<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, slot: usize, value: ListEntry) {
     let loaded = machine.is_loaded(&local.vcpus.at(index).context);
     if loaded {
@@ -185,15 +188,19 @@ fn sync<M: Machine>(local: &mut Local<M>, machine: &M, index: u16) {
     if local.vcpus.at(index).lines.listed == 0 {
         return;
     }
-    for slot in 0..machine.list_entries() {
+    for slot in 0..machine.list_entries().min(LIST_ENTRIES) {
+        let line = local.vcpus.at(index).lines.slots[slot];
+        if line == FREE {
+            continue;
+        }
         let held = entry(local, machine, index, slot);
         let lines = &mut local.vcpus.at_mut(index).lines;
-        let line = lines.slots[slot];
-        if line == FREE || (!held.is_empty() && held.line != line) {
+        if !held.is_empty() && held.line != line {
             continue;
         }
         if held.is_empty() {
-            lines.unlist(line);
+            lines.slots[slot] = FREE;
+            lines.listed &= !bit(line);
             lines.active &= !bit(line);
         } else if held.active {
             lines.active |= bit(line);
@@ -226,10 +233,11 @@ pub fn refresh<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
     merge(local, machine, index);
     let mut slot = 0;
     while let Some(line) = local.vcpus.at(index).lines.best() {
-        while slot < machine.list_entries() && !entry(local, machine, index, slot).is_empty() {
+        let entries = machine.list_entries().min(LIST_ENTRIES);
+        while slot < entries && local.vcpus.at(index).lines.slots[slot] != FREE {
             slot += 1;
         }
-        if slot == machine.list_entries() {
+        if slot == entries {
             break;
         }
         let lines = &mut local.vcpus.at_mut(index).lines;
@@ -287,23 +295,29 @@ fn deactivate<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, whi
 
 /// The virtual timer of the loaded vCPU is due: its line becomes pending, tied to the physical one.
 pub fn timer_due<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
-    let loaded = local.vcpus.names().find(|id| local.vcpus.get(*id).is_some_and(|v| machine.is_loaded(&v.context)));
-    if let Some(id) = loaded {
-        let index = id.index() as u16;
-        let lines = &mut local.vcpus.at_mut(index).lines;
-        lines.unlist(VIRTUAL_TIMER);
-        lines.active &= !bit(VIRTUAL_TIMER);
-        lines.make_pending(VIRTUAL_TIMER);
+    if let Some(index) = loaded(local, machine) {
+        // It can only come again after the guest ended it: its old list register is found empty by the next refresh.
+        local.vcpus.at_mut(index).lines.make_pending(VIRTUAL_TIMER);
         vcpu::wake(local, index);
     }
     schedule::go_on_fresh(local, shared, machine)
 }
 
+/// The vCPU whose state is in the hardware here: mostly the one that runs.
+fn loaded<M: Machine>(local: &Local<M>, machine: &M) -> Option<u16> {
+    if let Running::Vcpu(index) = local.running
+        && machine.is_loaded(&local.vcpus.at(index).context)
+    {
+        return Some(index);
+    }
+    let is_loaded = |id: &Id<Vcpu<M>>| local.vcpus.get(*id).is_some_and(|vcpu| machine.is_loaded(&vcpu.context));
+    local.vcpus.names().find(is_loaded).map(|id| id.index() as u16)
+}
+
 /// The virtual interface wants attention: a line that asked for notice ended, or room became free.
 pub fn maintenance<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
-    let loaded = local.vcpus.names().find(|id| local.vcpus.get(*id).is_some_and(|v| machine.is_loaded(&v.context)));
-    if let Some(id) = loaded {
-        refresh(local, machine, id.index() as u16);
+    if let Some(index) = loaded(local, machine) {
+        refresh(local, machine, index);
     }
     schedule::go_on(local, shared, machine)
 }
@@ -323,10 +337,11 @@ pub fn software<M: Machine>(
         local.vcpus.at_mut(index).lines.make_pending(what.line & 15);
         vcpu::wake(local, index);
     }
-    for other in 0..GUEST_VCPUS {
-        if other != number as usize && targets >> other & 1 == 1 {
-            remote::post_line(local, shared, machine, guest, other, what.line & 15);
-        }
+    let mut rest = targets & !own & ((1 << GUEST_VCPUS) - 1);
+    while rest != 0 {
+        let other = rest.trailing_zeros() as usize;
+        rest &= rest - 1;
+        remote::post_line(local, shared, machine, guest, other, what.line & 15);
     }
     schedule::go_on_fresh(local, shared, machine)
 }

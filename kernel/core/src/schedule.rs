@@ -128,6 +128,7 @@ pub fn ready<M: Machine>(local: &mut Local<M>, id: BudgetId, head: Running) {
 }
 
 /// Whether the vCPU that runs may not keep the CPU while it waits: others can run, or it would pay for its sleep.
+#[inline]
 fn wants_cpu<M: Machine>(local: &mut Local<M>) {
     let others = local.ready & !bit(local.budget) != 0;
     let limited = local.budgets.get(local.budget as usize).is_some_and(Budget::is_limited);
