@@ -83,6 +83,8 @@ pub struct Lines {
     slots: [u8; LIST_ENTRIES],
     /// The distributor forwards.
     forwarding: bool,
+    /// Lines wait for a list register, and a maintenance interrupt is asked for.
+    starved: bool,
 }
 
 impl Lines {
@@ -99,6 +101,7 @@ impl Lines {
         priority: [0; 128],
         slots: [FREE; LIST_ENTRIES],
         forwarding: false,
+        starved: false,
     };
 
     /// Lines that should be taken and are in no list register.
@@ -118,15 +121,15 @@ impl Lines {
         self.listed & !self.active & self.enabled
     }
 
-    /// The waiting line of the highest priority (the lowest number).
-    fn best(&self) -> Option<u8> {
-        let mut rest = self.waiting();
-        let mut best: Option<u8> = None;
+    /// The line of the highest priority (the lowest number) among these; there is at least one.
+    fn first_of(&self, waiting: u128) -> u8 {
+        let mut best = waiting.trailing_zeros() as u8 & 127;
+        let mut rest = waiting & (waiting - 1);
         while rest != 0 {
             let line = rest.trailing_zeros() as u8;
             rest &= rest - 1;
-            if best.is_none_or(|b| self.priority[line as usize & 127] < self.priority[b as usize & 127]) {
-                best = Some(line);
+            if self.priority[line as usize & 127] < self.priority[best as usize & 127] {
+                best = line;
             }
         }
         best
@@ -231,34 +234,44 @@ fn merge<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
 pub fn refresh<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
     sync(local, machine, index);
     merge(local, machine, index);
+    let entries = machine.list_entries().min(LIST_ENTRIES);
     let mut slot = 0;
-    while let Some(line) = local.vcpus.at(index).lines.best() {
-        let entries = machine.list_entries().min(LIST_ENTRIES);
-        while slot < entries && local.vcpus.at(index).lines.slots[slot] != FREE {
+    let starved = loop {
+        let lines = &mut local.vcpus.at_mut(index).lines;
+        let waiting = lines.waiting();
+        if waiting == 0 {
+            break false;
+        }
+        while slot < entries && lines.slots[slot] != FREE {
             slot += 1;
         }
         if slot == entries {
-            break;
+            break true;
         }
-        let lines = &mut local.vcpus.at_mut(index).lines;
+        let line = lines.first_of(waiting);
+        let this = bit(line);
+        let (hardware, edge) = (lines.hardware & this != 0, lines.edge & this != 0);
         let value = ListEntry {
             line,
             priority: lines.priority[line as usize & 127],
             pending: true,
             active: false,
-            group: lines.group & bit(line) != 0,
-            hardware: lines.hardware & bit(line) != 0,
-            notify: lines.edge & bit(line) == 0 && lines.hardware & bit(line) == 0,
+            group: lines.group & this != 0,
+            hardware,
+            notify: !edge && !hardware,
         };
-        lines.pending &= !bit(line);
-        lines.listed |= bit(line);
+        lines.pending &= !this;
+        lines.listed |= this;
         lines.slots[slot & (LIST_ENTRIES - 1)] = line;
         set_entry(local, machine, index, slot, value);
-    }
-    let more = local.vcpus.at(index).lines.waiting() != 0;
-    local.vcpus.at_mut(index).context.watch_underflow(more);
-    if machine.is_loaded(&local.vcpus.at(index).context) {
-        machine.watch_underflow(more);
+    };
+    let lines = &mut local.vcpus.at_mut(index).lines;
+    if lines.starved != starved {
+        lines.starved = starved;
+        local.vcpus.at_mut(index).context.watch_underflow(starved);
+        if machine.is_loaded(&local.vcpus.at(index).context) {
+            machine.watch_underflow(starved);
+        }
     }
 }
 
