@@ -59,10 +59,12 @@ impl Memory for Aarch64 {
         entry & 1 == 0
     }
 
+    #[inline(always)]
     fn unpack(entry: u64, level: u8) -> Entry {
         unpack_entry(entry, level)
     }
 
+    #[inline(always)]
     fn pack(entry: Entry, level: u8) -> u64 {
         pack_entry(entry, level)
     }

@@ -254,6 +254,7 @@ pub const fn unpack_entry(entry: u64, level: u8) -> Entry {
 }
 
 /// The other way. Normal memory is write-back, inner shareable; device memory nGnRE; the access flag is set.
+#[inline]
 pub const fn pack_entry(entry: Entry, level: u8) -> u64 {
     match entry {
         Entry::Absent => 0,

@@ -65,6 +65,7 @@ impl Empty for Run {
 
 impl Run {
     /// Notes that it is mapped there.
+    #[inline]
     pub fn note(&mut self, map: MapName) -> Result<(), Refusal> {
         // What never changes is never taken back: it may be mapped anywhere.
         if self.constant || self.maps.contains(&map) {

@@ -580,10 +580,13 @@ impl<M: Machine> Call<'_, M> {
     }
 
     fn guest_map(&mut self) -> Done {
-        let index = self.guest(0, Rights::EDIT)?;
+        let guest = self.cap(0, Kind::Guest, Rights::EDIT)?;
         let page = Self::page_of(self.a[1])?;
         let cap = self.cap(2, Kind::Frames, Rights(0))?;
         let mut control = self.shared.control.lock();
+        let id = Id::<GuestName>::from_word(guest.name);
+        control.guests.get(id).ok_or(Refusal::Gone)?;
+        let index = id.index() % GUESTS;
         let frame = control.runs.check(cap.name, self.a[3], self.a[4])?;
         let run = control.runs.get_mut(cap.name)?;
         let access = Self::access_of(cap, self.a[5], run.device, run.constant)?;
