@@ -10,7 +10,6 @@ use crate::registers::{self, Esr};
 use core::mem::offset_of;
 use trellis_core::local::{Local, Running, THREADS, VCPUS};
 use trellis_core::machine::VcpuContext;
-use trellis_core::pool::Id;
 use trellis_core::shared::Shared;
 use trellis_core::syscall::dispatch;
 use trellis_core::thread::{Entry, FaultRecord};
@@ -309,8 +308,7 @@ extern "C" fn exit_door(at: *mut u8, esr: u64) -> Obey {
 #[inline(never)]
 fn exit_slow(cpu: &mut Cpu, class: u8) -> Obey {
     cpu.machine.guest_mode = true;
-    let known = ExitClass::from_number(class as u64).unwrap_or(ExitClass::Illegal);
-    let next = take(&mut cpu.local, &SHARED, &mut cpu.machine, Trap::Exit(known, class as u64));
+    let next = take(&mut cpu.local, &SHARED, &mut cpu.machine, Trap::Exit(class));
     cpu.obey(next)
 }
 
@@ -411,14 +409,5 @@ pub fn first(cpu: &'static mut Cpu) -> ! {
     // SAFETY: `obey` in entry.S expects SP at rest and x0; it never comes back.
     unsafe {
         core::arch::asm!("mov sp, {top}", "b obey", top = in(reg) top, in("x0") obey.target, options(noreturn));
-    }
-}
-
-/// The name of what runs, for panics.
-pub fn running_name(local: &Local<Aarch64>) -> u64 {
-    match local.running {
-        Running::Thread(index) => local.threads.name_at(index).0,
-        Running::Vcpu(index) => local.vcpus.name_at(index).0,
-        Running::Idle => Id::<()>::NONE.0,
     }
 }

@@ -43,6 +43,23 @@
     str     x4, [x1, 272]
     .endm
 
+    // From the running thread to the one whose context + tag is in x0; x1 becomes its x0.
+    .macro  switch_thread tag
+    ldr     x3, [sp, {CURRENT}]
+    sub     x0, x0, \tag
+    mrs     x5, elr_el2
+    mrs     x4, sp_el0
+    stp     x5, x4, [x3, 256]
+    ldp     x5, x4, [x0, 256]
+    ldr     x6, [x0, 280]
+    str     x0, [sp, {CURRENT}]
+    msr     elr_el2, x5
+    msr     sp_el0, x4
+    msr     vttbr_el2, x6
+    msr     spsr_el2, xzr
+    mov     x0, x1
+    .endm
+
     .section .vectors, "ax"
     .balign 2048
     .globl  vectors
@@ -83,36 +100,12 @@ lower_sync:                             // lower EL, AArch64
     .text
 // Another thread goes on; the words ride in x19-x28. x0 = its context + 1, x1 = its x0.
 ride:
-    ldr     x3, [sp, {CURRENT}]
-    sub     x0, x0, 1
-    mrs     x5, elr_el2
-    mrs     x4, sp_el0
-    stp     x5, x4, [x3, 256]
-    ldp     x5, x4, [x0, 256]
-    ldr     x6, [x0, 280]
-    str     x0, [sp, {CURRENT}]
-    msr     elr_el2, x5
-    msr     sp_el0, x4
-    msr     vttbr_el2, x6
-    msr     spsr_el2, xzr
-    mov     x0, x1
+    switch_thread 1
     leave
 
 // A thread that was signalled goes on instead; nothing of the caller's registers is for it. x0 = its context + 8.
 overtake:
-    ldr     x3, [sp, {CURRENT}]
-    sub     x0, x0, 8
-    mrs     x5, elr_el2
-    mrs     x4, sp_el0
-    stp     x5, x4, [x3, 256]
-    ldp     x5, x4, [x0, 256]
-    ldr     x6, [x0, 280]
-    str     x0, [sp, {CURRENT}]
-    msr     elr_el2, x5
-    msr     sp_el0, x4
-    msr     vttbr_el2, x6
-    msr     spsr_el2, xzr
-    mov     x0, x1
+    switch_thread 8
     mov     x19, xzr
     mov     x20, xzr
     mov     x21, xzr

@@ -438,7 +438,7 @@ pub fn alarm<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M)
     for id in each(local.timed) {
         if local.deadlines[id] <= now {
             local.timed &= !bit(id as BudgetId);
-            owner_due(local, machine, id as BudgetId);
+            owner_due(local, id as BudgetId);
         }
     }
     charge(local, now);
@@ -465,7 +465,7 @@ pub fn alarm<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M)
 }
 
 /// The deadline of a budget's owner passed: a thread's wait ends, a vCPU's timer is due.
-fn owner_due<M: Machine>(local: &mut Local<M>, machine: &mut M, id: BudgetId) {
+fn owner_due<M: Machine>(local: &mut Local<M>, id: BudgetId) {
     if (id as usize) < THREADS {
         let thread = local.threads.at_mut(id);
         if thread.state == ThreadState::Waiting {
@@ -477,6 +477,6 @@ fn owner_due<M: Machine>(local: &mut Local<M>, machine: &mut M, id: BudgetId) {
             ready(local, budget, Running::Thread(id));
         }
     } else {
-        vcpu::timer_while_away(local, machine, id - THREADS as BudgetId);
+        vcpu::timer_while_away(local, id - THREADS as BudgetId);
     }
 }

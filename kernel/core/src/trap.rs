@@ -10,13 +10,12 @@ use crate::machine::Machine;
 use crate::shared::Shared;
 use crate::thread::{FaultRecord, ThreadState};
 use crate::{lines, portal, schedule, signal, vcpu};
-use trellis_idl::kernel::ExitClass;
 
 /// What brought this CPU into the kernel, off the hot doors.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Trap {
     /// The running vCPU stopped; the words of its exit are in its context.
-    Exit(ExitClass, u64),
+    Exit(u8),
     /// The running vCPU waits for an interrupt.
     WaitForInterrupt,
     /// The running vCPU sends software interrupts.
@@ -88,7 +87,7 @@ pub enum Next {
 /// Decides everything that is not decided at a hot door.
 pub fn take<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, trap: Trap) -> Next {
     match trap {
-        Trap::Exit(class, groups_hint) => vcpu::exited_slow(local, shared, machine, class, groups_hint),
+        Trap::Exit(class) => vcpu::exited_slow(local, shared, machine, class),
         Trap::WaitForInterrupt => vcpu::waits(local, shared, machine),
         Trap::SoftwareInterrupt(what) => lines::software(local, shared, machine, what),
         Trap::VirtualTimer => lines::timer_due(local, shared, machine),

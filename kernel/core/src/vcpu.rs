@@ -185,14 +185,13 @@ pub fn exited<M: Machine>(local: &mut Local<M>, index: u16, class: u8) -> Next {
 
 /// An exit that the hot door could not deliver: its server is busy, or there is none (then the vCPU stops).
 pub fn exited_slow<M: Machine>(
-    local: &mut Local<M>, shared: &Shared, machine: &mut M, class: ExitClass, class_number: u64,
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, class: u8,
 ) -> Next {
     let Running::Vcpu(index) = local.running else {
         return schedule::go_on(local, shared, machine);
     };
-    let _ = class;
     let vcpu = local.vcpus.at_mut(index);
-    let route = vcpu.routes[class_number as usize & (EXIT_CLASSES - 1)];
+    let route = vcpu.routes[class as usize & (EXIT_CLASSES - 1)];
     vcpu.queued_badge = route.badge;
     vcpu.queued_groups = route.groups;
     let client = Client::Vcpu(local.vcpus.name_at(index).0, local.vcpus.at(index).turn);
@@ -243,18 +242,12 @@ pub fn wake<M: Machine>(local: &mut Local<M>, index: u16) {
     }
 }
 
-/// The virtual timer of a vCPU that does not run came due.
-pub fn timer_while_away<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
-    let vcpu = local.vcpus.at(index);
-    if vcpu.state == VcpuState::Stopped {
-        return;
-    }
-    if machine.is_loaded(&vcpu.context) {
-        // Its own interrupt is about to arrive; the vCPU must be awake to take it.
+/// The virtual timer of a vCPU that does not run came due: it must be awake to take the interrupt, which arrives by
+/// itself once the vCPU's state is in the hardware.
+pub fn timer_while_away<M: Machine>(local: &mut Local<M>, index: u16) {
+    if local.vcpus.at(index).state != VcpuState::Stopped {
         wake(local, index);
-        return;
     }
-    wake(local, index);
 }
 
 /// The last thing before a vCPU runs: pending lines into list registers.

@@ -171,7 +171,7 @@ impl Hosted {
         this.local.vcpus.at_mut(index).context.set_exit(words);
         let mut next = vcpu::exited(&mut this.local, index, class as u8);
         if next == Next::Slow {
-            next = take(&mut this.local, &self.shared, &mut this.machine, Trap::Exit(class, class as u64));
+            next = take(&mut this.local, &self.shared, &mut this.machine, Trap::Exit(class as u8));
         }
         this.obey(next)
     }
