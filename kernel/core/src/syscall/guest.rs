@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Operations on guests: make one, edit its map, copy into and out of it, end it with its vCPUs.
+
+use super::{Call, Done, one};
+use crate::frame::MapName;
+use crate::guest::{self, Guest};
+use crate::local::{Local, VCPUS};
+use crate::machine::Machine;
+use crate::pool::{Empty, Id};
+use crate::shared::{DOMAINS, GUESTS, GuestName};
+use crate::space::Space;
+use trellis_idl::kernel::{Access, Kind, Refusal, Rights};
+
+impl<M: Machine> Call<'_, M> {
+    pub(super) fn guest_create(&mut self) -> Done {
+        let tables = self.cap(0, Kind::Frames, Rights::CONTROL)?;
+        if self.a[1] != 1 {
+            return Err(Refusal::Unsupported);
+        }
+        self.shared.table.check_empty(self.table, self.a[2])?;
+        let mut control = self.shared.control.lock();
+        if control.guests.free() == 0 {
+            return Err(Refusal::Quota);
+        }
+        let tag = control.take_tag().ok_or(Refusal::Quota)?;
+        let (page, pages) = self.take_tables(&mut control, tables.name).inspect_err(|_| control.give_tag(tag))?;
+        let space = Space::new(self.machine, tag, page, pages)?;
+        let id = control.guests.insert(Empty::EMPTY).ok_or(Refusal::Quota)?;
+        *self.shared.guests[id.index() % GUESTS].lock() = Guest { space, tables: tables.name, vcpus: 0, most: Guest::ANY };
+        self.put(self.a[2], Kind::Guest, Rights::ALL, 0, id.0)?;
+        one(0)
+    }
+
+    /// The index of a living guest.
+    pub(super) fn guest(&self, argument: usize, need: Rights) -> Result<usize, Refusal> {
+        let cap = self.cap(argument, Kind::Guest, need)?;
+        let control = self.shared.control.lock();
+        let id = Id::<GuestName>::from_word(cap.name);
+        control.guests.get(id).ok_or(Refusal::Gone)?;
+        Ok(id.index() % GUESTS)
+    }
+
+    /// Splits view and page; only view 0 is there yet.
+    pub(super) fn page_of(word: u64) -> Result<u64, Refusal> {
+        if word >> 56 == 0 { Ok(word) } else { Err(Refusal::OutOfRange) }
+    }
+
+    pub(super) fn guest_map(&mut self) -> Done {
+        let guest = self.cap(0, Kind::Guest, Rights::EDIT)?;
+        let page = Self::page_of(self.a[1])?;
+        let cap = self.cap(2, Kind::Frames, Rights(0))?;
+        let mut control = self.shared.control.lock();
+        let id = Id::<GuestName>::from_word(guest.name);
+        control.guests.get(id).ok_or(Refusal::Gone)?;
+        let index = id.index() % GUESTS;
+        let frame = control.runs.check(cap.name, self.a[3], self.a[4])?;
+        let run = control.runs.get_mut(cap.name)?;
+        let access = Self::access_of(cap, self.a[5], run.device, run.constant)?;
+        run.can_note(MapName::Guest(index as u16))?;
+        // The control lock is kept: nobody may take the run back between the check and the mapping.
+        let mut guest = self.shared.guests[index].lock();
+        let stale = guest.space.map(self.machine, page, frame, self.a[4], access)?;
+        run.note(MapName::Guest(index as u16))?;
+        guest.most = Access(guest.most.0 & Self::most_of(cap, run.constant).0);
+        self.machine.invalidate(stale);
+        one(0)
+    }
+
+    pub(super) fn guest_change(&mut self, access: Option<Access>) -> Done {
+        let index = self.guest(0, Rights::EDIT)?;
+        let page = Self::page_of(self.a[1])?;
+        let mut guest = self.shared.guests[index].lock();
+        // Which leaf came with which right is not known: what one of them may not, none gets later.
+        if access.is_some_and(|access| !guest.most.covers(access)) {
+            return Err(Refusal::MissingRight);
+        }
+        let stale = match access {
+            None => guest.space.unmap(self.machine, page, self.a[2])?,
+            Some(access) => guest.space.protect(self.machine, page, self.a[2], access)?,
+        };
+        self.machine.invalidate(stale);
+        one(0)
+    }
+
+    pub(super) fn guest_copy(&mut self, write: bool) -> Done {
+        let index = self.guest(0, if write { Rights::WRITE } else { Rights::READ })?;
+        let mine = self.local.threads.at(self.local.thread()).domain as usize % DOMAINS;
+        let own = self.shared.domains[mine].lock().space;
+        let guest = self.shared.guests[index].lock();
+        let (there, here, bytes) = (self.a[1], self.a[2], self.a[3]);
+        // A server may write where its guest may not (a protected page), but not where the frames allow it to nobody.
+        let need = if guest.most.covers(Access::WRITE) { Access(0) } else { Access::WRITE };
+        let copied = if write {
+            let to = (&guest.space, there, need);
+            guest::copy(self.machine, to, (&own, here, Access::READ), bytes, true)?
+        } else {
+            let from = (&guest.space, there, Access(0));
+            guest::copy(self.machine, (&own, here, Access::WRITE), from, bytes, false)?
+        };
+        one(copied)
+    }
+
+    pub(super) fn guest_destroy(&mut self) -> Done {
+        let cap = self.cap(0, Kind::Guest, Rights::CONTROL)?;
+        let index = self.guest(0, Rights::CONTROL)?;
+        let of = |local: &Local<M>, i: u16| {
+            local.vcpus.name_at(i).0 != 0 && local.vcpus.at(i).guest as usize == index
+        };
+        let here = (0..VCPUS as u16).filter(|i| of(self.local, *i)).count();
+        if self.shared.guests[index].lock().vcpus as usize > here {
+            // Those on other CPUs run in its map.
+            return Err(Refusal::BadState);
+        }
+        for i in 0..VCPUS as u16 {
+            if of(self.local, i) {
+                self.remove_vcpu(i);
+            }
+        }
+        let mut control = self.shared.control.lock();
+        let mut guest = self.shared.guests[index].lock();
+        let stale = guest.space.clear(self.machine);
+        self.machine.invalidate(stale);
+        control.give_tag(guest.space.tag);
+        self.give_tables_back(&mut control, guest.tables, MapName::Guest(index as u16));
+        *guest = Guest::EMPTY;
+        control.guests.remove(Id::from_word(cap.name));
+        self.shared.table.clear_name(Kind::Guest, cap.name, None);
+        one(0)
+    }
+}

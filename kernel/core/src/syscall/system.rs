@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Operations on the machine as a whole: interrupt lines, power, the log, facts.
+
+use super::{Call, Done, one};
+use crate::machine::Machine;
+use trellis_idl::kernel::{Fact, Kind, PAGE, Refusal, Rights};
+
+impl<M: Machine> Call<'_, M> {
+    pub(super) fn line_create(&mut self) -> Done {
+        self.cap(0, Kind::System, Rights::CONTROL)?;
+        // Software and private lines are the kernel's own; they are never handed out.
+        if !(32..1020).contains(&self.a[1]) {
+            return Err(Refusal::OutOfRange);
+        }
+        self.put(self.a[2], Kind::Line, Rights::ALL, 0, self.a[1])?;
+        one(0)
+    }
+
+    pub(super) fn system_off(&mut self) -> Done {
+        self.cap(0, Kind::System, Rights::CONTROL)?;
+        self.machine.power(self.a[1] == 1);
+        Err(Refusal::Unsupported)
+    }
+
+    pub(super) fn buffer(&self) -> Result<u64, Refusal> {
+        match self.local.threads.at(self.local.thread()).buffer {
+            0 => Err(Refusal::NotMapped),
+            page => Ok(page * PAGE),
+        }
+    }
+
+    pub(super) fn log(&mut self) -> Done {
+        if self.a[0] > PAGE {
+            return Err(Refusal::OutOfRange);
+        }
+        let buffer = self.buffer()?;
+        self.machine.log(buffer, self.a[0]);
+        one(0)
+    }
+
+    pub(super) fn log_read(&mut self) -> Done {
+        self.cap(0, Kind::System, Rights::READ)?;
+        let buffer = self.buffer()?;
+        one(self.machine.log_read(buffer, PAGE))
+    }
+
+    pub(super) fn fact(&mut self) -> Done {
+        if self.a[1] != Fact::IdRegister as u64 {
+            self.cap(0, Kind::System, Rights::READ)?;
+        }
+        let value = match self.a[1] {
+            w if w == Fact::SharedWrites as u64 => self.local.shared_writes,
+            w if w == Fact::FreeNames as u64 => self.free_names(self.a[2])?,
+            which => self.machine.fact(which, self.a[2])?,
+        };
+        Ok([0, value, 0])
+    }
+
+    pub(super) fn free_names(&self, kind: u64) -> Result<u64, Refusal> {
+        let control = self.shared.control.lock();
+        Ok(match kind {
+            k if k == Kind::Domain as u64 => control.domains.free(),
+            k if k == Kind::Guest as u64 => control.guests.free(),
+            k if k == Kind::Frames as u64 => control.runs.pool.free(),
+            k if k == Kind::Thread as u64 => self.local.threads.free(),
+            k if k == Kind::Vcpu as u64 => self.local.vcpus.free(),
+            k if k == Kind::Portal as u64 => self.local.portals.free(),
+            _ => return Err(Refusal::BadArgument),
+        } as u64)
+    }
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Operations on threads, their portals and their signals.
+
+use super::{Call, Done, START_UP, one};
+use crate::local::Running;
+use crate::machine::{Machine, ThreadContext};
+use crate::pool::{Empty, Id};
+use crate::portal::{self, Portal};
+use crate::schedule::{self, Budget};
+use crate::shared::DOMAINS;
+use crate::thread::{Entry, Thread, ThreadState};
+use core::sync::atomic::Ordering;
+use trellis_idl::kernel::{Access, Kind, PAGE, PASSIVE, Refusal, Rights};
+
+/// The shortest period of a budget in microseconds.
+const SHORTEST_PERIOD: u64 = 100;
+
+impl<M: Machine> Call<'_, M> {
+    pub(super) fn thread_create(&mut self) -> Done {
+        let index = self.domain(0, Rights::EDIT)?;
+        let (cpu, priority, buffer, budget) = (self.a[1], self.a[2], self.a[4], self.a[5]);
+        if cpu != self.local.cpu as u64 {
+            return Err(Refusal::WrongCpu);
+        }
+        if (priority != PASSIVE && priority >= START_UP as u64) || !Self::is_budget(budget) {
+            return Err(Refusal::BadArgument);
+        }
+        self.shared.table.check_empty(self.table, self.a[3])?;
+        let domain = *self.shared.domains[index].lock();
+        let mut thread = Thread::<M>::EMPTY;
+        if buffer != 0 {
+            let leaf = domain.space.find(self.machine, buffer / PAGE).ok_or(Refusal::NotMapped)?;
+            if !leaf.access.covers(Access::WRITE) || leaf.access.covers(Access::DEVICE) {
+                return Err(Refusal::BadArgument);
+            }
+            thread.buffer = leaf.page;
+        }
+        thread.table = domain.table;
+        thread.rank = domain.rank;
+        thread.domain = index as u16;
+        thread.context.set_map(domain.space.tag, domain.space.root);
+        let id = self.local.threads.insert(thread).ok_or(Refusal::Quota)?;
+        let at = id.index() as u16;
+        self.shared.domains[index].lock().threads += 1;
+        self.local.threads.at_mut(at).budget = at;
+        self.local.budgets[at as usize] =
+            if priority == PASSIVE { Budget::new(START_UP, 0, 0) } else { self.budget(priority as u8, budget) };
+        self.shared.publish(self.local.cpu, at, id.0);
+        let buffer = self.local.threads.at(at).buffer;
+        self.shared.cpus[self.local.cpu as usize].buffers[at as usize].store(buffer, Ordering::Release);
+        self.put(self.a[3], Kind::Thread, Rights::ALL, 0, id.0)?;
+        one(0)
+    }
+
+    /// Whether packed microseconds are a budget: none, or some time of a period that does not keep the clock busy.
+    pub(super) fn is_budget(packed: u64) -> bool {
+        let (time, period) = (packed & 0xffff_ffff, packed >> 32);
+        period == 0 || (period >= SHORTEST_PERIOD && time != 0 && time <= period)
+    }
+
+    /// A budget from its packed microseconds.
+    pub(super) fn budget(&self, priority: u8, packed: u64) -> Budget {
+        let hertz = self.machine.hertz();
+        let ticks = |us: u64| us * hertz / 1_000_000;
+        Budget::new(priority, ticks(packed & 0xffff_ffff), ticks(packed >> 32))
+    }
+
+    /// The index of a living thread of this CPU.
+    pub(super) fn thread(&self, argument: usize, need: Rights) -> Result<u16, Refusal> {
+        let cap = self.cap(argument, Kind::Thread, need)?;
+        let id = Id::<Thread<M>>::from_word(cap.name);
+        if id.home() != self.local.cpu {
+            return Err(Refusal::WrongCpu);
+        }
+        self.local.threads.get(id).ok_or(Refusal::Gone)?;
+        Ok(id.index() as u16)
+    }
+
+    pub(super) fn thread_start(&mut self) -> Done {
+        let index = self.thread(0, Rights::CONTROL)?;
+        let thread = self.local.threads.at_mut(index);
+        if thread.state != ThreadState::New {
+            return Err(Refusal::BadState);
+        }
+        thread.context.start(self.a[1], self.a[2], self.a[3]);
+        thread.context.set_return([self.a[3], 0, 0]);
+        thread.state = ThreadState::Ready;
+        thread.entry = Entry::Parked;
+        schedule::ready(self.local, index, Running::Thread(index));
+        one(0)
+    }
+
+    pub(super) fn thread_destroy(&mut self) -> Done {
+        let index = self.thread(0, Rights::CONTROL)?;
+        if self.caller == Some(index) {
+            return Err(Refusal::BadState);
+        }
+        self.remove_thread(index);
+        one(0)
+    }
+
+    pub(super) fn remove_thread(&mut self, index: u16) {
+        portal::dismiss(self.local, self.shared, self.machine, index, ThreadState::Ended);
+        let id = self.local.threads.name_at(index);
+        let domain = self.local.threads.at(index).domain as usize;
+        let mut domain = self.shared.domains[domain % DOMAINS].lock();
+        domain.threads = domain.threads.saturating_sub(1);
+        drop(domain);
+        self.shared.publish(self.local.cpu, index, 0);
+        schedule::forget(self.local, index);
+        portal::remove_all(self.local, id);
+        self.local.threads.remove(id);
+    }
+
+    pub(super) fn thread_record(&mut self) -> Done {
+        let index = self.thread(0, Rights::CONTROL)?;
+        Ok([0, self.local.threads.at(index).record(self.a[1])?, 0])
+    }
+
+    pub(super) fn thread_supervise(&mut self) -> Done {
+        let index = self.thread(0, Rights::CONTROL)?;
+        let signal = self.cap(1, Kind::Signal, Rights::USE)?;
+        self.local.threads.at_mut(index).supervisor = (Id::from_word(signal.name), signal.word.badge());
+        one(0)
+    }
+
+    pub(super) fn portal_create(&mut self) -> Done {
+        let index = self.thread(0, Rights::CONTROL)?;
+        self.shared.table.check_empty(self.table, self.a[2])?;
+        let badge = self.a[1] & (u64::MAX >> 16);
+        let thread = self.local.threads.name_at(index).0;
+        let id = self.local.portals.insert(Portal { thread, badge }).ok_or(Refusal::Quota)?;
+        self.put(self.a[2], Kind::Portal, Rights::ALL, 0, id.0)?;
+        one(0)
+    }
+
+    pub(super) fn signal_create(&mut self) -> Done {
+        let cap = self.cap(0, Kind::Thread, Rights::CONTROL)?;
+        if self.a[1] >> 48 != 0 || self.a[1] == 0 {
+            return Err(Refusal::BadArgument);
+        }
+        self.put(self.a[2], Kind::Signal, Rights::ALL, self.a[1], cap.name)?;
+        one(0)
+    }
+}

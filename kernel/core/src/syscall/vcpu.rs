@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Operations on vCPUs: make one, wire its exits, read, write, start and stop it, and its virtual lines.
+
+use super::{Call, Done, START_UP, one};
+use crate::lines;
+use crate::local::{Running, THREADS};
+use crate::machine::{Machine, VcpuContext};
+use crate::pool::{Empty, Id};
+use crate::portal::{self, Client, Portal};
+use crate::schedule;
+use crate::shared::{GUEST_VCPUS, GUESTS};
+use crate::vcpu::{Route, Vcpu, VcpuState, WINDOWS, Window};
+use core::sync::atomic::Ordering;
+use trellis_idl::kernel::{EXIT_CLASSES, ExitClass, Kind, Op, Refusal, Rights};
+
+impl<M: Machine> Call<'_, M> {
+    pub(super) fn vcpu_create(&mut self) -> Done {
+        let guest = self.guest(0, Rights::CONTROL)?;
+        let (cpu, number, priority) = (self.a[1], self.a[2], self.a[4]);
+        if cpu != self.local.cpu as u64 {
+            return Err(Refusal::WrongCpu);
+        }
+        if number >= GUEST_VCPUS as u64 || priority >= START_UP as u64 || !Self::is_budget(self.a[5]) {
+            return Err(Refusal::BadArgument);
+        }
+        self.shared.table.check_empty(self.table, self.a[3])?;
+        let mut record = self.shared.guests[guest].lock();
+        let mut vcpu = Vcpu::<M>::EMPTY;
+        vcpu.guest = guest as u16;
+        vcpu.number = number as u8;
+        vcpu.context.set_map(record.space.tag, record.space.root, number as u8);
+        vcpu.context.reset();
+        let id = self.local.vcpus.insert(vcpu).ok_or(Refusal::Quota)?;
+        record.vcpus += 1;
+        let at = id.index() as u16;
+        self.local.vcpus.at_mut(at).index = at;
+        let mail = &self.shared.vcpus[guest % GUESTS][number as usize % GUEST_VCPUS];
+        mail.pending.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        mail.name.store(id.0, Ordering::Release);
+        self.local.budgets[THREADS + at as usize] = self.budget(priority as u8, self.a[5]);
+        self.put(self.a[3], Kind::Vcpu, Rights::ALL, 0, id.0)?;
+        one(0)
+    }
+
+    pub(super) fn remove_vcpu(&mut self, index: u16) {
+        let own = Client::Vcpu(self.local.vcpus.name_at(index).0, self.local.vcpus.at(index).turn);
+        portal::orphan(self.local, own);
+        portal::leave_queue(self.local, own);
+        let vcpu = self.local.vcpus.at_mut(index);
+        vcpu.turn = vcpu.turn.wrapping_add(1);
+        vcpu.state = VcpuState::Stopped;
+        let budget = vcpu.budget();
+        let mail = &self.shared.vcpus[vcpu.guest as usize % GUESTS][vcpu.number as usize % GUEST_VCPUS];
+        mail.name.store(0, Ordering::Release);
+        self.machine.unload(&mut vcpu.context);
+        let mut guest = self.shared.guests[vcpu.guest as usize % GUESTS].lock();
+        guest.vcpus = guest.vcpus.saturating_sub(1);
+        drop(guest);
+        schedule::forget(self.local, budget);
+        let id = self.local.vcpus.name_at(index);
+        self.local.vcpus.remove(id);
+    }
+
+    /// The index of a living vCPU of this CPU.
+    pub(super) fn vcpu(&self, need: Rights) -> Result<u16, Refusal> {
+        let cap = self.cap(0, Kind::Vcpu, need)?;
+        let id = Id::<Vcpu<M>>::from_word(cap.name);
+        if id.home() != self.local.cpu {
+            return Err(Refusal::WrongCpu);
+        }
+        self.local.vcpus.get(id).ok_or(Refusal::Gone)?;
+        Ok(id.index() as u16)
+    }
+
+    /// The same, when nothing of it is in the hardware: registers can be read and written in its context.
+    pub(super) fn still_vcpu(&mut self, need: Rights) -> Result<u16, Refusal> {
+        let index = self.vcpu(need)?;
+        if matches!(self.local.vcpus.at(index).state, VcpuState::Running | VcpuState::Waiting) {
+            return Err(Refusal::BadState);
+        }
+        self.machine.unload(&mut self.local.vcpus.at_mut(index).context);
+        Ok(index)
+    }
+
+    pub(super) fn vcpu_route(&mut self) -> Done {
+        let index = self.vcpu(Rights::CONTROL)?;
+        if self.a[1] >= EXIT_CLASSES as u64 {
+            return Err(Refusal::OutOfRange);
+        }
+        let portal = self.cap(2, Kind::Portal, Rights::USE)?;
+        let id = Id::<Portal>::from_word(portal.name);
+        if id.home() != self.local.cpu {
+            return Err(Refusal::WrongCpu);
+        }
+        self.local.portals.get(id).ok_or(Refusal::Gone)?;
+        self.local.vcpus.at_mut(index).routes[self.a[1] as usize % EXIT_CLASSES] =
+            Route { portal: portal.name, badge: self.a[4] & (u64::MAX >> 16), groups: self.a[3] };
+        one(0)
+    }
+
+    pub(super) fn vcpu_window(&mut self) -> Done {
+        let index = self.vcpu(Rights::CONTROL)?;
+        let (slot, first, count, class) = (self.a[1], self.a[2], self.a[3], self.a[4]);
+        if slot >= WINDOWS as u64 || ExitClass::from_number(class).is_none() || first.checked_add(count).is_none() {
+            return Err(Refusal::OutOfRange);
+        }
+        let vcpu = self.local.vcpus.at_mut(index);
+        vcpu.windows[slot as usize % WINDOWS] = Window { first, count, class: class as u8 };
+        vcpu.window_count = vcpu.window_count.max(slot as u8 + 1);
+        one(0)
+    }
+
+    pub(super) fn vcpu_get(&mut self) -> Done {
+        let index = self.still_vcpu(Rights::READ)?;
+        Ok([0, self.local.vcpus.at(index).context.get(self.a[1])?, 0])
+    }
+
+    pub(super) fn vcpu_set(&mut self) -> Done {
+        let index = self.still_vcpu(Rights::WRITE)?;
+        self.local.vcpus.at_mut(index).context.set(self.a[1], self.a[2])?;
+        one(0)
+    }
+
+    pub(super) fn vcpu_start(&mut self) -> Done {
+        let index = self.vcpu(Rights::EXECUTE)?;
+        let vcpu = self.local.vcpus.at_mut(index);
+        if vcpu.state != VcpuState::Stopped {
+            return Err(Refusal::BadState);
+        }
+        vcpu.state = VcpuState::Running;
+        vcpu.stop_wanted = false;
+        vcpu.hazard = true;
+        let budget = vcpu.budget();
+        schedule::ready(self.local, budget, Running::Vcpu(index));
+        one(0)
+    }
+
+    pub(super) fn vcpu_reset(&mut self) -> Done {
+        let index = self.still_vcpu(Rights::WRITE)?;
+        if self.local.vcpus.at(index).state != VcpuState::Stopped {
+            return Err(Refusal::BadState);
+        }
+        self.local.vcpus.at_mut(index).context.reset();
+        lines::reset(self.local, self.machine, index);
+        one(0)
+    }
+
+    pub(super) fn vcpu_stop(&mut self) -> Done {
+        let index = self.vcpu(Rights::EXECUTE)?;
+        let vcpu = self.local.vcpus.at_mut(index);
+        match vcpu.state {
+            VcpuState::Awaiting | VcpuState::Queued => self.cancel_exit(index),
+            VcpuState::Running | VcpuState::Waiting => {
+                vcpu.state = VcpuState::Stopped;
+                let budget = vcpu.budget();
+                schedule::retire(self.local, budget);
+            }
+            VcpuState::Stopped => {}
+        }
+        one(0)
+    }
+
+    /// Stops a vCPU in the middle of an exit. Its server's answer will find nobody, and is paid by the server itself
+    /// from here on; a server that stops the vCPU it serves just now answers first.
+    pub(super) fn cancel_exit(&mut self, index: u16) {
+        let own = Client::Vcpu(self.local.vcpus.name_at(index).0, self.local.vcpus.at(index).turn);
+        if self.local.threads.at(self.local.thread()).client == own {
+            let vcpu = self.local.vcpus.at_mut(index);
+            vcpu.stop_wanted = true;
+            // The hot door of answers looks at this alone.
+            vcpu.hazard = true;
+            return;
+        }
+        portal::orphan(self.local, own);
+        portal::leave_queue(self.local, own);
+        let vcpu = self.local.vcpus.at_mut(index);
+        vcpu.turn = vcpu.turn.wrapping_add(1);
+        vcpu.state = VcpuState::Stopped;
+        let budget = vcpu.budget();
+        schedule::retire(self.local, budget);
+    }
+
+    pub(super) fn vcpu_exception(&mut self) -> Done {
+        let index = self.still_vcpu(Rights::WRITE)?;
+        self.local.vcpus.at_mut(index).context.exception(self.a[1], self.a[2]);
+        one(0)
+    }
+
+    pub(super) fn lines(&mut self, op: Op) -> Done {
+        let index = self.vcpu(Rights::LINES)?;
+        let a = self.a;
+        let (local, machine) = (&mut *self.local, &mut *self.machine);
+        match op {
+            Op::LinesWrite => lines::write(local, machine, index, a[1], a[2], a[3], a[4]),
+            Op::LinesRead => lines::read(local, machine, index, a[1], a[2]),
+            Op::LinesPriority => lines::write_priority(local, index, a[1], a[2], a[3]),
+            Op::LinesPriorityRead => lines::read_priority(local, index, a[1]),
+            Op::LinesEnable => lines::forward(local, machine, index, a[1]),
+            _ => Err(Refusal::Unsupported),
+        }
+        .and_then(one)
+    }
+}
