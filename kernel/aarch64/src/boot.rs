@@ -64,13 +64,17 @@ extern "C" fn boot_main(image: u64, first_tick: u64, _device_tree: u64) -> ! {
     let mut free = free_memory(header, image);
     SHARED.running.fetch_or(1, Ordering::AcqRel);
     let [(first_free, pages_free), ..] = &mut free;
-    let kept = secondary::start_all(cpu, header, *first_free, *pages_free);
-    *first_free += kept;
-    *pages_free -= kept;
-    cpu.machine.kernel_bytes += kept * 4096;
+    let others = secondary::start_all(cpu, header, *first_free, *pages_free);
+    *first_free += others.pages;
+    *pages_free -= others.pages;
+    cpu.machine.kernel_bytes += others.pages * 4096;
     let made = init::root(&mut cpu.local, &SHARED, &mut cpu.machine, header, image >> 12, &free);
     if let Err(refusal) = made {
         panic!("root cannot be made: {refusal:?}");
+    }
+    let missing = others.wait();
+    if missing != 0 {
+        let _ = writeln!(LOG.lock(), "CPUs {missing:#x} do not start");
     }
     first(cpu)
 }
@@ -106,15 +110,25 @@ fn stop() -> ! {
     }
 }
 
-#[panic_handler]
-fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
-    let header = header();
-    let mut serial = Serial(if header.uart.kind == 1 { header.uart.base } else { 0 });
-    let _ = writeln!(serial, "\nkernel panic: {info}");
+/// The serial port, polled: nobody else uses it any more.
+fn serial(header: &BootHeader) -> Serial {
+    Serial(if header.uart.kind == 1 { header.uart.base } else { 0 })
+}
+
+/// Puts what is left of the log out.
+pub(crate) fn say_all(header: &BootHeader) {
+    let mut serial = serial(header);
     // Whoever holds the log when the kernel panics never lets go; take only what is free.
     while let Some(byte) = LOG.try_lock().and_then(|mut log| log.take()) {
         let _ = serial.write_char(byte as char);
     }
+}
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    let header = header();
+    let _ = writeln!(serial(header), "\nkernel panic: {info}");
+    say_all(header);
     if header.start == trellis_idl::boot::start::PSCI {
         isa::smc(0x8400_0008, 0, 0, 0);
     }

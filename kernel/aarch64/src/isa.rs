@@ -55,6 +55,12 @@ pub fn sev() {
     unsafe { asm!("sev", options(nostack, preserves_flags)) };
 }
 
+/// A hint in a loop that waits for another CPU.
+pub fn yield_now() {
+    // SAFETY: a hint.
+    unsafe { asm!("yield", options(nomem, nostack, preserves_flags)) };
+}
+
 /// Sleeps until an interrupt is pending (masked or not).
 pub fn wfi() {
     // SAFETY: wakes at any interrupt.

@@ -333,6 +333,10 @@ impl Machine for Aarch64 {
         }
     }
 
+    fn last_words(&mut self) {
+        crate::boot::say_all(self.header);
+    }
+
     fn log(&mut self, address: u64, bytes: u64) {
         let mut log = LOG.lock();
         for i in 0..bytes {

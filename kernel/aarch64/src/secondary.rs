@@ -4,7 +4,7 @@
 use crate::boot::header;
 use crate::cpu::{BLOCK_OFFSET, Cpu, SHARED};
 use crate::gic::Gic;
-use crate::isa;
+use crate::isa::{self, read};
 use crate::stage1;
 use core::sync::atomic::Ordering;
 use trellis_idl::boot::{BootHeader, start};
@@ -16,26 +16,56 @@ unsafe extern "C" {
 /// PSCI CPU_ON, 64-bit (PSCI 5.6).
 const CPU_ON: u64 = 0xc400_0003;
 
+/// How long the boot CPU waits for those it started, in seconds: a CPU comes within milliseconds, an emulator's on a busy
+/// machine within one or two seconds.
+const PATIENCE: u64 = 10;
+
 /// Pages of a block.
 const PAGES: u64 = size_of::<Cpu>().div_ceil(4096) as u64;
 
-/// Starts every CPU but this one. Blocks are made from the boot CPU's, which nothing has run on yet. Says how many pages
-/// it took from `first`; CPUs for which there is no room or which do not start stay off.
-pub fn start_all(boot: &Cpu, header: &BootHeader, first: u64, pages: u64) -> u64 {
+/// What became of the other CPUs.
+#[derive(Clone, Copy, Debug)]
+pub struct Others {
+    /// Pages that their blocks take.
+    pub pages: u64,
+    /// Those that were started, one bit each.
+    started: u64,
+}
+
+/// Starts every CPU but this one. Blocks are made from the boot CPU's, which nothing has run on yet, in pages from `first`
+/// on; CPUs for which there is no room or which firmware refuses stay off.
+pub fn start_all(boot: &Cpu, header: &BootHeader, first: u64, pages: u64) -> Others {
+    let mut others = Others { pages: 0, started: 0 };
     if header.start == start::NONE {
-        return 0;
+        return others;
     }
-    let mut taken = 0;
     for cpu in 1..header.cpus.min(64) as u16 {
-        if taken + PAGES > pages {
+        if others.pages + PAGES > pages {
             break;
         }
-        let at = (first + taken) << 12;
-        taken += PAGES;
+        let at = (first + others.pages) << 12;
+        others.pages += PAGES;
         make_block(boot, at, cpu);
-        start_one(header, cpu, at + BLOCK_OFFSET as u64);
+        if start_one(header, cpu, at + BLOCK_OFFSET as u64) {
+            others.started |= 1 << cpu;
+        }
     }
-    taken
+    others
+}
+
+impl Others {
+    /// Waits until every CPU that was started runs: root asks them for operations at once, and what is asked of a CPU that
+    /// does not run is refused. Back: those that never came, one bit each.
+    pub fn wait(&self) -> u64 {
+        let until = read!("cntpct_el0") + PATIENCE * read!("cntfrq_el0");
+        loop {
+            let missing = self.started & !SHARED.running.load(Ordering::Acquire);
+            if missing == 0 || read!("cntpct_el0") > until {
+                return missing;
+            }
+            isa::yield_now();
+        }
+    }
 }
 
 /// Copies the block without its stack, names it, and cleans it: its CPU begins with the caches off.
@@ -57,11 +87,12 @@ fn make_block(boot: &Cpu, at: u64, cpu: u16) {
     isa::dsb_sy();
 }
 
-fn start_one(header: &BootHeader, cpu: u16, block: u64) {
+/// Whether the CPU was started, as far as its firmware says.
+fn start_one(header: &BootHeader, cpu: u16, block: u64) -> bool {
     let entry = &raw const secondary_entry as u64;
     match header.start {
         start::PSCI => {
-            isa::smc(CPU_ON, header.mpidr[cpu as usize & 63], entry, block);
+            isa::smc(CPU_ON, header.mpidr[cpu as usize & 63], entry, block) == 0
         }
         start::SPIN_TABLE => {
             let place = header.release + 8 * cpu as u64;
@@ -72,8 +103,9 @@ fn start_one(header: &BootHeader, cpu: u16, block: u64) {
             isa::dc_civac(place);
             isa::dsb_sy();
             isa::sev();
+            true
         }
-        _ => {}
+        _ => false,
     }
 }
 

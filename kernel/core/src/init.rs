@@ -16,6 +16,8 @@ use trellis_idl::boot::BootHeader;
 use trellis_idl::kernel::{Access, Kind, PAGE, Refusal, Rights};
 use trellis_idl::layout::{self, root_slot};
 
+/// Index of root's domain: the first that is made.
+pub const ROOT_DOMAIN: u16 = 0;
 /// Root's capability slots.
 const SLOTS: u32 = 1024;
 /// Root's rank: above what it calls, below console.

@@ -103,6 +103,8 @@ pub trait Machine: Memory + Sized + core::fmt::Debug {
     fn fact(&self, which: u64, argument: u64) -> Result<u64, Refusal>;
     /// Switches off (false) or restarts (true). Comes back only where the board cannot.
     fn power(&mut self, restart: bool);
+    /// Nobody reads the kernel's log any more: puts what is in it where a person may see it.
+    fn last_words(&mut self);
     /// Puts bytes at a physical address into the kernel's log.
     fn log(&mut self, address: u64, bytes: u64);
     /// Takes bytes of the log into a page.

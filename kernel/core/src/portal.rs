@@ -5,6 +5,7 @@
 //! contexts and moved by [`pass_words`]. An answer is a one-shot: the server holds `{client, turn}`; answering takes it
 //! out first and then asks whether the client still waits for just that.
 
+use crate::init::ROOT_DOMAIN;
 use crate::local::{Local, Running, THREADS};
 use crate::machine::{Machine, ThreadContext, VcpuContext};
 use crate::pool::{Empty, Id};
@@ -562,6 +563,10 @@ pub(crate) fn dismiss<M: Machine>(
     schedule::retire(local, index as BudgetId);
     if supervisor.1 != 0 {
         signal::raise(local, shared, machine, supervisor.0, supervisor.1);
+    } else if local.threads.at(index).domain == ROOT_DOMAIN {
+        // Nobody is left who could start, supervise or end anything: its last words must not stay in memory.
+        machine.last_words();
+        machine.power(false);
     }
 }
 

@@ -26,24 +26,66 @@ pub fn ask<M: Machine>(
         return Err(Refusal::WrongCpu);
     }
     let me = local.thread();
+    let wish = Wish { number, target, a: *a };
+    if shared.requests[local.cpu as usize % MAX_CPUS].state.load(Ordering::Acquire) == 0 {
+        post(local, shared, machine, me, &wish);
+    } else {
+        // Another thread of this CPU is asking: this one's turn comes when that has its answer.
+        local.turn += 1;
+        let turn = local.turn;
+        let thread = local.threads.at_mut(me);
+        *thread.context.words_mut() = wish.pack(turn);
+        thread.state = ThreadState::Asking;
+    }
+    Ok(schedule::block(local, shared, machine))
+}
+
+/// An operation that a thread wants from another CPU.
+struct Wish {
+    number: u16,
+    target: u16,
+    a: [u64; 6],
+}
+
+impl Wish {
+    /// As the words that a thread keeps while it waits for its turn: an operation without message destroys them anyway.
+    fn pack(&self, turn: u64) -> [u64; 10] {
+        let [a0, a1, a2, a3, a4, a5] = self.a;
+        [a0, a1, a2, a3, a4, a5, self.number as u64, self.target as u64, turn, 0]
+    }
+
+    fn unpack(words: &[u64; 10]) -> Wish {
+        let [a0, a1, a2, a3, a4, a5, number, target, ..] = *words;
+        Wish { number: number as u16, target: target as u16, a: [a0, a1, a2, a3, a4, a5] }
+    }
+}
+
+/// Puts a thread's wish into this CPU's free slot.
+fn post<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, thread: u16, wish: &Wish) {
     let slot = &shared.requests[local.cpu as usize % MAX_CPUS];
-    if slot.state.load(Ordering::Acquire) != 0 {
-        // Another thread of this CPU is asking: this one tries again.
-        return Err(Refusal::Again);
+    let table = local.threads.at(thread).table;
+    for (word, value) in slot.words.iter().zip(wish.a) {
+        word.store(value, Ordering::Relaxed);
     }
-    let table = local.threads.at(me).table;
-    for (word, value) in slot.words.iter().zip(a) {
-        word.store(*value, Ordering::Relaxed);
-    }
-    slot.number.store(number as u64, Ordering::Relaxed);
-    slot.target.store(target as u64, Ordering::Relaxed);
+    slot.number.store(wish.number as u64, Ordering::Relaxed);
+    slot.target.store(wish.target as u64, Ordering::Relaxed);
     slot.table.store(table.first as u64 | (table.count as u64) << 32, Ordering::Relaxed);
-    slot.thread.store(local.threads.name_at(me).0, Ordering::Relaxed);
+    slot.thread.store(local.threads.name_at(thread).0, Ordering::Relaxed);
     slot.state.store(Request::ASKED, Ordering::Release);
     local.shared_writes += 1;
-    local.threads.at_mut(me).state = ThreadState::Remote;
-    machine.kick(target);
-    Ok(schedule::block(local, shared, machine))
+    local.threads.at_mut(thread).state = ThreadState::Remote;
+    machine.kick(wish.target);
+}
+
+/// The slot is free: the thread that has waited longest for it asks.
+fn next_wish<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) {
+    let is_asking = |id: &Id<Thread<M>>| local.threads.get(*id).is_some_and(|t| t.state == ThreadState::Asking);
+    let turn = |id: &Id<Thread<M>>| local.threads.get(*id).map(|t| t.context.words()[8]);
+    let Some(id) = local.threads.names().filter(is_asking).min_by_key(turn) else { return };
+    let index = id.index() as u16;
+    let wish = Wish::unpack(local.threads.at(index).context.words());
+    *local.threads.at_mut(index).context.words_mut() = [0; 10];
+    post(local, shared, machine, index, &wish);
 }
 
 /// Does what other CPUs ask of this one, and takes the answer to what this one asked.
@@ -56,6 +98,7 @@ pub fn attend<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M
             machine.kick(asker as u16);
         } else if state == Request::DONE && asker == me as usize {
             finish(local, slot);
+            next_wish(local, shared, machine);
         }
     }
     collect(local, shared);

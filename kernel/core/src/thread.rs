@@ -26,6 +26,8 @@ pub enum ThreadState {
     Waiting,
     /// Asked another CPU, and waits until that has done it.
     Remote,
+    /// Will ask another CPU as soon as what this CPU asked before is done.
+    Asking,
     /// Ended by itself.
     Ended,
     /// Broke its contract.

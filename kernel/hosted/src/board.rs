@@ -37,6 +37,8 @@ pub struct Board {
     pub power: Option<bool>,
     /// The kernel's log.
     pub log: VecDeque<u8>,
+    /// What of the log was said because nobody would read it.
+    pub said: Vec<u8>,
     /// Invalidations carried out.
     pub invalidations: u64,
 }
@@ -53,6 +55,7 @@ impl Board {
             kicks: VecDeque::new(),
             power: None,
             log: VecDeque::new(),
+            said: Vec::new(),
             invalidations: 0,
         }
     }

@@ -171,6 +171,12 @@ impl Machine for HostedMachine {
         self.board.borrow_mut().power = Some(restart);
     }
 
+    fn last_words(&mut self) {
+        let mut board = self.board.borrow_mut();
+        let rest = core::mem::take(&mut board.log);
+        board.said.extend(rest);
+    }
+
     fn log(&mut self, address: u64, bytes: u64) {
         let mut board = self.board.borrow_mut();
         for at in address..address + bytes {

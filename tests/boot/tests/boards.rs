@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The same kernel on several CPUs, and on every board: GICv3 and GICv2, PSCI and release addresses.
 
-use std::time::Duration;
+use std::io::Write;
+use std::time::{Duration, Instant};
 use trellis_boot_tests::story;
+use trellis_cli::emulator::{Emulator, Event};
 use trellis_cli::run::Run;
 
 /// Debian's kernel with four vCPUs on four CPUs of this board.
@@ -28,4 +30,28 @@ fn linux_uses_four_cpus_with_gicv2() {
 #[test]
 fn linux_uses_four_cpus_of_a_raspberry_pi_4() {
     four_vcpus_on("raspi4b");
+}
+
+/// CPUs that do not come must not end in silence: the emulator is given fewer than the image wants.
+#[test]
+fn a_machine_with_too_few_cpus_says_so_and_switches_itself_off() {
+    let mut manifest = tempfile::Builder::new().suffix(".toml").tempfile().expect("a temporary file");
+    let text = "name = \"four\"\nboard = \"virt\"\n\n[guest.four]\nkernel = \"hello\"\nmemory = \"16M\"\ncpus = [0, 1, 2, 3]\n";
+    manifest.write_all(text.as_bytes()).expect("a manifest is written");
+    let run = Run { manifest: Some(manifest.path().to_owned()), ..Run::default() };
+    let (mut arguments, _image, _) = run.command_line().expect("it composes");
+    let count = arguments.iter().position(|argument| argument == "-smp").expect("it has four") + 1;
+    arguments[count] = "2".into();
+    let emulator = Emulator::start(&arguments).expect("the emulator starts");
+    let (mut seen, limit) = (Vec::new(), Instant::now() + Duration::from_secs(60));
+    loop {
+        match emulator.next(Some(limit)) {
+            Event::Serial(bytes) | Event::Complaint(bytes) => seen.extend(bytes),
+            Event::Quiet => {}
+            Event::Late => panic!("it never ends: {}", String::from_utf8_lossy(&seen)),
+            Event::Closed => break,
+        }
+    }
+    let text = String::from_utf8_lossy(&seen).into_owned();
+    assert!(text.contains("the system cannot be started"), "{text}");
 }
