@@ -8,14 +8,15 @@ use crate::isa::{self, read, write};
 use crate::machine::Aarch64;
 use crate::registers::{self, Esr};
 use core::mem::offset_of;
+use trellis_core::lines::SoftwareInterrupt;
 use trellis_core::local::{Local, Running, THREADS, VCPUS};
 use trellis_core::machine::VcpuContext;
 use trellis_core::shared::Shared;
 use trellis_core::syscall::dispatch;
 use trellis_core::thread::{Entry, FaultRecord};
-use trellis_core::trap::{Next, Trap, take};
+use trellis_core::trap::{self, Next, Trap, take};
 use trellis_core::vcpu::mask_words;
-use trellis_core::{portal, signal, vcpu};
+use trellis_core::{lines, portal, signal, vcpu};
 use trellis_idl::kernel::{ExitClass, Groups, Op, Refusal};
 
 /// A CPU's block. SP_EL2 at rest points at `current`; the stack lies below.
@@ -28,6 +29,8 @@ pub struct Cpu {
     server: [u64; 3],
     number: u64,
     arguments: [u64; 6],
+    /// The interrupt that its hot door could not decide.
+    interrupt: Trap,
     /// The core's state of this CPU.
     pub local: Local<Aarch64>,
     /// The hardware.
@@ -63,6 +66,12 @@ pub struct Obey {
     value: u64,
 }
 
+/// Targets that are no context: what ran goes on as it is; the hot door of interrupts could not decide.
+const SAME: u64 = 0;
+const UNDECIDED: u64 = 1;
+/// Goes with a thread's context: at the end of its system call.
+const PARKED: u64 = 4;
+
 impl Cpu {
     /// A CPU's block before boot.
     pub const fn new(cpu: u16) -> Self {
@@ -73,6 +82,7 @@ impl Cpu {
             server: [registers::HCR_SERVER, registers::CPTR_TRAP_ALL, registers::SCTLR_EL1_SERVER],
             number: 0,
             arguments: [0; 6],
+            interrupt: Trap::Spurious,
             local: Local::new(cpu),
             machine: Aarch64 {
                 gic: crate::gic::Gic::None,
@@ -133,7 +143,7 @@ impl Cpu {
             match next {
                 Next::Thread(index) => {
                     let kind = match self.local.threads.at(index).entry {
-                        Entry::Parked => 4,
+                        Entry::Parked => PARKED,
                         Entry::Full => 8,
                     };
                     self.hide_guest(index);
@@ -151,7 +161,7 @@ impl Cpu {
                     next = take(&mut self.local, &SHARED, &mut self.machine, trap);
                 }
                 // Hot words come only from hot doors.
-                Next::Same(_) | Next::Ride { .. } | Next::Overtake { .. } | Next::Answered { .. } | Next::Deliver { .. } | Next::Slow => {
+                Next::Same(_) | Next::Again | Next::Ride { .. } | Next::Overtake { .. } | Next::Answered { .. } | Next::Deliver { .. } | Next::Slow => {
                     next = take(&mut self.local, &SHARED, &mut self.machine, Trap::Spurious);
                 }
             }
@@ -291,6 +301,7 @@ extern "C" fn exit_door(at: *mut u8, esr: u64) -> Obey {
     let class = match decode::exit(&mut vcpu.context, Esr(esr)) {
         decode::Decoded::Exit(class) => class as u8,
         decode::Decoded::Fault { page } => vcpu.class_of(page),
+        decode::Decoded::SoftwareInterrupt(what) => return software_interrupt(cpu, what),
         other => return exit_in_kernel(cpu, index, other),
     };
     vcpu.context.exit[0] |= class as u64;
@@ -312,12 +323,21 @@ fn exit_slow(cpu: &mut Cpu, class: u8) -> Obey {
     cpu.obey(next)
 }
 
+/// The running guest sends software interrupts: mostly it goes on as it is.
+#[inline(never)]
+fn software_interrupt(cpu: &mut Cpu, what: SoftwareInterrupt) -> Obey {
+    cpu.machine.guest_mode = true;
+    match lines::software(&mut cpu.local, &SHARED, &mut cpu.machine, what) {
+        Next::Again => Obey { target: SAME, value: 0 },
+        next => cpu.obey(next),
+    }
+}
+
 /// Exits that the kernel answers itself.
 #[inline(never)]
 fn exit_in_kernel(cpu: &mut Cpu, index: u16, what: decode::Decoded) -> Obey {
     cpu.machine.guest_mode = true;
     let trap = match what {
-        decode::Decoded::SoftwareInterrupt(interrupt) => Trap::SoftwareInterrupt(interrupt),
         decode::Decoded::Wait => {
             let context = &mut cpu.local.vcpus.at_mut(index).context;
             context.el1.cntv_ctl = read!("cntv_ctl_el0");
@@ -340,7 +360,8 @@ fn exit_in_kernel(cpu: &mut Cpu, index: u16, what: decode::Decoded) -> Obey {
             cpu.mode = 0;
             Trap::Spurious
         }
-        decode::Decoded::Retry | decode::Decoded::Exit(_) | decode::Decoded::Fault { .. } => Trap::Spurious,
+        decode::Decoded::Retry | decode::Decoded::Exit(_) | decode::Decoded::Fault { .. }
+        | decode::Decoded::SoftwareInterrupt(_) => Trap::Spurious,
     };
     let next = take(&mut cpu.local, &SHARED, &mut cpu.machine, trap);
     cpu.obey(next)
@@ -355,13 +376,36 @@ fn server_fault(cpu: &mut Cpu, esr: u64) -> Obey {
     cpu.obey(next)
 }
 
-/// An interrupt; everything is in the running context.
+/// An interrupt; only scratch registers of what was interrupted are in its context.
 #[unsafe(no_mangle)]
 extern "C" fn irq_door(at: *mut u8) -> Obey {
     // SAFETY: `entry.S` passes SP_EL2 at rest.
     let cpu = unsafe { Cpu::from_stack(at) };
-    cpu.note_interrupted();
+    let running = cpu.local.running;
     let trap = cpu.interrupt();
+    match trap::interrupt(&mut cpu.local, &SHARED, &mut cpu.machine, trap) {
+        Next::Again => Obey { target: SAME, value: 0 },
+        Next::Overtake { thread, .. } => {
+            if let Running::Thread(index) = running {
+                cpu.local.threads.at_mut(index).entry = Entry::Full;
+            }
+            cpu.hide_guest(thread);
+            Obey { target: cpu.thread(thread) as u64 | PARKED, value: 0 }
+        }
+        _ => {
+            cpu.interrupt = trap;
+            Obey { target: UNDECIDED, value: 0 }
+        }
+    }
+}
+
+/// The same, for which more must be decided; everything is in the running context.
+#[unsafe(no_mangle)]
+extern "C" fn irq_slow_door(at: *mut u8) -> Obey {
+    // SAFETY: `entry.S` passes SP_EL2 at rest.
+    let cpu = unsafe { Cpu::from_stack(at) };
+    cpu.note_interrupted();
+    let trap = cpu.interrupt;
     let next = take(&mut cpu.local, &SHARED, &mut cpu.machine, trap);
     cpu.obey(next)
 }

@@ -43,6 +43,40 @@
     str     x4, [x1, 272]
     .endm
 
+    // The registers that a call may change, into the running context.
+    .macro  save_scratch
+    stp     x0, x1, [sp, -16]
+    ldr     x0, [sp, {CURRENT}]
+    stp     x2, x3, [x0, 16]
+    stp     x4, x5, [x0, 32]
+    stp     x6, x7, [x0, 48]
+    stp     x8, x9, [x0, 64]
+    stp     x10, x11, [x0, 80]
+    stp     x12, x13, [x0, 96]
+    stp     x14, x15, [x0, 112]
+    stp     x16, x17, [x0, 128]
+    str     x18, [x0, 144]
+    str     x30, [x0, 240]
+    ldp     x2, x3, [sp, -16]
+    stp     x2, x3, [x0]
+    .endm
+
+    // The rest of what `save_all` saves; a call has left it alone.
+    .macro  save_rest
+    ldr     x3, [sp, {CURRENT}]
+    str     x19, [x3, 152]
+    stp     x20, x21, [x3, 160]
+    stp     x22, x23, [x3, 176]
+    stp     x24, x25, [x3, 192]
+    stp     x26, x27, [x3, 208]
+    stp     x28, x29, [x3, 224]
+    mrs     x4, elr_el2
+    mrs     x5, sp_el0
+    mrs     x6, spsr_el2
+    stp     x4, x5, [x3, 256]
+    str     x6, [x3, 272]
+    .endm
+
     // From the running thread to the one whose context + tag is in x0; x1 becomes its x0.
     .macro  switch_thread tag
     ldr     x3, [sp, {CURRENT}]
@@ -196,7 +230,7 @@ exit:
     mov     x1, x0
     mov     x0, sp
     bl      exit_door
-    tbz     x0, 0, obey
+    tbz     x0, 0, not_delivered
 
 // A thread gets the exit of the vCPU that ran. x0 = its context + 1, x1 = badge.
     sub     x0, x0, 1
@@ -249,11 +283,38 @@ clear_from_3:
     mov     x30, xzr
     leave
 
+// The guest goes on behind the instruction that stopped it, or something else does.
+not_delivered:
+    cbnz    x0, obey
+    ldr     x1, [sp, {CURRENT}]
+    ldr     x2, [x1, 256]
+    msr     elr_el2, x2
+
+// What ran goes on; only scratch registers were changed.
+again:
+    ldr     x0, [sp, {CURRENT}]
+    ldp     x2, x3, [x0, 16]
+    ldp     x4, x5, [x0, 32]
+    ldp     x6, x7, [x0, 48]
+    ldp     x8, x9, [x0, 64]
+    ldp     x10, x11, [x0, 80]
+    ldp     x12, x13, [x0, 96]
+    ldp     x14, x15, [x0, 112]
+    ldp     x16, x17, [x0, 128]
+    ldr     x18, [x0, 144]
+    ldr     x30, [x0, 240]
+    ldp     x0, x1, [x0]
+    leave
+
 irq:
-    stp     x0, x1, [sp, -16]
-    save_all
+    save_scratch
     mov     x0, sp
     bl      irq_door
+    cbz     x0, again
+    save_rest
+    tbz     x0, 0, obey
+    mov     x0, sp
+    bl      irq_slow_door
     b       obey
 
 exit_32:

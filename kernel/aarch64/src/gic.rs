@@ -136,6 +136,16 @@ impl Gic {
         }
     }
 
+    /// List registers of the loaded vCPU that hold nothing, one bit each.
+    #[inline(always)]
+    pub fn empty_lists(&self) -> u64 {
+        match self {
+            Gic::V3(gic) => gic.empty_lists(),
+            Gic::V2(gic) => gic.empty_lists(),
+            Gic::None => 0,
+        }
+    }
+
     /// Saves the virtual interface of the loaded vCPU.
     #[inline]
     pub fn save(&self, lists: &mut [u64; 16], vmcr: &mut u64, priorities: &mut u64) {

@@ -28,6 +28,7 @@ const GICC_DIR: u64 = 0x1000;
 const GICH_HCR: u64 = 0;
 const GICH_VTR: u64 = 0x4;
 const GICH_VMCR: u64 = 0x8;
+const GICH_ELRSR: u64 = 0x30;
 const GICH_APR: u64 = 0xf0;
 const GICH_LR: u64 = 0x100;
 
@@ -132,6 +133,11 @@ impl Gic2 {
     /// One list register of the loaded vCPU.
     pub fn list(&self, index: usize) -> ListEntry {
         unpack_list_2(mmio::read32(self.control + GICH_LR + 4 * index as u64))
+    }
+
+    /// List registers that hold nothing, one bit each (GICH_ELRSR0, GICv2 5.3.7).
+    pub fn empty_lists(&self) -> u64 {
+        mmio::read32(self.control + GICH_ELRSR) as u64 & 0xffff
     }
 
     /// Writes one.

@@ -143,6 +143,11 @@ impl Gic3 {
         unpack_list(read_list(index))
     }
 
+    /// List registers that hold nothing, one bit each (ICH_ELRSR_EL2, GICv3 12.4.3).
+    pub fn empty_lists(&self) -> u64 {
+        read!("ICH_ELRSR_EL2")
+    }
+
     /// Writes one.
     pub fn set_list(&self, index: usize, entry: ListEntry) {
         write_list(index, pack_list(entry));

@@ -293,6 +293,11 @@ impl Machine for Aarch64 {
         self.gic.set_list(index, entry);
     }
 
+    #[inline(always)]
+    fn empty_lists(&self) -> u64 {
+        self.gic.empty_lists()
+    }
+
     fn list_entries(&self) -> usize {
         self.gic.lists()
     }

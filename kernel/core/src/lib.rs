@@ -18,6 +18,7 @@ extern crate std;
 
 pub mod cap;
 pub mod domain;
+pub mod errand;
 pub mod frame;
 pub mod guest;
 pub mod init;

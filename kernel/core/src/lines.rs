@@ -21,6 +21,9 @@ pub const VIRTUAL_TIMER: u8 = 27;
 /// Most list registers (GICv3 has at most 16).
 pub const LIST_ENTRIES: usize = 16;
 
+/// Software and private lines: those below this number.
+const PRIVATE: u8 = 32;
+
 /// No line: what an unused list register holds.
 const FREE: u8 = 0xff;
 
@@ -81,6 +84,8 @@ pub struct Lines {
     priority: [u8; 128],
     /// Which line each list register holds, or [`FREE`].
     slots: [u8; LIST_ENTRIES],
+    /// The list register that each private line was put into last; it holds the line if `slots` says so too.
+    places: [u8; PRIVATE as usize],
     /// The distributor forwards.
     forwarding: bool,
     /// Lines wait for a list register, and a maintenance interrupt is asked for.
@@ -100,6 +105,7 @@ impl Lines {
         hardware: 1 << VIRTUAL_TIMER,
         priority: [0; 128],
         slots: [FREE; LIST_ENTRIES],
+        places: [0; PRIVATE as usize],
         forwarding: false,
         starved: false,
     };
@@ -143,6 +149,34 @@ impl Lines {
         }
     }
 
+    /// A line is in this list register from now on; whatever was there has ended.
+    fn list(&mut self, line: u8, slot: usize) {
+        let before = core::mem::replace(&mut self.slots[slot & (LIST_ENTRIES - 1)], line);
+        if before != FREE {
+            self.listed &= !bit(before);
+            self.active &= !bit(before);
+        }
+        if let Some(place) = self.places.get_mut(line as usize) {
+            *place = slot as u8;
+        }
+        self.listed |= bit(line);
+    }
+
+    /// What a list register holds when this line has just become pending.
+    fn pending_entry(&self, line: u8) -> ListEntry {
+        let this = bit(line);
+        let (hardware, edge) = (self.hardware & this != 0, self.edge & this != 0);
+        ListEntry {
+            line,
+            priority: self.priority[line as usize & 127],
+            pending: true,
+            active: false,
+            group: self.group & this != 0,
+            hardware,
+            notify: !edge && !hardware,
+        }
+    }
+
     /// Makes a line pending.
     pub fn make_pending(&mut self, line: u8) {
         self.pending |= bit(line);
@@ -165,8 +199,11 @@ impl Lines {
     }
 }
 
+/// A line's bit. Made of a 64-bit shift: a 128-bit one by a variable is a loop or a call on the machines there are.
+#[inline(always)]
 const fn bit(line: u8) -> u128 {
-    1 << (line & 127)
+    let half = (1u64 << (line & 63)) as u128;
+    if line & 64 == 0 { half } else { half << 64 }
 }
 
 /// The list registers of a vCPU, wherever they are.
@@ -249,20 +286,9 @@ pub fn refresh<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
             break true;
         }
         let line = lines.first_of(waiting);
-        let this = bit(line);
-        let (hardware, edge) = (lines.hardware & this != 0, lines.edge & this != 0);
-        let value = ListEntry {
-            line,
-            priority: lines.priority[line as usize & 127],
-            pending: true,
-            active: false,
-            group: lines.group & this != 0,
-            hardware,
-            notify: !edge && !hardware,
-        };
-        lines.pending &= !this;
-        lines.listed |= this;
-        lines.slots[slot & (LIST_ENTRIES - 1)] = line;
+        let value = lines.pending_entry(line);
+        lines.pending &= !bit(line);
+        lines.list(line, slot);
         set_entry(local, machine, index, slot, value);
     };
     let lines = &mut local.vcpus.at_mut(index).lines;
@@ -271,6 +297,52 @@ pub fn refresh<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
         local.vcpus.at_mut(index).context.watch_underflow(starved);
         if machine.is_loaded(&local.vcpus.at(index).context) {
             machine.watch_underflow(starved);
+        }
+    }
+}
+
+/// Puts a private line that has just become pending straight into a list register of the vCPU that runs: nothing else
+/// waits to be put there, and there is room. False, with nothing changed: it goes the way of all others.
+#[inline(always)]
+fn list_at_once<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, line: u8) -> bool {
+    let vcpu = local.vcpus.at_mut(index);
+    let lines = &mut vcpu.lines;
+    let may_come = lines.forwarding && lines.enabled & bit(line) != 0;
+    if vcpu.hazard || lines.starved || !may_come || !machine.is_loaded(&vcpu.context) {
+        return false;
+    }
+    let empty = machine.empty_lists();
+    let mut slot = lines.places[(line % PRIVATE) as usize];
+    if lines.slots[slot as usize & (LIST_ENTRIES - 1)] != line {
+        slot = empty.trailing_zeros() as u8;
+    }
+    if empty >> (slot & 63) & 1 == 0 {
+        // No room, or the line is there still: an edge more, for `merge`.
+        return false;
+    }
+    lines.pending &= !bit(line);
+    lines.list(line, slot as usize);
+    machine.set_list_entry(slot as usize, lines.pending_entry(line));
+    true
+}
+
+/// The virtual timer of the vCPU that runs is due: it goes on at once with the interrupt.
+#[inline(always)]
+pub fn timer_at_once<M: Machine>(local: &mut Local<M>, machine: &mut M) -> Next {
+    let Running::Vcpu(index) = local.running else { return Next::Slow };
+    if list_at_once(local, machine, index, VIRTUAL_TIMER) { Next::Again } else { Next::Slow }
+}
+
+/// Makes lines pending (one bit each) for a vCPU of this CPU.
+#[inline]
+pub fn arrive<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, mut which: u64, first: u8) {
+    while which != 0 {
+        let line = first + which.trailing_zeros() as u8;
+        which &= which - 1;
+        let at_once = line < PRIVATE && local.running == Running::Vcpu(index);
+        if !(at_once && list_at_once(local, machine, index, line)) {
+            local.vcpus.at_mut(index).lines.make_pending(line);
+            vcpu::wake(local, index);
         }
     }
 }
@@ -336,25 +408,30 @@ pub fn maintenance<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &
 }
 
 /// The running vCPU sends a software interrupt to vCPUs of its guest. The instruction has been skipped.
+///
+/// [`Next::Again`] when nothing else became able to run and nothing waits for a list register.
 pub fn software<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, what: SoftwareInterrupt,
 ) -> Next {
     let Running::Vcpu(index) = local.running else {
         return schedule::go_on(local, shared, machine);
     };
+    let ready = local.ready;
     local.vcpus.at_mut(index).context.advance();
     let (guest, number) = (local.vcpus.at(index).guest, local.vcpus.at(index).number);
     let own = 1u64 << (number & 63);
     let targets = if what.others { !own } else { what.targets };
     if targets & own != 0 {
-        local.vcpus.at_mut(index).lines.make_pending(what.line & 15);
-        vcpu::wake(local, index);
+        arrive(local, machine, index, 1 << (what.line & 15), 0);
     }
     let mut rest = targets & !own & ((1 << GUEST_VCPUS) - 1);
     while rest != 0 {
         let other = rest.trailing_zeros() as usize;
         rest &= rest - 1;
         remote::post_line(local, shared, machine, guest, other, what.line & 15);
+    }
+    if local.ready == ready && !local.vcpus.at(index).hazard {
+        return Next::Again;
     }
     schedule::go_on_fresh(local, shared, machine)
 }

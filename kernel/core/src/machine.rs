@@ -93,6 +93,8 @@ pub trait Machine: Memory + Sized + core::fmt::Debug {
     fn list_entry(&self, index: usize) -> ListEntry;
     /// The list registers of the loaded vCPU: writes one.
     fn set_list_entry(&mut self, index: usize, entry: ListEntry);
+    /// The list registers of the loaded vCPU that hold nothing and can be used, one bit each.
+    fn empty_lists(&self) -> u64;
     /// Number of list registers.
     fn list_entries(&self) -> usize;
     /// Asks for a maintenance interrupt when at most one list register is in use.

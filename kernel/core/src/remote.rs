@@ -4,7 +4,9 @@
 //! Nobody spins: the asking thread sleeps, the other CPU is kicked, does the operation with the asker's capability
 //! table, and kicks back. Objects stay reachable by their own CPU alone, so hot paths need neither locks nor atomics.
 
-use crate::local::{Local, Running};
+use crate::errand::{Errand, each};
+use crate::lines;
+use crate::local::{Local, Running, VCPUS};
 use crate::machine::{Machine, ThreadContext};
 use crate::pool::Id;
 use crate::schedule;
@@ -17,6 +19,14 @@ use crate::vcpu;
 use core::sync::atomic::Ordering;
 use trellis_idl::boot::MAX_CPUS;
 use trellis_idl::kernel::Refusal;
+
+/// Leaves an errand at another CPU, and kicks it unless somebody has already.
+pub fn send<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, to: u16, errand: Errand) {
+    local.shared_writes += 1;
+    if shared.cpus.get(to as usize).is_some_and(|cpu| cpu.errands.leave(errand)) {
+        machine.kick(to);
+    }
+}
 
 /// Asks another CPU to do an operation for the running thread, which sleeps until it is done.
 pub fn ask<M: Machine>(
@@ -72,9 +82,9 @@ fn post<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, thre
     slot.table.store(table.first as u64 | (table.count as u64) << 32, Ordering::Relaxed);
     slot.thread.store(local.threads.name_at(thread).0, Ordering::Relaxed);
     slot.state.store(Request::ASKED, Ordering::Release);
-    local.shared_writes += 1;
     local.threads.at_mut(thread).state = ThreadState::Remote;
-    machine.kick(wish.target);
+    let errand = Errand::Request(local.cpu);
+    send(local, shared, machine, wish.target, errand);
 }
 
 /// The slot is free: the thread that has waited longest for it asks.
@@ -88,20 +98,38 @@ fn next_wish<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M)
     post(local, shared, machine, index, &wish);
 }
 
-/// Does what other CPUs ask of this one, and takes the answer to what this one asked.
-pub fn attend<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) {
-    let me = local.cpu;
-    for (asker, slot) in shared.requests.iter().enumerate() {
-        let state = slot.state.load(Ordering::Acquire);
-        if state == Request::ASKED && slot.target.load(Ordering::Relaxed) == me as u64 {
+/// Does what other CPUs left for this one. Threads that were signalled are the caller's: back come their bits.
+pub fn attend<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> u64 {
+    let me = local.cpu as usize % MAX_CPUS;
+    let errands = shared.cpus[me].errands.take();
+    for asker in each(errands.askers) {
+        let slot = &shared.requests[asker as usize % MAX_CPUS];
+        let is_mine = slot.target.load(Ordering::Relaxed) == me as u64;
+        if slot.state.load(Ordering::Acquire) == Request::ASKED && is_mine {
             serve(local, shared, machine, slot);
-            machine.kick(asker as u16);
-        } else if state == Request::DONE && asker == me as usize {
-            finish(local, slot);
-            next_wish(local, shared, machine);
+            send(local, shared, machine, asker, Errand::Answer);
         }
     }
-    collect(local, shared);
+    let own = &shared.requests[me];
+    if errands.answered && own.state.load(Ordering::Acquire) == Request::DONE {
+        finish(local, own);
+        next_wish(local, shared, machine);
+    }
+    for index in each(errands.vcpus) {
+        collect(local, shared, machine, index);
+    }
+    errands.threads
+}
+
+/// A kick that says only that the running vCPU has lines: it goes on at once with them. [`Next::Slow`]: there is more.
+#[inline(always)]
+pub fn lines_at_once<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
+    let Running::Vcpu(index) = local.running else { return Next::Slow };
+    if !shared.cpus[local.cpu as usize % MAX_CPUS].errands.take_lines_of(index) {
+        return Next::Slow;
+    }
+    collect(local, shared, machine, index);
+    if local.vcpus.at(index).hazard { Next::Slow } else { Next::Again }
 }
 
 fn serve<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, slot: &Request) {
@@ -152,30 +180,21 @@ pub fn post_line<M: Machine>(
         return true;
     }
     mail.pending[line as usize / 64 % 2].fetch_or(1 << (line % 64), Ordering::AcqRel);
-    local.shared_writes += 1;
-    machine.kick(id.home());
+    send(local, shared, machine, id.home(), Errand::Lines(id.index() as u16));
     true
 }
 
-/// Lines that other CPUs made pending for vCPUs of this one.
-fn collect<M: Machine>(local: &mut Local<M>, shared: &Shared) {
-    for index in 0..crate::local::VCPUS as u16 {
-        if local.vcpus.name_at(index).0 == 0 {
-            continue;
+/// Lines that other CPUs made pending for a vCPU of this one.
+#[inline]
+fn collect<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, index: u16) {
+    if index as usize >= VCPUS || local.vcpus.name_at(index).0 == 0 {
+        return;
+    }
+    let vcpu = local.vcpus.at(index);
+    let mail = &shared.vcpus[vcpu.guest as usize % GUESTS][vcpu.number as usize % GUEST_VCPUS];
+    for (word, first) in mail.pending.iter().zip([0, 64]) {
+        if word.load(Ordering::Acquire) != 0 {
+            lines::arrive(local, machine, index, word.swap(0, Ordering::AcqRel), first);
         }
-        let vcpu = local.vcpus.at(index);
-        let mail = &shared.vcpus[vcpu.guest as usize % GUESTS][vcpu.number as usize % GUEST_VCPUS];
-        if mail.pending.iter().all(|word| word.load(Ordering::Acquire) == 0) {
-            continue;
-        }
-        for (half, word) in mail.pending.iter().enumerate() {
-            let mut bits = word.swap(0, Ordering::AcqRel);
-            while bits != 0 {
-                let line = half as u8 * 64 + bits.trailing_zeros() as u8;
-                bits &= bits - 1;
-                local.vcpus.at_mut(index).lines.make_pending(line);
-            }
-        }
-        vcpu::wake(local, index);
     }
 }

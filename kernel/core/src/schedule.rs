@@ -92,8 +92,11 @@ impl Budget {
     }
 }
 
+/// A budget's bit. Made of a 64-bit shift: a 128-bit one by a variable is a loop or a call on the machines there are.
+#[inline(always)]
 const fn bit(budget: BudgetId) -> u128 {
-    1 << (budget as u32 & 127)
+    let half = (1u64 << (budget & 63)) as u128;
+    if budget & 64 == 0 { half } else { half << 64 }
 }
 
 /// The indices of the bits that are set, lowest first.

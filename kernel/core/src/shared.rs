@@ -2,6 +2,7 @@
 //! What CPUs share: atomics, and things behind one lock each.
 
 use crate::domain::Domain;
+use crate::errand::Errands;
 use crate::frame::Runs;
 use crate::guest::Guest;
 use crate::local::THREADS;
@@ -21,6 +22,8 @@ pub const LINES: usize = 1024;
 /// What other CPUs may touch of a CPU.
 #[derive(Debug)]
 pub struct CpuMail {
+    /// What it is kicked for.
+    pub errands: Errands,
     /// Names of its threads (0 = none), so that a dead name raises nothing.
     pub names: [AtomicU64; THREADS],
     /// Their signal words.
@@ -138,7 +141,14 @@ impl Shared {
         const ZERO: AtomicU64 = AtomicU64::new(0);
         Shared {
             table: Table::new(),
-            cpus: [const { CpuMail { names: [ZERO; THREADS], signals: [ZERO; THREADS], buffers: [ZERO; THREADS] } }; MAX_CPUS],
+            cpus: [const {
+                CpuMail {
+                    errands: Errands::EMPTY,
+                    names: [ZERO; THREADS],
+                    signals: [ZERO; THREADS],
+                    buffers: [ZERO; THREADS],
+                }
+            }; MAX_CPUS],
             requests: [const {
                 Request {
                     state: ZERO,

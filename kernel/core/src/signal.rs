@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Signals: bits in a thread's word, from any CPU; and physical lines bound to them.
 
+use crate::errand::{Errand, each};
 use crate::local::{Local, Running, THREADS};
 use crate::machine::{Machine, NEVER, ThreadContext};
 use crate::pool::Id;
@@ -25,8 +26,7 @@ pub fn raise<M: Machine>(
             return false;
         }
         cpu.signals[index].fetch_or(bits, Ordering::AcqRel);
-        local.shared_writes += 1;
-        machine.kick(home);
+        remote::send(local, shared, machine, home, Errand::Signal(index as u16));
         return true;
     }
     if local.by_name(to).is_none() {
@@ -65,8 +65,21 @@ pub fn overtaking<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &m
     if !cap.word.is(Kind::Signal, Rights::USE) {
         return Next::Slow;
     }
-    let id = Id::<Thread<M>>::from_word(cap.name);
-    let (index, bits) = (id.index() as u16 % THREADS as u16, cap.word.badge());
+    let next = overtake(local, shared, machine, Id::from_word(cap.name), cap.word.badge());
+    if next != Next::Slow {
+        let caller = local.threads.at_mut(me);
+        caller.entry = Entry::Parked;
+        caller.context.set_return([0, 0, 0]);
+    }
+    next
+}
+
+/// A thread of this CPU that waits for just these bits, with none there yet, and goes before what runs: it runs at once.
+#[inline(always)]
+fn overtake<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, id: Id<Thread<M>>, bits: u64,
+) -> Next {
+    let index = id.index() as u16 % THREADS as u16;
     let Some(thread) = local.threads.get(id) else { return Next::Slow };
     let others = shared.cpus[local.cpu as usize % MAX_CPUS].signals[index as usize].load(Ordering::Acquire);
     if thread.state != ThreadState::Waiting || bits & !thread.mask != 0 || others != 0 {
@@ -76,9 +89,6 @@ pub fn overtaking<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &m
         return Next::Slow;
     }
     local.threads.at_mut(index).state = ThreadState::Ready;
-    let caller = local.threads.at_mut(me);
-    caller.entry = Entry::Parked;
-    caller.context.set_return([0, 0, 0]);
     Next::Overtake { thread: index, value: bits }
 }
 
@@ -117,10 +127,9 @@ pub fn wait<M: Machine>(
     Ok(schedule::block(local, shared, machine))
 }
 
-/// Another CPU has something for this one: operations, lines, or signals, for which every waiting thread looks at its word.
+/// Another CPU left errands for this one: operations, lines, or signals, for which the threads look at their words.
 pub fn kicked<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
-    remote::attend(local, shared, machine);
-    for index in 0..THREADS as u16 {
+    for index in each(remote::attend(local, shared, machine)) {
         wake(local, shared, index);
     }
     schedule::go_on(local, shared, machine)
@@ -135,6 +144,24 @@ pub fn line_arrived<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: 
         }
     }
     schedule::go_on(local, shared, machine)
+}
+
+/// A device line arrived and is masked, and its thread waits for it on this CPU and goes before what runs: it runs at
+/// once, entered at the end of its system call. [`Next::Slow`]: it is not so.
+#[inline(always)]
+pub fn line_at_once<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, line: u32) -> Next {
+    let slot = &shared.lines[line as usize % LINES];
+    let (thread, bits) = (slot.thread.load(Ordering::Acquire), slot.bits.load(Ordering::Relaxed));
+    if bits == 0 || local.running == Running::Idle {
+        return Next::Slow;
+    }
+    let next = overtake(local, shared, machine, Id::from_word(thread), bits);
+    if let Next::Overtake { thread, value } = next {
+        let thread = local.threads.at_mut(thread);
+        thread.entry = Entry::Parked;
+        thread.context.set_return([value, 0, 0]);
+    }
+    next
 }
 
 /// `Op::LineBind`: line capability, signal capability.

@@ -9,7 +9,7 @@ use crate::local::{Local, Running};
 use crate::machine::Machine;
 use crate::shared::Shared;
 use crate::thread::{FaultRecord, ThreadState};
-use crate::{lines, portal, schedule, signal, vcpu};
+use crate::{lines, portal, remote, schedule, signal, vcpu};
 
 /// What brought this CPU into the kernel, off the hot doors.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,6 +42,8 @@ pub enum Trap {
 pub enum Next {
     /// The running thread goes on at once with this in `x0`.
     Same(u64),
+    /// The running vCPU goes on at once, just as it is.
+    Again,
     /// This thread goes on; message words stay in their registers; `x0` = value.
     Ride {
         /// Which.
@@ -82,6 +84,20 @@ pub enum Next {
     Guest(u16),
     /// Nothing can run.
     Idle,
+}
+
+/// The hot door of interrupts, decided with most registers of what was interrupted still in place: the running vCPU goes
+/// on just as it is ([`Next::Again`]), or a thread that waits for the line goes on instead ([`Next::Overtake`]; what was
+/// interrupted is to be saved whole, the thread's words and result are in its context). [`Next::Slow`]: save everything
+/// and use [`take`].
+#[inline(always)]
+pub fn interrupt<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, trap: Trap) -> Next {
+    match trap {
+        Trap::VirtualTimer => lines::timer_at_once(local, machine),
+        Trap::Kick => remote::lines_at_once(local, shared, machine),
+        Trap::Line(line) => signal::line_at_once(local, shared, machine, line),
+        _ => Next::Slow,
+    }
 }
 
 /// Decides everything that is not decided at a hot door.

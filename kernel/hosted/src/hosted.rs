@@ -15,7 +15,7 @@ use trellis_core::machine::{Machine, NEVER, VcpuContext};
 use trellis_core::shared::Shared;
 use trellis_core::syscall::dispatch;
 use trellis_core::thread::Entry;
-use trellis_core::trap::{Next, Trap, take};
+use trellis_core::trap::{Next, Trap, interrupt, take};
 use trellis_core::vcpu::mask_words;
 use trellis_core::{init, portal, signal, vcpu};
 use trellis_idl::boot::{BootHeader, MAGIC, Range, Segment};
@@ -81,6 +81,8 @@ pub struct Hosted {
     pub shared: Box<Shared>,
     /// What the hardware shares between them.
     pub board: Rc<RefCell<Board>>,
+    /// Interrupts never take their hot door.
+    pub only_slow: bool,
 }
 
 /// The header of an image with a root of one page of code, one of data, and a payload of four pages.
@@ -115,7 +117,7 @@ impl Hosted {
         let first = &mut cpus[0];
         init::root(&mut first.local, &shared, &mut first.machine, &header, FIRST_PAGE, &free)
             .expect("the made-up header suits");
-        let mut hosted = Hosted { cpus, shared, board };
+        let mut hosted = Hosted { cpus, shared, board, only_slow: false };
         for cpu in 0..settings.cpus {
             hosted.trap(cpu, Trap::Spurious);
         }
@@ -189,7 +191,16 @@ impl Hosted {
         if matches!(trap, Trap::Line(line) if this.machine.masks.insert(line, true) != Some(false)) {
             return this.now;
         }
-        let next = take(&mut this.local, &self.shared, &mut this.machine, trap);
+        let mut next = Next::Slow;
+        if !self.only_slow && matches!(trap, Trap::VirtualTimer | Trap::Kick | Trap::Line(_)) {
+            next = interrupt(&mut this.local, &self.shared, &mut this.machine, trap);
+        }
+        next = match next {
+            Next::Slow => take(&mut this.local, &self.shared, &mut this.machine, trap),
+            // Its words and result are in its context.
+            Next::Overtake { thread, .. } => Next::Thread(thread),
+            same => same,
+        };
         this.obey(next)
     }
 
@@ -263,6 +274,7 @@ impl Cpu {
                 self.registers.x = [value, 0, 0];
                 self.now
             }
+            Next::Again => self.now,
             Next::Ride { thread, value } => {
                 self.registers.x = [value, 0, 0];
                 Now::Thread(thread)

@@ -139,6 +139,12 @@ impl Machine for HostedMachine {
         self.lists[index] = entry;
     }
 
+    fn empty_lists(&self) -> u64 {
+        let is_free = |entry: &ListEntry| entry.is_empty() && !entry.notify;
+        let lists = self.lists.iter().take(self.list_registers).enumerate();
+        lists.filter(|(_, entry)| is_free(entry)).fold(0, |bits, (index, _)| bits | 1 << index)
+    }
+
     fn list_entries(&self) -> usize {
         self.list_registers
     }
