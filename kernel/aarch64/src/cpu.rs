@@ -197,6 +197,18 @@ impl Cpu {
     /// Acknowledges an interrupt and says what it means.
     fn interrupt(&mut self) -> Trap {
         let line = self.machine.gic.acknowledge();
+        self.meaning(line)
+    }
+
+    /// More must be decided about an interrupt than its hot door does.
+    #[cold]
+    fn undecided(&mut self, trap: Trap) -> Obey {
+        self.interrupt = trap;
+        Obey { target: UNDECIDED, value: 0 }
+    }
+
+    /// What an interrupt means, which the kernel ends itself unless a guest will.
+    fn meaning(&mut self, line: u32) -> Trap {
         match line {
             gic::VIRTUAL_TIMER => Trap::VirtualTimer,
             gic::ALARM => {
@@ -323,9 +335,18 @@ fn exit_slow(cpu: &mut Cpu, class: u8) -> Obey {
     cpu.obey(next)
 }
 
-/// The running guest sends software interrupts: mostly it goes on as it is.
+/// The running guest sends a software interrupt, to itself if that is simple.
 #[inline(never)]
 fn software_interrupt(cpu: &mut Cpu, what: SoftwareInterrupt) -> Obey {
+    match lines::software_at_once(&mut cpu.local, &mut cpu.machine, what) {
+        Next::Again => Obey { target: SAME, value: 0 },
+        _ => software_interrupts(cpu, what),
+    }
+}
+
+/// The same to others, or when lines wait.
+#[inline(never)]
+fn software_interrupts(cpu: &mut Cpu, what: SoftwareInterrupt) -> Obey {
     cpu.machine.guest_mode = true;
     match lines::software(&mut cpu.local, &SHARED, &mut cpu.machine, what) {
         Next::Again => Obey { target: SAME, value: 0 },
@@ -376,15 +397,44 @@ fn server_fault(cpu: &mut Cpu, esr: u64) -> Obey {
     cpu.obey(next)
 }
 
-/// An interrupt; only scratch registers of what was interrupted are in its context.
+/// An interrupt; only scratch registers of what was interrupted are in its context. Each kind has a routine of its own, so
+/// that the simplest ones need few registers.
 #[unsafe(no_mangle)]
 extern "C" fn irq_door(at: *mut u8) -> Obey {
     // SAFETY: `entry.S` passes SP_EL2 at rest.
     let cpu = unsafe { Cpu::from_stack(at) };
-    let running = cpu.local.running;
-    let trap = cpu.interrupt();
-    match trap::interrupt(&mut cpu.local, &SHARED, &mut cpu.machine, trap) {
+    match cpu.machine.gic.acknowledge() {
+        gic::VIRTUAL_TIMER => timer_door(cpu),
+        gic::KICK => kick_door(cpu),
+        line => line_door(cpu, line),
+    }
+}
+
+#[inline(never)]
+fn timer_door(cpu: &mut Cpu) -> Obey {
+    match trap::interrupt(&mut cpu.local, &SHARED, &mut cpu.machine, Trap::VirtualTimer) {
         Next::Again => Obey { target: SAME, value: 0 },
+        _ => cpu.undecided(Trap::VirtualTimer),
+    }
+}
+
+#[inline(never)]
+fn kick_door(cpu: &mut Cpu) -> Obey {
+    cpu.machine.gic.deactivate(gic::KICK);
+    match trap::interrupt(&mut cpu.local, &SHARED, &mut cpu.machine, Trap::Kick) {
+        Next::Again => Obey { target: SAME, value: 0 },
+        _ => cpu.undecided(Trap::Kick),
+    }
+}
+
+#[inline(never)]
+fn line_door(cpu: &mut Cpu, line: u32) -> Obey {
+    let running = cpu.local.running;
+    let trap = cpu.meaning(line);
+    if !matches!(trap, Trap::Line(_)) {
+        return cpu.undecided(trap);
+    }
+    match trap::interrupt(&mut cpu.local, &SHARED, &mut cpu.machine, trap) {
         Next::Overtake { thread, .. } => {
             if let Running::Thread(index) = running {
                 cpu.local.threads.at_mut(index).entry = Entry::Full;
@@ -392,10 +442,7 @@ extern "C" fn irq_door(at: *mut u8) -> Obey {
             cpu.hide_guest(thread);
             Obey { target: cpu.thread(thread) as u64 | PARKED, value: 0 }
         }
-        _ => {
-            cpu.interrupt = trap;
-            Obey { target: UNDECIDED, value: 0 }
-        }
+        _ => cpu.undecided(trap),
     }
 }
 

@@ -127,7 +127,7 @@ impl Gic {
     }
 
     /// Writes one.
-    #[inline]
+    #[inline(always)]
     pub fn set_list(&self, index: usize, entry: ListEntry) {
         match self {
             Gic::V3(gic) => gic.set_list(index, entry),

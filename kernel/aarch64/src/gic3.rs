@@ -149,6 +149,7 @@ impl Gic3 {
     }
 
     /// Writes one.
+    #[inline(always)]
     pub fn set_list(&self, index: usize, entry: ListEntry) {
         write_list(index, pack_list(entry));
     }

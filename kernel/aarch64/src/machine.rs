@@ -289,6 +289,7 @@ impl Machine for Aarch64 {
         self.gic.list(index)
     }
 
+    #[inline(always)]
     fn set_list_entry(&mut self, index: usize, entry: ListEntry) {
         self.gic.set_list(index, entry);
     }

@@ -173,6 +173,7 @@ pub const fn encode(op0: u64, op1: u64, crn: u64, crm: u64, op2: u64) -> u64 {
 }
 
 /// A list register (ICH_LR<n>_EL2, GICv3 12.4.8).
+#[inline(always)]
 pub const fn pack_list(entry: ListEntry) -> u64 {
     if entry.is_empty() {
         return 0;

@@ -150,19 +150,29 @@ impl Lines {
     }
 
     /// A line is in this list register from now on; whatever was there has ended.
+    #[inline(always)]
     fn list(&mut self, line: u8, slot: usize) {
         let before = core::mem::replace(&mut self.slots[slot & (LIST_ENTRIES - 1)], line);
-        if before != FREE {
-            self.listed &= !bit(before);
-            self.active &= !bit(before);
-        }
-        if let Some(place) = self.places.get_mut(line as usize) {
-            *place = slot as u8;
+        if before != line {
+            self.forget(before);
+            if let Some(place) = self.places.get_mut(line as usize) {
+                *place = slot as u8;
+            }
         }
         self.listed |= bit(line);
     }
 
+    /// A line has ended and left its list register.
+    #[inline(never)]
+    fn forget(&mut self, line: u8) {
+        if line != FREE {
+            self.listed &= !bit(line);
+            self.active &= !bit(line);
+        }
+    }
+
     /// What a list register holds when this line has just become pending.
+    #[inline(always)]
     fn pending_entry(&self, line: u8) -> ListEntry {
         let this = bit(line);
         let (hardware, edge) = (self.hardware & this != 0, self.edge & this != 0);
@@ -203,7 +213,7 @@ impl Lines {
 #[inline(always)]
 const fn bit(line: u8) -> u128 {
     let half = (1u64 << (line & 63)) as u128;
-    if line & 64 == 0 { half } else { half << 64 }
+    if line & 127 < 64 { half } else { half << 64 }
 }
 
 /// The list registers of a vCPU, wherever they are.
@@ -304,7 +314,8 @@ pub fn refresh<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
 /// Puts a private line that has just become pending straight into a list register of the vCPU that runs: nothing else
 /// waits to be put there, and there is room. False, with nothing changed: it goes the way of all others.
 #[inline(always)]
-fn list_at_once<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, line: u8) -> bool {
+pub(crate) fn list_at_once<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, line: u8) -> bool {
+    let line = line & (PRIVATE - 1);
     let vcpu = local.vcpus.at_mut(index);
     let lines = &mut vcpu.lines;
     let may_come = lines.forwarding && lines.enabled & bit(line) != 0;
@@ -312,7 +323,7 @@ fn list_at_once<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, l
         return false;
     }
     let empty = machine.empty_lists();
-    let mut slot = lines.places[(line % PRIVATE) as usize];
+    let mut slot = lines.places[line as usize];
     if lines.slots[slot as usize & (LIST_ENTRIES - 1)] != line {
         slot = empty.trailing_zeros() as u8;
     }
@@ -320,9 +331,11 @@ fn list_at_once<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, l
         // No room, or the line is there still: an edge more, for `merge`.
         return false;
     }
-    lines.pending &= !bit(line);
     lines.list(line, slot as usize);
-    machine.set_list_entry(slot as usize, lines.pending_entry(line));
+    lines.pending &= !bit(line);
+    lines.active &= !bit(line);
+    let entry = lines.pending_entry(line);
+    machine.set_list_entry(slot as usize, entry);
     true
 }
 
@@ -333,17 +346,12 @@ pub fn timer_at_once<M: Machine>(local: &mut Local<M>, machine: &mut M) -> Next 
     if list_at_once(local, machine, index, VIRTUAL_TIMER) { Next::Again } else { Next::Slow }
 }
 
-/// Makes lines pending (one bit each) for a vCPU of this CPU.
-#[inline]
-pub fn arrive<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, mut which: u64, first: u8) {
-    while which != 0 {
-        let line = first + which.trailing_zeros() as u8;
-        which &= which - 1;
-        let at_once = line < PRIVATE && local.running == Running::Vcpu(index);
-        if !(at_once && list_at_once(local, machine, index, line)) {
-            local.vcpus.at_mut(index).lines.make_pending(line);
-            vcpu::wake(local, index);
-        }
+/// Makes lines pending (one bit each, from `first` on) for a vCPU of this CPU.
+#[inline(never)]
+pub(crate) fn arrive<M: Machine>(local: &mut Local<M>, index: u16, which: u64, first: u8) {
+    if which != 0 {
+        local.vcpus.at_mut(index).lines.pending |= (which as u128) << (first & 64);
+        vcpu::wake(local, index);
     }
 }
 
@@ -407,7 +415,20 @@ pub fn maintenance<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &
     schedule::go_on(local, shared, machine)
 }
 
-/// The running vCPU sends a software interrupt to vCPUs of its guest. The instruction has been skipped.
+/// The running vCPU sends a software interrupt to itself alone, and goes on at once with it. [`Next::Slow`], with nothing
+/// changed: it is not so simple.
+#[inline(always)]
+pub fn software_at_once<M: Machine>(local: &mut Local<M>, machine: &mut M, what: SoftwareInterrupt) -> Next {
+    let Running::Vcpu(index) = local.running else { return Next::Slow };
+    let own = 1 << (local.vcpus.at(index).number & 63);
+    if what.others || what.targets != own || !list_at_once(local, machine, index, what.line & 15) {
+        return Next::Slow;
+    }
+    local.vcpus.at_mut(index).context.advance();
+    Next::Again
+}
+
+/// The running vCPU sends a software interrupt to vCPUs of its guest, and goes on behind the instruction.
 ///
 /// [`Next::Again`] when nothing else became able to run and nothing waits for a list register.
 pub fn software<M: Machine>(
@@ -422,7 +443,7 @@ pub fn software<M: Machine>(
     let own = 1u64 << (number & 63);
     let targets = if what.others { !own } else { what.targets };
     if targets & own != 0 {
-        arrive(local, machine, index, 1 << (what.line & 15), 0);
+        arrive(local, index, 1 << (what.line & 15), 0);
     }
     let mut rest = targets & !own & ((1 << GUEST_VCPUS) - 1);
     while rest != 0 {

@@ -16,7 +16,7 @@ use crate::table::TableRange;
 use crate::thread::{Entry, Thread, ThreadState};
 use crate::trap::Next;
 use crate::vcpu;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 use trellis_idl::boot::MAX_CPUS;
 use trellis_idl::kernel::Refusal;
 
@@ -116,7 +116,7 @@ pub fn attend<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M
         next_wish(local, shared, machine);
     }
     for index in each(errands.vcpus) {
-        collect(local, shared, machine, index);
+        collect(local, shared, index);
     }
     errands.threads
 }
@@ -128,8 +128,14 @@ pub fn lines_at_once<M: Machine>(local: &mut Local<M>, shared: &Shared, machine:
     if !shared.cpus[local.cpu as usize % MAX_CPUS].errands.take_lines_of(index) {
         return Next::Slow;
     }
-    collect(local, shared, machine, index);
-    if local.vcpus.at(index).hazard { Next::Slow } else { Next::Again }
+    let [low, high] = lines_of(local, shared, index);
+    let line = low.trailing_zeros() as u8;
+    if high == 0 && low == 1 << (line & 63) && line < 16 && lines::list_at_once(local, machine, index, line) {
+        return Next::Again;
+    }
+    lines::arrive(local, index, low, 0);
+    lines::arrive(local, index, high, 64);
+    Next::Slow
 }
 
 fn serve<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, slot: &Request) {
@@ -184,17 +190,24 @@ pub fn post_line<M: Machine>(
     true
 }
 
+/// Takes the lines that other CPUs made pending for a vCPU of this one.
+#[inline(always)]
+fn lines_of<M: Machine>(local: &Local<M>, shared: &Shared, index: u16) -> [u64; 2] {
+    let vcpu = local.vcpus.at(index);
+    let mail = &shared.vcpus[vcpu.guest as usize % GUESTS][vcpu.number as usize % GUEST_VCPUS];
+    let take = |word: &AtomicU64| match word.load(Ordering::Acquire) {
+        0 => 0,
+        _ => word.swap(0, Ordering::AcqRel),
+    };
+    [take(&mail.pending[0]), take(&mail.pending[1])]
+}
+
 /// Lines that other CPUs made pending for a vCPU of this one.
-#[inline]
-fn collect<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, index: u16) {
+fn collect<M: Machine>(local: &mut Local<M>, shared: &Shared, index: u16) {
     if index as usize >= VCPUS || local.vcpus.name_at(index).0 == 0 {
         return;
     }
-    let vcpu = local.vcpus.at(index);
-    let mail = &shared.vcpus[vcpu.guest as usize % GUESTS][vcpu.number as usize % GUEST_VCPUS];
-    for (word, first) in mail.pending.iter().zip([0, 64]) {
-        if word.load(Ordering::Acquire) != 0 {
-            lines::arrive(local, machine, index, word.swap(0, Ordering::AcqRel), first);
-        }
-    }
+    let [low, high] = lines_of(local, shared, index);
+    lines::arrive(local, index, low, 0);
+    lines::arrive(local, index, high, 64);
 }

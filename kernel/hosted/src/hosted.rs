@@ -17,7 +17,7 @@ use trellis_core::syscall::dispatch;
 use trellis_core::thread::Entry;
 use trellis_core::trap::{Next, Trap, interrupt, take};
 use trellis_core::vcpu::mask_words;
-use trellis_core::{init, portal, signal, vcpu};
+use trellis_core::{init, lines, portal, signal, vcpu};
 use trellis_idl::boot::{BootHeader, MAGIC, Range, Segment};
 use trellis_idl::kernel::{Access, ExitClass, Groups, Op, Refusal};
 use trellis_idl::layout;
@@ -194,6 +194,9 @@ impl Hosted {
         let mut next = Next::Slow;
         if !self.only_slow && matches!(trap, Trap::VirtualTimer | Trap::Kick | Trap::Line(_)) {
             next = interrupt(&mut this.local, &self.shared, &mut this.machine, trap);
+        }
+        if let (false, Trap::SoftwareInterrupt(what)) = (self.only_slow, trap) {
+            next = lines::software_at_once(&mut this.local, &mut this.machine, what);
         }
         next = match next {
             Next::Slow => take(&mut this.local, &self.shared, &mut this.machine, trap),
