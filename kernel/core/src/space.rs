@@ -3,8 +3,11 @@
 //!
 //! Three levels of 512 entries: 1 GiB, 2 MiB, 4 KiB. A change is two passes: *prepare* counts the tables it needs and
 //! refuses what cannot be done; *commit* cannot fail. Mapping goes only over absent entries; a block is split only by
-//! unmapping or protecting part of it, by break-before-make (the whole block becomes absent and is invalidated before
-//! its pieces appear).
+//! unmapping or protecting part of it.
+//!
+//! Every store to an entry that walkers can reach is one of three: onto an absent entry; to an absent one; or a change
+//! of access alone. Anything else goes through absent and an invalidation first (break before make): see
+//! [`needs_break`].
 
 use crate::machine::{Entry, Leaf, Memory, Page, Stale};
 use trellis_idl::kernel::{Access, Refusal};
@@ -13,6 +16,26 @@ use trellis_idl::kernel::{Access, Refusal};
 pub const LIMIT: u64 = 1 << 27;
 
 const ENTRIES: u64 = 512;
+
+/// Links of free tables stand this far left: their low bits, by which machines tell entries, are zero.
+const LINK: u32 = 12;
+
+/// Whether an entry may only become another by way of an absent one and an invalidation (Arm ARM D8.16.1): when size,
+/// address or kind of memory differ. A change of access alone is one store, made before the invalidation (x86: the
+/// same holds for everything that is cached by address).
+pub fn needs_break(old: Entry, new: Entry) -> bool {
+    match (old, new) {
+        (Entry::Absent, _) | (_, Entry::Absent) => false,
+        (Entry::Leaf(old), Entry::Leaf(new)) => {
+            old.page != new.page || (old.access.0 ^ new.access.0) & !ACCESS != 0
+        }
+        (Entry::Table(old), Entry::Table(new)) => old != new,
+        _ => true,
+    }
+}
+
+/// What may change without a break: who may read, write, execute.
+const ACCESS: u64 = Access::READ.0 | Access::WRITE.0 | Access::EXECUTE.0;
 
 /// Pages of a leaf at this level.
 const fn span(level: u8) -> u64 {
@@ -53,7 +76,7 @@ impl Tables {
     fn take<M: Memory>(&mut self, memory: &mut M) -> Option<Page> {
         let page = if self.free != 0 {
             let page = self.free;
-            self.free = memory.entry(page, 0);
+            self.free = memory.entry(page, 0) >> LINK;
             self.free_count -= 1;
             page
         } else if self.next < self.count {
@@ -67,7 +90,8 @@ impl Tables {
     }
 
     fn give<M: Memory>(&mut self, memory: &mut M, page: Page) {
-        memory.set_entry(page, 0, self.free);
+        // A walker that still remembers this table must find nothing in the link.
+        memory.set_entry(page, 0, self.free << LINK);
         self.free = page;
         self.free_count += 1;
     }
@@ -221,9 +245,9 @@ impl Space {
                 Entry::Absent => return (page / span(level) + 1) * span(level),
                 Entry::Leaf(leaf) => {
                     let entry = match access {
-                        // What kind of memory it is does not change.
+                        // What kind of memory it is does not change, so this needs no break.
                         Some(access) => {
-                            Entry::Leaf(Leaf { access: Access(access.0 | leaf.access.0 & Access::DEVICE.0), ..leaf })
+                            Entry::Leaf(Leaf { access: Access(access.0 & ACCESS | leaf.access.0 & !ACCESS), ..leaf })
                         }
                         None => Entry::Absent,
                     };
@@ -372,5 +396,22 @@ const fn best_level(page: u64, frame: Page, end: u64) -> u8 {
         2
     } else {
         3
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_change_of_access_needs_no_break() {
+        let leaf = |page, access| Entry::Leaf(Leaf { page, access: Access(access) });
+        let one = leaf(512, 7);
+        assert!(!needs_break(one, leaf(512, 1)) && !needs_break(one, leaf(512, 0)));
+        assert!(!needs_break(one, Entry::Absent) && !needs_break(Entry::Absent, one));
+        assert!(needs_break(one, leaf(513, 7)), "another address");
+        assert!(needs_break(one, leaf(512, 7 | Access::DEVICE.0)), "another kind of memory");
+        assert!(needs_break(one, Entry::Table(9)) && needs_break(Entry::Table(9), one), "another size");
+        assert!(needs_break(Entry::Table(9), Entry::Table(8)));
     }
 }

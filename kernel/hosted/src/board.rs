@@ -7,6 +7,7 @@
 use crate::entry;
 use std::collections::{BTreeMap, VecDeque};
 use trellis_core::machine::{Entry, Leaf, Page, Stale, Ticks};
+use trellis_core::space::needs_break;
 
 /// What a word of memory holds that nobody has written: never zero.
 const NOISE: u64 = 0xa5a5_a5a5_a5a5_a5a5;
@@ -127,6 +128,25 @@ impl Board {
         }
     }
 
+    /// Writes an entry of a table as a walker sees it. Wrong orders are bugs of the kernel: a change that needs a break
+    /// and got none, or an entry that appears while a TLB still has what was there before.
+    pub fn set_entry(&mut self, table: Page, index: usize, value: u64) {
+        let address = table * 4096 + index as u64 * 8;
+        let (old, new) = (entry::unpack(self.word(address)), entry::unpack(value));
+        // Memory that nobody has zeroed or written yet was no table.
+        let was_table = self.is_clean(table) || self.words.contains_key(&table);
+        assert!(!was_table || !needs_break(old, new), "{old:?} became {new:?} without a break (Arm ARM D8.16.1)");
+        let absent: Vec<(u16, u16, u64)> = match (old, new) {
+            (Entry::Absent, Entry::Leaf(_) | Entry::Table(_)) => self.stale_translations(),
+            _ => Vec::new(),
+        };
+        self.set_word(address, value);
+        for key in absent {
+            let now = self.tlb.get(&key).and_then(|cached| self.walk(cached.root, key.2));
+            assert!(now.is_none(), "{key:?} appeared while a TLB had what was there before (Arm ARM D8.16.1)");
+        }
+    }
+
     /// Walks a map without using a TLB.
     pub fn walk(&self, root: Page, page: u64) -> Option<Leaf> {
         let mut table = root;
@@ -189,6 +209,52 @@ mod tests {
         assert_eq!(board.stale_translations(), [(0, 7, 3)]);
         board.invalidate(Stale { tag: 7, root: 100, first: 0, pages: 4 });
         assert_eq!(board.translate(0, 7, 100, 3), None);
+    }
+
+    /// A board with a root, a table and one mapped page at 3, which a CPU has in its TLB.
+    fn mapped() -> (Board, Leaf) {
+        let mut board = Board::new(100, 10);
+        board.zero(100, 10);
+        board.set_entry(100, 0, entry::pack(Entry::Table(101)));
+        board.set_entry(101, 0, entry::pack(Entry::Table(102)));
+        let leaf = Leaf { page: 105, access: Access::READ };
+        board.set_entry(102, 3, entry::pack(Entry::Leaf(leaf)));
+        board.translate(0, 7, 100, 3);
+        (board, leaf)
+    }
+
+    #[test]
+    #[should_panic(expected = "without a break")]
+    fn another_frame_in_place_of_one_is_a_bug() {
+        let (mut board, leaf) = mapped();
+        board.set_entry(102, 3, entry::pack(Entry::Leaf(Leaf { page: 106, ..leaf })));
+    }
+
+    #[test]
+    #[should_panic(expected = "without a break")]
+    fn a_block_in_place_of_a_table_is_a_bug() {
+        let (mut board, leaf) = mapped();
+        board.set_entry(101, 0, entry::pack(Entry::Leaf(Leaf { page: 512, ..leaf })));
+    }
+
+    #[test]
+    #[should_panic(expected = "while a TLB had")]
+    fn a_break_without_an_invalidation_is_a_bug() {
+        let (mut board, leaf) = mapped();
+        board.set_entry(102, 3, 0);
+        board.set_entry(102, 3, entry::pack(Entry::Leaf(Leaf { page: 106, ..leaf })));
+    }
+
+    #[test]
+    fn access_changes_in_place_and_a_frame_after_break_and_invalidation() {
+        let (mut board, leaf) = mapped();
+        let written = Leaf { access: Access::READ.with(Access::WRITE), ..leaf };
+        board.set_entry(102, 3, entry::pack(Entry::Leaf(written)));
+        board.set_entry(102, 3, 0);
+        board.invalidate(Stale { tag: 7, root: 100, first: 3, pages: 1 });
+        let other = Leaf { page: 106, ..leaf };
+        board.set_entry(102, 3, entry::pack(Entry::Leaf(other)));
+        assert_eq!(board.translate(0, 7, 100, 3), Some(other));
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl Memory for HostedMachine {
     }
 
     fn set_entry(&mut self, table: Page, index: usize, value: u64) {
-        self.board.borrow_mut().set_word(table * 4096 + index as u64 * 8, value);
+        self.board.borrow_mut().set_entry(table, index, value);
     }
 
     fn unpack(word: u64, _level: u8) -> Entry {
