@@ -7,6 +7,7 @@ use common::*;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use trellis_core::errand::Errand;
 use trellis_core::thread::FaultRecord;
 use trellis_core::trap::Trap;
 use trellis_hosted::small::{self, CLIENT, ROOT, must, slot};
@@ -51,7 +52,9 @@ fn pending(hosted: &mut Hosted, vcpu: u64) -> u64 {
 
 /// Root goes on after its `wait`, as if from another CPU.
 fn wake_root(hosted: &mut Hosted) {
-    hosted.shared.cpus[0].signals[ROOT as usize].store(1, Ordering::Release);
+    let mail = &hosted.shared.cpus[0];
+    mail.signals[ROOT as usize].store(1, Ordering::Release);
+    mail.errands.leave(Errand::Signal(ROOT));
     assert_eq!(hosted.trap(0, Trap::Kick), Now::Thread(ROOT));
 }
 
