@@ -4,7 +4,8 @@
 //! A machine crate decodes what happened, asks one of the doors in [`trap`], and obeys the [`trap::Next`] it gets
 //! back. Read in this order: [`machine`] (what a machine owes), [`pool`] (names), [`cap`] and [`table`] (authority),
 //! [`local`] and [`shared`] (state), [`portal`] (IPC), [`vcpu`] (exits), [`schedule`] (time), [`lines`] (virtual
-//! interrupts), [`space`] and [`frame`] (memory), [`syscall`] (the table of operations), [`init`] (the first domain).
+//! interrupts), [`source`] and [`queue`] (interrupts that a server forwards), [`space`] and [`frame`] (memory),
+//! [`syscall`] (the table of operations), [`init`] (the first domain).
 //!
 //! Four principles: the kernel decides, returns, and is carried out once; a CPU's own objects are reached without
 //! locks or atomics ([`local::Local`]); what CPUs share is atomic or behind one lock each ([`shared::Shared`]); a
@@ -16,6 +17,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod atomic;
 pub mod cap;
 pub mod domain;
 pub mod errand;
@@ -28,10 +30,12 @@ pub mod lock;
 pub mod machine;
 pub mod pool;
 pub mod portal;
+pub mod queue;
 pub mod remote;
 pub mod schedule;
 pub mod shared;
 pub mod signal;
+pub mod source;
 pub mod space;
 pub mod syscall;
 pub mod table;
