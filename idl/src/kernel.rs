@@ -117,6 +117,9 @@ pub enum Op {
     VcpuStop = 0x47,
     /// Enters an exception in a stopped vCPU at EL1: `x0` vCPU, `x1` syndrome, `x2` fault address.
     VcpuException = 0x48,
+    /// Starts a stopped vCPU anew: [`Op::VcpuReset`], then the program counter and `x0`, then [`Op::VcpuStart`], in one.
+    /// `x0` vCPU, `x1` program counter, `x2` what it finds in its `x0`. Refused `BadState` when it is not stopped.
+    VcpuLaunch = 0x49,
 
     /// Writes one bit field of up to 32 virtual lines: `x0` vCPU, `x1` [`LineField`], `x2` first line (multiple of 32),
     /// `x3` which of the 32, `x4` their new values. Lines below 32 are the vCPU's own, others the guest's.
@@ -159,7 +162,7 @@ impl Op {
         Op::PortalCreate, Op::SignalCreate, Op::Grant, Op::Drop, Op::Revoke,
         Op::GuestCreate, Op::GuestMap, Op::GuestUnmap, Op::GuestProtect, Op::GuestRead, Op::GuestWrite, Op::GuestDestroy,
         Op::VcpuCreate, Op::VcpuRoute, Op::VcpuWindow, Op::VcpuGet, Op::VcpuSet, Op::VcpuStart, Op::VcpuReset,
-        Op::VcpuStop, Op::VcpuException,
+        Op::VcpuStop, Op::VcpuException, Op::VcpuLaunch,
         Op::LinesWrite, Op::LinesRead, Op::LinesPriority, Op::LinesPriorityRead, Op::LineTarget, Op::LinesEnable,
         Op::LineBind, Op::LineAck, Op::LineCreate,
         Op::SystemOff, Op::Log, Op::LogRead, Op::Fact,

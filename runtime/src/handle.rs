@@ -369,6 +369,11 @@ impl Vcpu {
         tell(system, Op::VcpuStart, [self.slot])
     }
 
+    /// [`Op::VcpuLaunch`].
+    pub fn launch(self, system: &impl System, pc: u64, x0: u64) -> Done {
+        tell(system, Op::VcpuLaunch, [self.slot, pc, x0])
+    }
+
     /// [`Op::VcpuReset`].
     pub fn reset(self, system: &impl System) -> Done {
         tell(system, Op::VcpuReset, [self.slot])

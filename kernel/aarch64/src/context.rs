@@ -244,6 +244,11 @@ impl VcpuContext for Vcpu {
         }
     }
 
+    fn start(&mut self, pc: u64, argument: u64) {
+        self.pc = pc;
+        self.x[0] = argument;
+    }
+
     fn advance(&mut self) {
         self.pc = self.pc.wrapping_add(4);
     }

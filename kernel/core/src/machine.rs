@@ -149,6 +149,8 @@ pub trait VcpuContext: core::fmt::Debug {
     fn set(&mut self, register: u64, value: u64) -> Result<(), Refusal>;
     /// Applies an answer's words from memory (the fast way is in the machine's entry code).
     fn answer(&mut self, mask: u64, words: &[u64; 10]);
+    /// Where it begins after a reset, and its first argument.
+    fn start(&mut self, pc: u64, argument: u64);
     /// Skips the instruction it stopped at.
     fn advance(&mut self);
     /// Enters an exception at the guest's kernel level.

@@ -138,6 +138,7 @@ impl<M: Machine> Call<'_, M> {
             Op::VcpuReset => self.vcpu_reset(),
             Op::VcpuStop => self.vcpu_stop(),
             Op::VcpuException => self.vcpu_exception(),
+            Op::VcpuLaunch => self.vcpu_launch(),
             Op::LinesWrite | Op::LinesRead | Op::LinesPriority | Op::LinesPriorityRead | Op::LineTarget
             | Op::LinesEnable => self.lines(op),
             Op::LineBind => signal::line_bind(self.local, self.shared, self.machine, self.a[0], self.a[1]).and_then(one),

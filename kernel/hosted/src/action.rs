@@ -110,6 +110,7 @@ fn shape(op: Op) -> [Shape; 6] {
         Op::VcpuGet => of(&[Of(Kind::Vcpu), Below(64)]),
         Op::VcpuSet => of(&[Of(Kind::Vcpu), Below(64), Soon]),
         Op::VcpuStart | Op::VcpuReset | Op::VcpuStop => of(&[Of(Kind::Vcpu)]),
+        Op::VcpuLaunch => of(&[Of(Kind::Vcpu), GuestPage, Word]),
         Op::VcpuException => of(&[Of(Kind::Vcpu), Word, Word]),
         Op::LinesWrite => of(&[Of(Kind::Vcpu), Below(7), Line(32), Half, Half]),
         Op::LinesRead => of(&[Of(Kind::Vcpu), Below(7), Line(32)]),

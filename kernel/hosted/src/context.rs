@@ -197,6 +197,11 @@ impl VcpuContext for HostedVcpu {
         }
     }
 
+    fn start(&mut self, pc: u64, argument: u64) {
+        self.set_special(VcpuRegister::Pc, pc);
+        self.x[0] = argument;
+    }
+
     fn advance(&mut self) {
         self.set_special(VcpuRegister::Pc, self.pc().wrapping_add(4));
     }

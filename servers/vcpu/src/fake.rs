@@ -95,7 +95,7 @@ fn masked(old: u32, which: u64, values: u64) -> u32 {
 
 impl System for Fake {
     fn invoke(&self, op: Op, a: [u64; 6]) -> Result<[u64; 3], Refusal> {
-        if op == Op::VcpuReset {
+        if op == Op::VcpuLaunch {
             // Long enough for others to come between: races are looked for here.
             std::thread::sleep(std::time::Duration::from_micros(50));
         }
@@ -123,6 +123,16 @@ impl System for Fake {
             }
             Op::VcpuReset => {
                 state.registers.retain(|(owner, _), _| *owner != vcpu);
+                Ok([0; 3])
+            }
+            Op::VcpuLaunch => {
+                if !state.running.insert(vcpu) {
+                    return Err(Refusal::BadState);
+                }
+                state.registers.retain(|(owner, _), _| *owner != vcpu);
+                let reset = [(VcpuRegister::Pstate, 0x3c5), (VcpuRegister::Vmpidr, 0x8000_0000 | vcpu)];
+                let given = [(VcpuRegister::Pc, a[1]), (VcpuRegister::X0, a[2])];
+                state.registers.extend(reset.into_iter().chain(given).map(|(register, value)| ((vcpu, register as u64), value)));
                 Ok([0; 3])
             }
             Op::VcpuStart if !state.running.insert(vcpu) => Err(Refusal::BadState),

@@ -5,7 +5,7 @@
 //! to pending does.
 
 use core::sync::atomic::{AtomicU8, Ordering};
-use trellis_idl::kernel::{Refusal, VcpuRegister};
+use trellis_idl::kernel::Refusal;
 use trellis_idl::layout::slot;
 use trellis_idl::plan::MAX_VCPUS;
 use trellis_runtime::{System, Vcpu};
@@ -58,10 +58,6 @@ const VERSION_1_1: i64 = 0x1_0001;
 const NO_MIGRATION: i64 = 2;
 /// Of an MPIDR, the bits that name a CPU.
 const AFFINITY: u64 = 0xff_00ff_ffff;
-/// MPIDR_EL1: bit 31 is always one.
-const MPIDR_FIXED: u64 = 1 << 31;
-/// EL1h with D, A, I and F masked: how every CPU starts.
-pub const START_STATE: u64 = 0x3c5;
 
 /// Whether a vCPU runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -204,16 +200,11 @@ fn features(id: u32) -> i64 {
     if both.contains(&(id & !WIDE)) || narrow.contains(&id) { status::SUCCESS } else { status::NOT_SUPPORTED }
 }
 
-/// Puts a stopped vCPU at an entry as after reset and lets it run; `on` is called just before.
+/// Puts a stopped vCPU at an entry as after reset and lets it run; `on` is called just before: once it runs, it must not
+/// find itself off. Reset leaves it at EL1h with everything masked and its affinity as it was made.
 pub fn enter(system: &impl System, index: u8, entry: u64, x0: u64, on: impl FnOnce()) -> Result<(), Refusal> {
-    let vcpu = Vcpu::at(slot::VCPU + u64::from(index));
-    vcpu.reset(system)?;
-    vcpu.set(system, VcpuRegister::Vmpidr, MPIDR_FIXED | u64::from(index))?;
-    vcpu.set(system, VcpuRegister::Pstate, START_STATE)?;
-    vcpu.set(system, VcpuRegister::Pc, entry)?;
-    vcpu.set(system, VcpuRegister::X0, x0)?;
     on();
-    vcpu.start(system)
+    Vcpu::at(slot::VCPU + u64::from(index)).launch(system, entry, x0)
 }
 
 #[cfg(test)]

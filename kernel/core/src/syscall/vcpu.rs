@@ -123,6 +123,10 @@ impl<M: Machine> Call<'_, M> {
 
     pub(super) fn vcpu_start(&mut self) -> Done {
         let index = self.vcpu(Rights::EXECUTE)?;
+        self.start_stopped(index)
+    }
+
+    fn start_stopped(&mut self, index: u16) -> Done {
         let vcpu = self.local.vcpus.at_mut(index);
         if vcpu.state != VcpuState::Stopped {
             return Err(Refusal::BadState);
@@ -137,12 +141,24 @@ impl<M: Machine> Call<'_, M> {
 
     pub(super) fn vcpu_reset(&mut self) -> Done {
         let index = self.still_vcpu(Rights::WRITE)?;
+        self.reset_stopped(index)
+    }
+
+    fn reset_stopped(&mut self, index: u16) -> Done {
         if self.local.vcpus.at(index).state != VcpuState::Stopped {
             return Err(Refusal::BadState);
         }
         self.local.vcpus.at_mut(index).context.reset();
         lines::reset(self.local, self.machine, index);
         one(0)
+    }
+
+    /// Reset, entry and start in one: a CPU of a guest that starts another asks that one's CPU once.
+    pub(super) fn vcpu_launch(&mut self) -> Done {
+        let index = self.still_vcpu(Rights::WRITE.with(Rights::EXECUTE))?;
+        self.reset_stopped(index)?;
+        self.local.vcpus.at_mut(index).context.start(self.a[1], self.a[2]);
+        self.start_stopped(index)
     }
 
     pub(super) fn vcpu_stop(&mut self) -> Done {

@@ -4,7 +4,7 @@
 use super::function::*;
 use super::*;
 use crate::fake::{Fake, MEMORY};
-use trellis_idl::kernel::Op;
+use trellis_idl::kernel::{Op, VcpuRegister};
 
 const ENTRY: u64 = MEMORY + 0x1000;
 const RAM: Memory = Memory { base: MEMORY, bytes: 1 << 20 };
@@ -82,9 +82,9 @@ fn wrong_requests_to_start_say_what_is_wrong() {
 #[test]
 fn a_cpu_that_the_kernel_will_not_start_is_off_again() {
     let (system, power) = booted(2);
-    system.state.lock().unwrap().refuse = Some((Op::VcpuReset, Refusal::BadState));
+    system.state.lock().unwrap().refuse = Some((Op::VcpuLaunch, Refusal::BadState));
     assert_eq!(answer(&power, &system, CPU_ON | WIDE, [1, ENTRY, 0]), status::ALREADY_ON);
-    system.state.lock().unwrap().refuse = Some((Op::VcpuStart, Refusal::Quota));
+    system.state.lock().unwrap().refuse = Some((Op::VcpuLaunch, Refusal::Quota));
     assert_eq!(answer(&power, &system, CPU_ON | WIDE, [1, ENTRY, 0]), status::INTERNAL_FAILURE);
     system.state.lock().unwrap().refuse = None;
     assert_eq!(answer(&power, &system, CPU_ON | WIDE, [1, ENTRY, 0]), 0);
@@ -110,7 +110,7 @@ fn of_racing_callers_exactly_one_starts_the_cpu() {
             }));
             results.iter().filter(|result| **result == Some(Request::Answer(0))).count()
         });
-        assert_eq!((winners, system.count(Op::VcpuStart)), (1, 1));
+        assert_eq!((winners, system.count(Op::VcpuLaunch)), (1, 1));
     }
 }
 
