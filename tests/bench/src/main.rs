@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Stands in root's place and measures what a system call, a call and reply, a signal and a batched map cost, in
+//! Stands in root's place and measures what a system call, a call and reply, a signal, an interrupt and a batched map cost, in
 //! instructions (ticks at 1 GHz under `-icount shift=0`). Prints `figure NAME VALUE instructions` on the serial port.
 #![cfg_attr(target_os = "none", no_std)]
 #![cfg_attr(target_os = "none", no_main)]

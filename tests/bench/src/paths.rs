@@ -28,6 +28,9 @@ const EXITS: u64 = 84;
 const EXITS_STACK: u64 = 85;
 const EXITS_PORTAL: u64 = 86;
 const VCPU: u64 = 87;
+const LINE: u64 = 88;
+/// The serial port's physical line on the board that this runs on (images/boards/virt.toml).
+const SERIAL_LINE: u64 = 33;
 /// Where a run is mapped for a moment.
 const SCRATCH: u64 = 0x5000_0000;
 
@@ -114,6 +117,14 @@ unsafe extern "C" {
 
 /// The serial port's page, mapped here.
 struct Serial;
+
+impl Serial {
+    /// Lets the port interrupt when it has sent something, or not (PL011 3.3.10, UARTIMSC.TXIM).
+    fn interrupt(&self, on: bool) {
+        // SAFETY: as in `write_str`.
+        unsafe { ((layout::DEVICE + 0x38) as *mut u32).write_volatile(u32::from(on) << 5) };
+    }
+}
 
 impl Write for Serial {
     fn write_str(&mut self, text: &str) -> core::fmt::Result {
@@ -225,6 +236,29 @@ fn signal_to_thread() {
     let _ = writeln!(Serial, "figure signal_to_thread {} instructions", spent / PASSES);
 }
 
+/// From before the store that makes a device interrupt to the first instruction of the thread that waits for it, which
+/// goes before this one; less what reading the clock costs. The device is the serial port: it has sent something.
+fn irq_to_thread() {
+    kernel(Op::LineCreate, [root_slot::SYSTEM, SERIAL_LINE, LINE, 0, 0, 0]);
+    kernel(Op::LineBind, [LINE, SIGNAL, 0, 0, 0, 0]);
+    let write = Access::READ.with(Access::WRITE).0;
+    kernel(Op::DomainMap, [root_slot::DOMAIN, SCRATCH, STACK, 0, 1, write]);
+    let mut spent = 0;
+    for _ in 0..PASSES {
+        let before = now();
+        let begin = now();
+        Serial.interrupt(true);
+        // SAFETY: as in `signal_to_thread`.
+        let noted = unsafe { ((SCRATCH + 4096 - 8) as *const u64).read_volatile() };
+        spent += noted.checked_sub(begin + (begin - before)).expect("the waiter ran before this went on");
+        Serial.interrupt(false);
+        kernel(Op::LineAck, [LINE, 0, 0, 0, 0, 0]);
+        Svc.wait(1, 0);
+    }
+    kernel(Op::DomainUnmap, [root_slot::DOMAIN, SCRATCH, 1, 0, 0, 0]);
+    let _ = writeln!(Serial, "figure irq_to_thread {} instructions", spent / PASSES);
+}
+
 /// Maps and unmaps 256 pages of 4 KiB; only mapping is measured.
 fn map_batched(at: &mut u64) {
     split(64, GUEST_TABLES, at);
@@ -298,6 +332,7 @@ pub fn run(_plan: u64) -> ! {
             "mov x25, #7", "mov x26, #8", "mov x27, #9")
     });
     signal_to_thread();
+    irq_to_thread();
     map_batched(&mut at);
     exits(&mut at);
     let _ = writeln!(Serial, "bench done");
