@@ -47,6 +47,8 @@ const SERVER: usize = offset_of!(Cpu, server) - BLOCK_OFFSET;
 
 core::arch::global_asm!(include_str!("entry.S"), CURRENT = const CURRENT, MODE = const MODE, SERVER = const SERVER);
 
+core::arch::global_asm!(include_str!("memory.S"));
+
 unsafe extern "C" {
     /// Saves the vector registers.
     pub fn save_vectors(to: *mut crate::context::Vectors);
