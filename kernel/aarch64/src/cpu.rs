@@ -264,7 +264,7 @@ extern "C" fn svc_door(a0: u64, a1: u64, a2: u64, a3: u64, a4: u64, a5: u64, num
         Next::Answered { vcpu, mask } => {
             let context = cpu.vcpu(vcpu);
             if cpu.machine.loaded != context {
-                cpu.load(vcpu);
+                return answer_another(cpu, vcpu, mask);
             }
             Obey { target: context as u64 + 2, value: mask }
         }
@@ -275,6 +275,14 @@ extern "C" fn svc_door(a0: u64, a1: u64, a2: u64, a3: u64, a4: u64, a5: u64, num
             Obey { target: 4, value: 0 }
         }
     }
+}
+
+/// An answer to a vCPU whose state is not in the hardware.
+#[cold]
+#[inline(never)]
+fn answer_another(cpu: &mut Cpu, vcpu: u16, mask: u64) -> Obey {
+    cpu.load(vcpu);
+    Obey { target: cpu.vcpu(vcpu) as u64 + 2, value: mask }
 }
 
 /// A signal, apart from the other hot operations so that they keep their registers.
@@ -312,11 +320,12 @@ extern "C" fn exit_door(at: *mut u8, esr: u64) -> Obey {
         return server_fault(cpu, esr);
     };
     let vcpu = cpu.local.vcpus.at_mut(index);
-    let class = match decode::exit(&mut vcpu.context, Esr(esr)) {
-        decode::Decoded::Exit(class) => class as u8,
-        decode::Decoded::Fault { page } => vcpu.class_of(page),
-        decode::Decoded::SoftwareInterrupt(what) => return software_interrupt(cpu, what),
-        other => return exit_in_kernel(cpu, index, other),
+    // Classes without a case here cost those that have one nothing: they share no registers and no stack.
+    let class = match decode::common(&mut vcpu.context, Esr(esr)) {
+        decode::Common::Exit(class) => class as u8,
+        decode::Common::Fault { page } => vcpu.class_of(page),
+        decode::Common::SoftwareInterrupt { value } => return software_interrupt(cpu, value),
+        decode::Common::Rare => return exit_rare(cpu, index, esr),
     };
     vcpu.context.exit[0] |= class as u64;
     match vcpu::exited(&mut cpu.local, index, class) {
@@ -339,7 +348,8 @@ fn exit_slow(cpu: &mut Cpu, class: u8) -> Obey {
 
 /// The running guest sends a software interrupt, to itself if that is simple.
 #[inline(never)]
-fn software_interrupt(cpu: &mut Cpu, what: SoftwareInterrupt) -> Obey {
+fn software_interrupt(cpu: &mut Cpu, value: u64) -> Obey {
+    let what = decode::software_interrupt(value);
     match lines::software_at_once(&mut cpu.local, &mut cpu.machine, what) {
         Next::Again => Obey { target: SAME, value: 0 },
         _ => software_interrupts(cpu, what),
@@ -356,11 +366,16 @@ fn software_interrupts(cpu: &mut Cpu, what: SoftwareInterrupt) -> Obey {
     }
 }
 
-/// Exits that the kernel answers itself.
+/// Exits of other classes, and those that the kernel answers itself.
+#[cold]
 #[inline(never)]
-fn exit_in_kernel(cpu: &mut Cpu, index: u16, what: decode::Decoded) -> Obey {
+fn exit_rare(cpu: &mut Cpu, index: u16, esr: u64) -> Obey {
     cpu.machine.guest_mode = true;
-    let trap = match what {
+    let trap = match decode::rare(&mut cpu.local.vcpus.at_mut(index).context, Esr(esr)) {
+        decode::Decoded::Exit(class) => {
+            cpu.local.vcpus.at_mut(index).context.exit[0] |= class as u64;
+            return exit_slow(cpu, class as u8);
+        }
         decode::Decoded::Wait => {
             let context = &mut cpu.local.vcpus.at_mut(index).context;
             context.el1.cntv_ctl = read!("cntv_ctl_el0");
@@ -383,8 +398,7 @@ fn exit_in_kernel(cpu: &mut Cpu, index: u16, what: decode::Decoded) -> Obey {
             cpu.mode = 0;
             Trap::Spurious
         }
-        decode::Decoded::Retry | decode::Decoded::Exit(_) | decode::Decoded::Fault { .. }
-        | decode::Decoded::SoftwareInterrupt(_) => Trap::Spurious,
+        decode::Decoded::Retry => Trap::Spurious,
     };
     let next = take(&mut cpu.local, &SHARED, &mut cpu.machine, trap);
     cpu.obey(next)

@@ -6,9 +6,9 @@ use crate::registers::{Esr, ICC_SGI1R};
 use trellis_core::lines::SoftwareInterrupt;
 use trellis_idl::kernel::{ExitClass, ExitHeader};
 
-/// What the exit is.
+/// What the exit is, for the classes that come often.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Decoded {
+pub enum Common {
     /// For a server; the words are in the context, the class is not in the header yet.
     Exit(ExitClass),
     /// A second-stage fault on a guest page: memory's or a device's.
@@ -16,8 +16,20 @@ pub enum Decoded {
         /// Guest page.
         page: u64,
     },
-    /// The kernel sends it.
-    SoftwareInterrupt(SoftwareInterrupt),
+    /// A write of ICC_SGI1R_EL1, which [`software_interrupt`] reads.
+    SoftwareInterrupt {
+        /// What was written.
+        value: u64,
+    },
+    /// [`rare`] knows.
+    Rare,
+}
+
+/// What the exit is, for all other classes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Decoded {
+    /// As [`Common::Exit`].
+    Exit(ExitClass),
     /// WFI.
     Wait,
     /// Floating point, to be loaded.
@@ -47,20 +59,20 @@ mod ec {
 
 /// Fills the exit words and says what it is.
 #[inline(always)]
-pub fn exit(context: &mut Vcpu, esr: Esr) -> Decoded {
+pub fn common(context: &mut Vcpu, esr: Esr) -> Common {
     match esr.class() {
         ec::DATA | ec::FETCH => abort(context, esr),
         ec::HVC => {
             // The program counter is past an HVC already (Arm ARM D1.3.5).
             words(context, esr, 0, 0);
-            Decoded::Exit(ExitClass::Hypercall)
+            Common::Exit(ExitClass::Hypercall)
         }
         ec::SMC => {
             words(context, esr, LENGTH_4, 0);
-            Decoded::Exit(ExitClass::Firmware)
+            Common::Exit(ExitClass::Firmware)
         }
         ec::SYSTEM => system(context, esr),
-        other => rare(context, esr, other),
+        _ => Common::Rare,
     }
 }
 
@@ -87,10 +99,12 @@ fn general(context: &Vcpu, n: u64) -> u64 {
     if n == 31 { 0 } else { context.x[n as usize & 31] }
 }
 
-#[cold]
-#[inline(never)]
-fn rare(context: &mut Vcpu, esr: Esr, class: u8) -> Decoded {
+/// Fills the exit words of what [`common`] leaves, and says what it is.
+pub fn rare(context: &mut Vcpu, esr: Esr) -> Decoded {
+    let class = esr.class();
     match class {
+        // Its own translation is gone meanwhile.
+        ec::DATA | ec::FETCH => return Decoded::Retry,
         ec::WAIT if esr.0 & 1 == 0 => return Decoded::Wait,
         ec::FLOAT => return Decoded::Float,
         ec::SVE | ec::SME => return Decoded::Undefined,
@@ -111,15 +125,15 @@ pub fn describe(context: &mut Vcpu, esr: Esr, class: ExitClass) {
 }
 
 #[inline(always)]
-fn system(context: &mut Vcpu, esr: Esr) -> Decoded {
+fn system(context: &mut Vcpu, esr: Esr) -> Common {
     let register = esr.system_register();
     if esr.encoding() == ICC_SGI1R && !esr.is_read() {
-        return Decoded::SoftwareInterrupt(software_interrupt(general(context, register)));
+        return Common::SoftwareInterrupt { value: general(context, register) };
     }
     let write = if esr.is_read() { 0 } else { ExitHeader::WRITE };
     let value = if esr.is_read() { 0 } else { general(context, register) };
     words(context, esr, LENGTH_4 | write | register << 16 | 1 << 21 | 8 << 8, value);
-    Decoded::Exit(ExitClass::Register)
+    Common::Exit(ExitClass::Register)
 }
 
 /// ICC_SGI1R_EL1 (GICv3 12.2.19). vCPUs have affinity 0.0.0.number: the target list counts for cluster 0 only.
@@ -134,9 +148,9 @@ pub fn software_interrupt(value: u64) -> SoftwareInterrupt {
 }
 
 #[inline(always)]
-fn abort(context: &mut Vcpu, esr: Esr) -> Decoded {
+fn abort(context: &mut Vcpu, esr: Esr) -> Common {
     let Some((physical, far)) = fault_address(esr) else {
-        return Decoded::Retry;
+        return Common::Rare;
     };
     let fetch = esr.class() == ec::FETCH;
     let mut header = LENGTH_4;
@@ -172,9 +186,9 @@ fn abort(context: &mut Vcpu, esr: Esr) -> Decoded {
     context.exit[3] = far;
     if !esr.is_stage2() {
         // External aborts, alignment and the rest: nobody's map can mend them.
-        return Decoded::Exit(ExitClass::SystemError);
+        return Common::Exit(ExitClass::SystemError);
     }
-    Decoded::Fault { page: physical >> 12 }
+    Common::Fault { page: physical >> 12 }
 }
 
 /// The order of a guest's data accesses: SCTLR_EL1.E0E at EL0, .EE at EL1 (Arm ARM D24.2.174).
@@ -225,8 +239,8 @@ mod tests {
         context.x[1] = 0x55;
         context.pstate = 0x3c5;
         // EC 0x24, ISV, 4 bytes, SRT 1, write, translation fault; the address rides in the test's high half.
-        let decoded = exit(&mut context, Esr(0x9381_0047 | 0x0900_0018 << 32));
-        assert_eq!(decoded, Decoded::Fault { page: 0x9000 });
+        let decoded = common(&mut context, Esr(0x9381_0047 | 0x0900_0018 << 32));
+        assert_eq!(decoded, Common::Fault { page: 0x9000 });
         let header = ExitHeader(context.exit[0]);
         assert!(header.has(ExitHeader::WRITE) && !header.has(ExitHeader::USER));
         assert_eq!((header.width(), header.register(), header.length()), (Some(4), 1, 4));
@@ -237,7 +251,7 @@ mod tests {
     fn a_store_of_the_zero_register_stores_zero() {
         let mut context = Vcpu::EMPTY;
         context.x[31] = 99;
-        let _ = exit(&mut context, Esr(0x939f_0047));
+        let _ = common(&mut context, Esr(0x939f_0047));
         assert_eq!(context.exit[5], 0);
     }
 
@@ -256,16 +270,22 @@ mod tests {
         let mut context = Vcpu::EMPTY;
         context.x[2] = 7 << 24 | 2;
         let esr = 0x18 << 26 | 1 << 25 | ICC_SGI1R | 2 << 5;
-        assert!(matches!(exit(&mut context, Esr(esr)), Decoded::SoftwareInterrupt(SoftwareInterrupt { line: 7, .. })));
+        assert_eq!(common(&mut context, Esr(esr)), Common::SoftwareInterrupt { value: 7 << 24 | 2 });
+        assert_eq!(software_interrupt(7 << 24 | 2).line, 7);
+    }
+
+    fn whole(context: &mut Vcpu, esr: Esr) -> Decoded {
+        assert_eq!(common(context, esr), Common::Rare);
+        rare(context, esr)
     }
 
     #[test]
     fn what_the_guest_does_not_have_is_undefined() {
         let mut context = Vcpu::EMPTY;
-        assert_eq!(exit(&mut context, Esr(0x19 << 26)), Decoded::Undefined);
-        assert_eq!(exit(&mut context, Esr(0x1d << 26)), Decoded::Undefined);
-        assert_eq!(exit(&mut context, Esr(0x07 << 26)), Decoded::Float);
-        assert_eq!(exit(&mut context, Esr(0x3c << 26)), Decoded::Exit(ExitClass::Debug));
-        assert_eq!(exit(&mut context, Esr(0x3f << 26)), Decoded::Exit(ExitClass::Illegal));
+        assert_eq!(whole(&mut context, Esr(0x19 << 26)), Decoded::Undefined);
+        assert_eq!(whole(&mut context, Esr(0x1d << 26)), Decoded::Undefined);
+        assert_eq!(whole(&mut context, Esr(0x07 << 26)), Decoded::Float);
+        assert_eq!(whole(&mut context, Esr(0x3c << 26)), Decoded::Exit(ExitClass::Debug));
+        assert_eq!(whole(&mut context, Esr(0x3f << 26)), Decoded::Exit(ExitClass::Illegal));
     }
 }

@@ -111,10 +111,12 @@ pub fn reply<M: Machine>(local: &mut Local<M>, mask: u64, bytes: u64) -> Next {
             server.client = Client::None;
             server.state = ThreadState::Open;
             let Some(client) = local.threads.get_mut(id) else {
-                return gone(local, me, Client::Thread(name, turn));
+                gone(local, me, name, turn);
+                return Next::Slow;
             };
             if client.state != ThreadState::Awaiting || client.turn != turn {
-                return gone(local, me, Client::Thread(name, turn));
+                gone(local, me, name, turn);
+                return Next::Slow;
             }
             client.state = ThreadState::Ready;
             local.running = Running::Thread(id.index() as u16);
@@ -127,11 +129,10 @@ pub fn reply<M: Machine>(local: &mut Local<M>, mask: u64, bytes: u64) -> Next {
 /// The hot door found nobody to answer: put things back and let the slow one see.
 #[cold]
 #[inline(never)]
-fn gone<M: Machine>(local: &mut Local<M>, me: u16, client: Client) -> Next {
+fn gone<M: Machine>(local: &mut Local<M>, me: u16, name: u64, turn: u32) {
     let server = local.threads.at_mut(me);
-    server.client = client;
+    server.client = Client::Thread(name, turn);
     server.state = ThreadState::Ready;
-    Next::Slow
 }
 
 /// `Op::Call`, every case.
