@@ -44,7 +44,10 @@ pub enum Op {
     /// Makes a run of frames out of part of another: `x0` frames, `x1` first page, `x2` pages, `x3` empty slot of the
     /// caller's for the new capability. The part is taken out of the old run's use.
     FramesSplit = 0x10,
-    /// Unmaps the run in `x0` from every map, revokes every capability made of it, zeroes it; it is whole again.
+    /// Unmaps the run in `x0` from every map, revokes every capability made of it, zeroes it; it is whole again: what was
+    /// split off it ends, and so does a domain or guest whose page tables are among it. Back: `x0` = 1 when a piece of
+    /// this is done and there is more to do: ask again (until then the run cannot be used). Refused: `BadState` when the
+    /// caller's own page tables are among it.
     FramesReclaim = 0x11,
     /// Back: `x0` = pages, `x1` = first machine page (only with the right [`Rights::CONTROL`], else 0), `x2` = 1 for device memory.
     FramesInfo = 0x12,
@@ -56,6 +59,7 @@ pub enum Op {
     /// Unmaps from a domain: `x0` domain, `x1` virtual address, `x2` pages.
     DomainUnmap = 0x1a,
     /// Destroys a domain: its threads, its capabilities, its maps; its table frames go back to their run. `x0` domain.
+    /// Back: `x0` = 1 when there is more to do: ask again.
     DomainDestroy = 0x1b,
 
     /// Makes a thread: `x0` domain, `x1` CPU, `x2` priority or [`PASSIVE`], `x3` empty slot, `x4` virtual address of its
@@ -80,7 +84,8 @@ pub enum Op {
     Grant = 0x30,
     /// Drops the capability in slot `x0`.
     Drop = 0x31,
-    /// Takes an object's name from everybody else: every other capability to it is dead when this returns. `x0` slot.
+    /// Takes an object's name from everybody else: every other capability to it is dead, and in use on no CPU, when this
+    /// returns 0. `x0` slot, `x1` = 0 at first. Back: `x0` = 1 when there is more to do: ask again with the `x1` of this.
     Revoke = 0x32,
 
     /// Makes a guest: `x0` frames for its page tables, `x1` views (1 for now), `x2` empty slot.
@@ -96,7 +101,7 @@ pub enum Op {
     GuestRead = 0x3c,
     /// Copies the caller's memory into guest memory: like [`Op::GuestRead`], the other way. Makes it coherent with instruction fetch.
     GuestWrite = 0x3d,
-    /// Destroys a guest, its vCPUs and its maps. `x0` guest.
+    /// Destroys a guest, its vCPUs and its maps. `x0` guest. Back: `x0` = 1 when there is more to do: ask again.
     GuestDestroy = 0x3e,
 
     /// Makes a vCPU: `x0` guest, `x1` CPU, `x2` its number in the guest, `x3` empty slot, `x4` priority, `x5` budget as in [`Op::ThreadCreate`].
@@ -120,6 +125,8 @@ pub enum Op {
     /// Starts a stopped vCPU anew: [`Op::VcpuReset`], then the program counter and `x0`, then [`Op::VcpuStart`], in one.
     /// `x0` vCPU, `x1` program counter, `x2` what it finds in its `x0`. Refused `BadState` when it is not stopped.
     VcpuLaunch = 0x49,
+    /// Destroys a vCPU, whatever it does. `x0` vCPU.
+    VcpuDestroy = 0x4a,
 
     /// Writes one bit field of up to 32 virtual lines: `x0` vCPU, `x1` [`LineField`], `x2` first line (multiple of 32),
     /// `x3` which of the 32, `x4` their new values. Lines below 32 are the vCPU's own, others the guest's.
@@ -162,7 +169,7 @@ impl Op {
         Op::PortalCreate, Op::SignalCreate, Op::Grant, Op::Drop, Op::Revoke,
         Op::GuestCreate, Op::GuestMap, Op::GuestUnmap, Op::GuestProtect, Op::GuestRead, Op::GuestWrite, Op::GuestDestroy,
         Op::VcpuCreate, Op::VcpuRoute, Op::VcpuWindow, Op::VcpuGet, Op::VcpuSet, Op::VcpuStart, Op::VcpuReset,
-        Op::VcpuStop, Op::VcpuException, Op::VcpuLaunch,
+        Op::VcpuStop, Op::VcpuException, Op::VcpuLaunch, Op::VcpuDestroy,
         Op::LinesWrite, Op::LinesRead, Op::LinesPriority, Op::LinesPriorityRead, Op::LineTarget, Op::LinesEnable,
         Op::LineBind, Op::LineAck, Op::LineCreate,
         Op::SystemOff, Op::Log, Op::LogRead, Op::Fact,

@@ -88,6 +88,17 @@ fn tell<const N: usize>(system: &impl System, op: Op, given: [u64; N]) -> Done {
     ask(system, op, given).map(|_| ())
 }
 
+/// One operation that is done piece by piece, to its end. (Another thread of this CPU may be asking another CPU just now.)
+fn finish(system: &impl System, op: Op, slot: u64) -> Done {
+    loop {
+        match ask(system, op, [slot]) {
+            Ok([0, ..]) => return Ok(()),
+            Ok(_) | Err(Refusal::Again) => {}
+            Err(refusal) => return Err(refusal),
+        }
+    }
+}
+
 /// How much of a CPU, as an argument: time in the low half, period in the high half, in µs; 0 = no budget.
 pub const fn budget(time_us: u32, period_us: u32) -> u64 {
     time_us as u64 | (period_us as u64) << 32
@@ -133,7 +144,13 @@ impl<K> Handle<K> {
 
     /// [`Op::Revoke`]: every other capability to the object is dead afterwards.
     pub fn revoke(self, system: &impl System) -> Done {
-        tell(system, Op::Revoke, [self.slot])
+        let mut mark = 0;
+        loop {
+            match ask(system, Op::Revoke, [self.slot, mark])? {
+                [0, ..] => return Ok(()),
+                [_, more, _] => mark = more,
+            }
+        }
     }
 }
 
@@ -157,7 +174,7 @@ impl Frames {
 
     /// [`Op::FramesReclaim`].
     pub fn reclaim(self, system: &impl System) -> Done {
-        tell(system, Op::FramesReclaim, [self.slot])
+        finish(system, Op::FramesReclaim, self.slot)
     }
 
     /// [`Op::FramesInfo`].
@@ -188,7 +205,7 @@ impl Domain {
 
     /// [`Op::DomainDestroy`].
     pub fn destroy(self, system: &impl System) -> Done {
-        tell(system, Op::DomainDestroy, [self.slot])
+        finish(system, Op::DomainDestroy, self.slot)
     }
 }
 
@@ -309,7 +326,7 @@ impl Guest {
 
     /// [`Op::GuestDestroy`].
     pub fn destroy(self, system: &impl System) -> Done {
-        tell(system, Op::GuestDestroy, [self.slot])
+        finish(system, Op::GuestDestroy, self.slot)
     }
 }
 
@@ -382,6 +399,11 @@ impl Vcpu {
     /// [`Op::VcpuStop`].
     pub fn stop(self, system: &impl System) -> Done {
         tell(system, Op::VcpuStop, [self.slot])
+    }
+
+    /// [`Op::VcpuDestroy`].
+    pub fn destroy(self, system: &impl System) -> Done {
+        tell(system, Op::VcpuDestroy, [self.slot])
     }
 
     /// [`Op::VcpuException`].

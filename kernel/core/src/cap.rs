@@ -14,6 +14,21 @@ impl CapWord {
         CapWord(kind as u64 | (rights.0 as u64) << 8 | badge << 16)
     }
 
+    /// What an emptied slot holds: no kind, and since when.
+    pub const fn emptied(mark: u64) -> Self {
+        CapWord(mark << 8)
+    }
+
+    /// Whether it is no capability.
+    pub const fn is_empty(self) -> bool {
+        self.0 & 0xff == 0
+    }
+
+    /// The mark of [`CapWord::emptied`].
+    pub const fn mark(self) -> u64 {
+        self.0 >> 8
+    }
+
     /// What it allows.
     pub const fn rights(self) -> Rights {
         Rights((self.0 >> 8) as u8)

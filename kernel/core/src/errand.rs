@@ -18,6 +18,8 @@ pub enum Errand {
     Request(u16),
     /// What it asked for is done.
     Answer,
+    /// Somebody wants to know that it has left the kernel ([`crate::grace`]).
+    Pass,
 }
 
 /// The word as errands use it; a trait so that a model checker can stand in for the processor.
@@ -50,6 +52,7 @@ impl Word for AtomicU64 {
 const SIGNALLED: u64 = 1 << 32;
 const ASKED: u64 = 1 << 33;
 const ANSWERED: u64 = 1 << 34;
+const PASS: u64 = 1 << 35;
 /// Bits of the first word that are vCPUs.
 const VCPUS: u64 = 0xffff;
 
@@ -76,6 +79,8 @@ pub struct Taken {
     pub askers: u64,
     /// What this CPU asked for is done.
     pub answered: bool,
+    /// It shall say that it has left the kernel.
+    pub pass: bool,
 }
 
 impl Errands {
@@ -99,6 +104,7 @@ impl<W: Word> Errands<W> {
                 ASKED
             }
             Errand::Answer => ANSWERED,
+            Errand::Pass => PASS,
         };
         self.what.set(what) == 0
     }
@@ -111,6 +117,7 @@ impl<W: Word> Errands<W> {
             threads: if what & SIGNALLED != 0 { self.threads.take() } else { 0 },
             askers: if what & ASKED != 0 { self.askers.take() } else { 0 },
             answered: what & ANSWERED != 0,
+            pass: what & PASS != 0,
         }
     }
 
@@ -161,8 +168,9 @@ mod tests {
         assert!(!errands.leave(Errand::Signal(63)));
         assert!(!errands.leave(Errand::Request(5)));
         assert!(!errands.leave(Errand::Answer));
+        assert!(!errands.leave(Errand::Pass));
         assert!(!errands.take_lines_of(3), "there are others");
-        let all = Taken { vcpus: 1 << 3, threads: 1 << 63, askers: 1 << 5, answered: true };
+        let all = Taken { vcpus: 1 << 3, threads: 1 << 63, askers: 1 << 5, answered: true, pass: true };
         assert_eq!(errands.take(), all);
         assert_eq!(errands.take(), Taken::default());
         assert!(errands.leave(Errand::Lines(3)));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Runs of physical memory: who may map them, where they are mapped, and how they are taken back.
 
+use crate::grace::Mark;
 use crate::machine::Page;
 use crate::pool::{Empty, Id, Pool, SHARED_HOME};
 use trellis_idl::kernel::Refusal;
@@ -17,6 +18,19 @@ pub enum Use {
     Memory,
     /// The kernel's: page tables of a domain or guest.
     Tables,
+}
+
+/// How far a run is with being taken back: it is not to be used meanwhile.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Taking {
+    /// It is not being taken back.
+    No,
+    /// It is, or what it was split off is: its parts and maps go.
+    Begun,
+    /// Nobody reaches it any more; this many of its pages are zero.
+    Cleaned(u64),
+    /// No copy of its capability is left since this mark.
+    Settles(Mark),
 }
 
 /// A map that a run may be in.
@@ -47,6 +61,12 @@ pub struct Run {
     pub parent: u64,
     /// Runs that were split off it.
     pub parts: u32,
+    /// How many splits lie between it and what there was at boot.
+    pub depth: u16,
+    /// How far it is with being taken back.
+    pub taking: Taking,
+    /// Where in the first of its maps its pages are looked for next.
+    pub cursor: u64,
     pub(crate) maps: [MapName; MAPS],
 }
 
@@ -59,6 +79,9 @@ impl Empty for Run {
         use_: Use::Memory,
         parent: 0,
         parts: 0,
+        depth: 0,
+        taking: Taking::No,
+        cursor: 0,
         maps: [MapName::None; MAPS],
     };
 }
@@ -86,7 +109,20 @@ impl Run {
     pub fn forget(&mut self, map: MapName) {
         for known in self.maps.iter_mut().filter(|known| **known == map) {
             *known = MapName::None;
+            // Whoever has this name next is looked through from its beginning.
+            self.cursor = 0;
         }
+    }
+
+    /// Whether the two share a page.
+    pub const fn overlaps(&self, other: &Run) -> bool {
+        self.first < other.first + other.pages && other.first < self.first + self.pages
+    }
+
+    /// Whether it was split off this one, directly or not: its pages lie inside, and it came later.
+    fn lies_in(&self, whole: &Run) -> bool {
+        let end = whole.first + whole.pages;
+        self.depth > whole.depth && whole.first <= self.first && self.first + self.pages <= end
     }
 
     /// Where it is mapped.
@@ -125,7 +161,7 @@ impl Runs {
         if count == 0 {
             return Err(Refusal::OutOfRange);
         }
-        if run.use_ != Use::Memory {
+        if run.use_ != Use::Memory || run.taking != Taking::No {
             return Err(Refusal::BadState);
         }
         let (from, to) = (run.first + first, run.first + end);
@@ -149,9 +185,11 @@ impl Runs {
             // What is mapped as part of the old run could not be found again under the new one.
             return Err(Refusal::BadState);
         }
-        let part = Run { first: page, pages: count, parent: name, parts: 0, maps: [MapName::None; MAPS], ..run };
+        let depth = run.depth.checked_add(1).ok_or(Refusal::Quota)?;
+        let maps = [MapName::None; MAPS];
+        let part = Run { first: page, pages: count, parent: name, parts: 0, depth, cursor: 0, maps, ..run };
         let part = self.pool.insert(part).ok_or(Refusal::Quota)?;
-        // No run ever ends, so this only grows: a run without parts is checked without looking for them.
+        // A run without parts is checked without looking for them.
         self.get_mut(name)?.parts += 1;
         Ok(part.0)
     }
@@ -161,9 +199,44 @@ impl Runs {
         self.pool.each_mut(|run| run.forget(map));
     }
 
-    /// Whether parts of it were split off.
-    pub fn has_parts(&self, name: u64) -> bool {
-        self.get(name).is_ok_and(|run| run.parts != 0)
+    /// Begins to take back a run and all that was ever split off it. Says whether it had not begun before.
+    pub fn begin_taking(&mut self, name: u64) -> Result<bool, Refusal> {
+        let whole = *self.get(name)?;
+        if whole.taking != Taking::No {
+            return Ok(false);
+        }
+        self.pool.each_mut(|run| {
+            if run.lies_in(&whole) && run.taking == Taking::No {
+                run.taking = Taking::Begun;
+            }
+        });
+        self.get_mut(name)?.taking = Taking::Begun;
+        Ok(true)
+    }
+
+    /// The deepest of what was split off a run, directly or not; itself when nothing is.
+    pub fn deepest(&self, name: u64) -> Result<u64, Refusal> {
+        let whole = *self.get(name)?;
+        let parts = self.pool.names().filter_map(|id| Some((id.0, self.pool.get(id)?)));
+        let deepest = parts.filter(|(_, run)| run.lies_in(&whole)).max_by_key(|(_, run)| run.depth);
+        Ok(deepest.map_or(name, |(name, _)| name))
+    }
+
+    /// Ends a run: its pages are those of what it was split off again.
+    pub fn join(&mut self, name: u64) {
+        let Ok(run) = self.get(name).copied() else { return };
+        self.pool.remove(Id::from_word(name));
+        if let Ok(parent) = self.get_mut(run.parent) {
+            parent.parts = parent.parts.saturating_sub(1);
+        }
+    }
+
+    /// A run was taken back: it can be used, unless what it was split off is being taken back too.
+    pub fn taken(&mut self, name: u64) -> Result<(), Refusal> {
+        let parent = self.get(name)?.parent;
+        let goes_on = self.get(parent).is_ok_and(|parent| parent.taking != Taking::No);
+        self.get_mut(name)?.taking = if goes_on { Taking::Begun } else { Taking::No };
+        Ok(())
     }
 }
 
@@ -189,6 +262,29 @@ mod tests {
         assert_eq!(runs.check(whole, 15, 35), Ok(115));
         assert_eq!(runs.check(whole, 1, u64::MAX), Err(Refusal::OutOfRange));
         assert_eq!(runs.split(whole, 0, 11), Err(Refusal::Occupied));
-        assert!(runs.has_parts(whole) && !runs.has_parts(part));
+        assert!(runs.get(whole).is_ok_and(|run| run.parts == 1) && runs.get(part).is_ok_and(|run| run.parts == 0));
+    }
+
+    #[test]
+    fn what_was_split_off_is_taken_back_from_the_deepest_on_and_cannot_be_used_meanwhile() {
+        let mut runs = Runs::new();
+        let whole = runs.pool.insert(Run { first: 100, pages: 50, ..Run::EMPTY }).expect("room").0;
+        let beside = runs.split(whole, 0, 10).expect("free");
+        let part = runs.split(whole, 10, 20).expect("free");
+        let inner = runs.split(part, 0, 20).expect("all of it");
+        assert_eq!(runs.begin_taking(part), Ok(true));
+        assert_eq!(runs.begin_taking(part), Ok(false));
+        assert_eq!(runs.check(inner, 0, 1), Err(Refusal::BadState));
+        assert_eq!(runs.split(part, 0, 1), Err(Refusal::BadState));
+        assert_eq!((runs.check(beside, 0, 1), runs.check(whole, 30, 1)), (Ok(100), Ok(130)));
+        assert_eq!(runs.deepest(part), Ok(inner));
+        runs.join(inner);
+        assert_eq!(runs.deepest(part), Ok(part));
+        runs.taken(part).expect("it is there");
+        assert_eq!(runs.split(part, 0, 20).map(|_| ()), Ok(()));
+        assert_eq!(runs.begin_taking(whole), Ok(true));
+        assert_eq!(runs.check(beside, 0, 1), Err(Refusal::BadState));
+        runs.taken(beside).expect("it is there");
+        assert_eq!(runs.check(beside, 0, 1), Err(Refusal::BadState), "what it was split off is still being taken back");
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A guest: the maps its vCPUs see. (Views other than the host map have their room in `views`, and are not there yet.)
 
+use crate::grace::Mark;
 use crate::machine::{Memory, PAGE_BYTES};
 use crate::space::Space;
 use trellis_idl::kernel::{Access, Refusal};
@@ -15,8 +16,10 @@ pub struct Guest {
     pub space: Space,
     /// Name of the run its tables are in.
     pub tables: u64,
-    /// vCPUs it has.
-    pub vcpus: u16,
+    /// CPUs on which it has vCPUs, one bit each.
+    pub cpus: u64,
+    /// Since when it has no map any more: its index is used again after that.
+    pub mark: Mark,
     /// What every frame that was ever mapped here allows: no access may be changed to more.
     pub most: Access,
 }
@@ -25,7 +28,7 @@ impl Guest {
     /// Every access to memory.
     pub const ANY: Access = Access(7);
     /// No guest.
-    pub const EMPTY: Guest = Guest { space: Space::EMPTY, tables: 0, vcpus: 0, most: Guest::ANY };
+    pub const EMPTY: Guest = Guest { space: Space::EMPTY, tables: 0, cpus: 0, mark: 0, most: Guest::ANY };
 }
 
 /// Copies between two maps page by page; stops where either has no page or forbids it. Says how many bytes.

@@ -73,10 +73,9 @@ pub fn root<M: Machine>(
     let stale = space.map(machine, layout::PAYLOAD / PAGE, payload, payload_pages, Access::READ)?;
     machine.invalidate(stale);
 
-    let table = TableRange { first: control.next_slot, count: SLOTS };
-    control.next_slot += SLOTS;
+    let table = control.slots.take(SLOTS).ok_or(Refusal::Quota)?;
     let domain = control.domains.insert(Empty::EMPTY).ok_or(Refusal::Quota)?;
-    *shared.domains[domain.index() % DOMAINS].lock() = Domain { space, table, rank: RANK, tables: 0, threads: 1 };
+    *shared.domains[domain.index() % DOMAINS].lock() = Domain { space, table, rank: RANK, tables: 0, cpus: 1 << local.cpu, mark: 0 };
     let thread = make_thread(local, shared, domain.index() as u16, table, &space, buffer)?;
     let argument = header.plan.base | header.plan.bytes << 32;
     local.threads.at_mut(thread.index() as u16).context.start(header.root_entry, stack_end, argument);

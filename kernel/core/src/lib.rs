@@ -5,7 +5,8 @@
 //! back. Read in this order: [`machine`] (what a machine owes), [`pool`] (names), [`cap`] and [`table`] (authority),
 //! [`local`] and [`shared`] (state), [`portal`] (IPC), [`vcpu`] (exits), [`schedule`] (time), [`lines`] (virtual
 //! interrupts), [`source`] and [`queue`] (interrupts that a server forwards), [`space`] and [`frame`] (memory),
-//! [`syscall`] (the table of operations), [`init`] (the first domain).
+//! [`grace`] (when what was taken away may be used again), [`syscall`] (the table of operations), [`init`] (the first
+//! domain).
 //!
 //! Four principles: the kernel decides, returns, and is carried out once; a CPU's own objects are reached without
 //! locks or atomics ([`local::Local`]); what CPUs share is atomic or behind one lock each ([`shared::Shared`]); a
@@ -22,6 +23,7 @@ pub mod cap;
 pub mod domain;
 pub mod errand;
 pub mod frame;
+pub mod grace;
 pub mod guest;
 pub mod init;
 pub mod lines;
@@ -31,6 +33,7 @@ pub mod machine;
 pub mod pool;
 pub mod portal;
 pub mod queue;
+pub mod range;
 pub mod remote;
 pub mod schedule;
 pub mod shared;

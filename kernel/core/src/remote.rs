@@ -78,10 +78,9 @@ fn post<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, thre
         word.store(value, Ordering::Relaxed);
     }
     slot.number.store(wish.number as u64, Ordering::Relaxed);
-    slot.target.store(wish.target as u64, Ordering::Relaxed);
     slot.table.store(table.first as u64 | (table.count as u64) << 32, Ordering::Relaxed);
     slot.thread.store(local.threads.name_at(thread).0, Ordering::Relaxed);
-    slot.state.store(Request::ASKED, Ordering::Release);
+    slot.state.store(Request::asked(wish.target), Ordering::Release);
     local.threads.at_mut(thread).state = ThreadState::Remote;
     let errand = Errand::Request(local.cpu);
     send(local, shared, machine, wish.target, errand);
@@ -104,8 +103,8 @@ pub fn attend<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M
     let errands = shared.cpus[me].errands.take();
     for asker in each(errands.askers) {
         let slot = &shared.requests[asker as usize % MAX_CPUS];
-        let is_mine = slot.target.load(Ordering::Relaxed) == me as u64;
-        if slot.state.load(Ordering::Acquire) == Request::ASKED && is_mine {
+        let asked = Request::asked(me as u16);
+        if slot.state.compare_exchange(asked, Request::TAKEN, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             serve(local, shared, machine, slot);
             send(local, shared, machine, asker, Errand::Answer);
         }
@@ -117,6 +116,9 @@ pub fn attend<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M
     }
     for index in each(errands.vcpus) {
         collect(local, shared, index);
+    }
+    if errands.pass {
+        shared.grace.pass(me as u16);
     }
     errands.threads
 }
@@ -136,6 +138,16 @@ pub fn lines_at_once<M: Machine>(local: &mut Local<M>, shared: &Shared, machine:
     lines::arrive(local, index, low, 0);
     lines::arrive(local, index, high, 64);
     Next::Slow
+}
+
+/// A thread that goes asks for nothing any more: what nobody has begun to do for it is not done, and the next may ask.
+pub(crate) fn retract<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, thread: Id<Thread<M>>) {
+    let slot = &shared.requests[local.cpu as usize % MAX_CPUS];
+    let state = slot.state.load(Ordering::Acquire);
+    let waits = state & 0xff == Request::asked(0) && slot.thread.load(Ordering::Relaxed) == thread.0;
+    if waits && slot.state.compare_exchange(state, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+        next_wish(local, shared, machine);
+    }
 }
 
 fn serve<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, slot: &Request) {

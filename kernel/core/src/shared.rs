@@ -2,12 +2,15 @@
 //! What CPUs share: atomics, and things behind one lock each.
 
 use crate::domain::Domain;
-use crate::errand::Errands;
+use crate::errand::{Errand, Errands, each};
 use crate::frame::Runs;
+use crate::grace::{Grace, Mark};
 use crate::guest::Guest;
 use crate::local::THREADS;
 use crate::lock::Lock;
+use crate::machine::Machine;
 use crate::pool::{Pool, SHARED_HOME};
+use crate::range::Ranges;
 use crate::table::Table;
 use core::sync::atomic::{AtomicU64, Ordering};
 use trellis_idl::boot::MAX_CPUS;
@@ -35,10 +38,8 @@ pub struct CpuMail {
 /// An operation that a thread of one CPU asks of another: the object it means lives there. One slot a CPU that asks.
 #[derive(Debug)]
 pub struct Request {
-    /// 0 free, else [`Request::ASKED`] or [`Request::DONE`].
+    /// 0 free, else [`Request::asked`] of a CPU, [`Request::TAKEN`] or [`Request::DONE`].
     pub state: AtomicU64,
-    /// CPU that shall do it.
-    pub target: AtomicU64,
     /// The operation's number.
     pub number: AtomicU64,
     /// Its arguments, then its results.
@@ -50,10 +51,14 @@ pub struct Request {
 }
 
 impl Request {
-    /// Waits to be done.
-    pub const ASKED: u64 = 1;
+    /// Waits to be done by this CPU. One word, so that nobody takes what was taken back and asked of another meanwhile.
+    pub const fn asked(target: u16) -> u64 {
+        1 | (target as u64) << 8
+    }
     /// Results are there.
     pub const DONE: u64 = 2;
+    /// Is being done: whoever asked cannot take it back any more.
+    pub const TAKEN: u64 = 3;
 }
 
 /// What other CPUs may touch of a vCPU.
@@ -90,6 +95,8 @@ pub struct Shared {
     pub vcpus: [[VcpuMail; GUEST_VCPUS]; GUESTS],
     /// CPUs that run, one bit each.
     pub running: AtomicU64,
+    /// Which CPUs have left the kernel since when.
+    pub grace: Grace,
     /// Physical lines.
     pub lines: [LineSlot; LINES],
     /// Taken by operations that make, destroy, grant or revoke.
@@ -109,24 +116,30 @@ pub struct Control {
     pub domains: Pool<DomainName, DOMAINS>,
     /// Runs of physical memory.
     pub runs: Runs,
-    /// First capability slot that no table owns.
-    pub next_slot: u32,
+    /// Capability slots that no table owns.
+    pub slots: Ranges,
     /// Hardware tags (VMIDs) in use.
     pub tags: [u64; 4],
 }
 
 /// What a guest's name names.
 #[derive(Debug, Default)]
-pub struct GuestName;
+pub struct GuestName {
+    /// Its destruction has begun: nothing can be made of it any more.
+    pub dying: bool,
+}
 /// What a domain's name names.
 #[derive(Debug, Default)]
-pub struct DomainName;
+pub struct DomainName {
+    /// Its destruction has begun: nothing can be made of it any more.
+    pub dying: bool,
+}
 
 impl crate::pool::Empty for GuestName {
-    const EMPTY: Self = GuestName;
+    const EMPTY: Self = GuestName { dying: false };
 }
 impl crate::pool::Empty for DomainName {
-    const EMPTY: Self = DomainName;
+    const EMPTY: Self = DomainName { dying: false };
 }
 
 impl Default for Shared {
@@ -152,7 +165,6 @@ impl Shared {
             requests: [const {
                 Request {
                     state: ZERO,
-                    target: ZERO,
                     number: ZERO,
                     words: [ZERO; 6],
                     table: ZERO,
@@ -161,12 +173,13 @@ impl Shared {
             }; MAX_CPUS],
             vcpus: [const { [const { VcpuMail { name: ZERO, pending: [ZERO; 2] } }; GUEST_VCPUS] }; GUESTS],
             running: ZERO,
+            grace: Grace::new(),
             lines: [const { LineSlot { thread: ZERO, bits: ZERO } }; LINES],
             control: Lock::new(Control {
                 guests: Pool::new(SHARED_HOME),
                 domains: Pool::new(SHARED_HOME),
                 runs: Runs::new(),
-                next_slot: 0,
+                slots: Ranges::new(),
                 tags: [1, 0, 0, 0],
             }),
             guests: [const { Lock::new(Guest::EMPTY) }; GUESTS],
@@ -179,6 +192,18 @@ impl Shared {
         self.control.taken()
             + self.guests.iter().map(Lock::taken).sum::<u64>()
             + self.domains.iter().map(Lock::taken).sum::<u64>()
+    }
+
+    /// Whether every other CPU has left the kernel since the mark; those that have not are kicked.
+    pub fn settled<M: Machine>(&self, machine: &mut M, cpu: u16, mark: Mark) -> bool {
+        let others = self.running.load(Ordering::Acquire) & !(1 << (cpu & 63));
+        let behind = self.grace.behind(mark, others);
+        for cpu in each(behind) {
+            if self.cpus[cpu as usize % MAX_CPUS].errands.leave(Errand::Pass) {
+                machine.kick(cpu);
+            }
+        }
+        behind == 0
     }
 
     /// Puts a thread's name where other CPUs see it (0 = gone), with an empty signal word.

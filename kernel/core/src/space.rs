@@ -148,6 +148,9 @@ impl Space {
         if count == 0 || end > LIMIT {
             return Err(Refusal::OutOfRange);
         }
+        if self.root == 0 {
+            return Err(Refusal::Gone);
+        }
         let needed = self.prepare(memory, first, frame, end)?;
         if needed > self.tables.left() {
             return Err(Refusal::Quota);
@@ -217,6 +220,9 @@ impl Space {
         &mut self, memory: &mut M, first: u64, count: u64, access: Option<Access>,
     ) -> Result<Stale, Refusal> {
         let end = first.checked_add(count).filter(|end| *end <= LIMIT).ok_or(Refusal::OutOfRange)?;
+        if self.root == 0 {
+            return Err(Refusal::Gone);
+        }
         let edges = if count == 0 { [0, 0] } else { [first, end] };
         // At most the blocks at both ends are split, each into at most two levels of tables; they may be the same.
         let [from, to] = edges.map(|edge| self.split_cost(memory, edge));
@@ -305,30 +311,48 @@ impl Space {
         Ok(())
     }
 
-    /// Unmaps every leaf whose frame lies in a range of machine pages: what revoking frames needs. Bounded by the tables.
-    pub fn purge<M: Memory>(&mut self, memory: &mut M, first: Page, count: u64) -> Result<Stale, Refusal> {
-        if self.root != 0 {
-            self.purge_table(memory, self.root, 1, first, first + count);
+    /// Unmaps leaves whose frame lies in a range of machine pages, from page `from` of the map on: what revoking frames
+    /// needs. Looks at about `most` entries; says where to go on ([`LIMIT`]: all is seen).
+    pub fn purge<M: Memory>(
+        &mut self, memory: &mut M, frames: core::ops::Range<Page>, from: u64, most: usize,
+    ) -> (Stale, u64) {
+        let (mut page, mut seen) = (if self.root == 0 { LIMIT } else { from }, 0);
+        while page < LIMIT && seen < most {
+            page = self.purge_table(memory, page, &frames, &mut seen);
         }
-        Ok(Stale { tag: self.tag, root: self.root, first: 0, pages: LIMIT })
+        (Stale { tag: self.tag, root: self.root, first: from, pages: page.saturating_sub(from) }, page)
     }
 
-    fn purge_table<M: Memory>(&mut self, memory: &mut M, table: Page, level: u8, first: Page, end: Page) {
-        for i in 0..ENTRIES as usize {
+    /// The same in the deepest table that has an entry for `page`, as far as no deeper one begins.
+    fn purge_table<M: Memory>(
+        &mut self, memory: &mut M, mut page: u64, frames: &core::ops::Range<Page>, seen: &mut usize,
+    ) -> u64 {
+        let (mut table, mut level) = (self.root, 1);
+        while level < 3
+            && let Entry::Table(next) = M::unpack(memory.entry(table, index(page, level)), level)
+        {
+            table = next;
+            level += 1;
+        }
+        for i in index(page, level)..ENTRIES as usize {
             match M::unpack(memory.entry(table, i), level) {
-                Entry::Table(next) if level < 3 => self.purge_table(memory, next, level + 1, first, end),
+                Entry::Table(_) if level < 3 => return page,
                 // A block that is partly of the range goes whole: its owner faults and maps the rest again.
-                Entry::Leaf(leaf) if leaf.page < end && leaf.page + span(level) > first => {
+                Entry::Leaf(leaf) if leaf.page < frames.end && leaf.page + span(level) > frames.start => {
                     memory.set_entry(table, i, M::pack(Entry::Absent, level));
                 }
                 _ => {}
             }
+            *seen += 1;
+            page = (page / span(level) + 1) * span(level);
         }
+        page
     }
 
     /// Empties the map and gives its tables back, but the root.
     pub fn clear<M: Memory>(&mut self, memory: &mut M) -> Stale {
-        for i in 0..ENTRIES as usize {
+        let entries = if self.root == 0 { 0 } else { ENTRIES as usize };
+        for i in 0..entries {
             let entry = M::unpack(memory.entry(self.root, i), 1);
             memory.set_entry(self.root, i, M::pack(Entry::Absent, 1));
             if let Entry::Table(next) = entry {

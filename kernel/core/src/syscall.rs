@@ -13,12 +13,15 @@ use crate::signal;
 use crate::table::TableRange;
 use crate::thread::{Entry, ThreadState};
 use crate::trap::Next;
+use crate::grace::Mark;
+use crate::shared::Control;
 use trellis_idl::kernel::{Access, Kind, Op, Refusal, Rights};
 
 mod capability;
 mod domain;
 mod guest;
 mod memory;
+mod reclaim;
 mod system;
 mod thread;
 mod vcpu;
@@ -35,7 +38,12 @@ struct Call<'a, M: Machine> {
     a: &'a [u64; 6],
     /// The thread that asks, unless it is another CPU's.
     caller: Option<u16>,
+    /// Where the operation goes on, when it says [`Refusal::WrongCpu`] and that is not the home of what it names.
+    elsewhere: Option<u16>,
 }
+
+/// What an operation says that has come nearer to its end, and must be asked for again.
+const MORE: Done = Ok([1, 0, 0]);
 
 /// Carries out an operation that is not decided at a hot door; its message words are parked in the caller's context.
 pub fn dispatch<M: Machine>(
@@ -56,13 +64,16 @@ pub fn dispatch<M: Machine>(
         }
         Some(op) => {
             let table = local.threads.at(me).table;
-            match (Call { local, shared, machine, table, a, caller: Some(me) }.perform(op)) {
+            let mut call = Call { local, shared, machine, table, a, caller: Some(me), elsewhere: None };
+            let result = call.perform(op);
+            let elsewhere = call.elsewhere;
+            match result {
                 Ok(values) => {
                     local.threads.at_mut(me).context.set_return(values);
                     Ok(schedule::go_on(local, shared, machine))
                 }
                 Err(Refusal::WrongCpu) => {
-                    let target = home_of(shared, table, op, a);
+                    let target = elsewhere.map_or_else(|| home_of(shared, table, op, a), Ok);
                     target.and_then(|cpu| remote::ask(local, shared, machine, cpu, number, a))
                 }
                 Err(refusal) => Err(refusal),
@@ -88,9 +99,12 @@ fn home_of(shared: &Shared, table: TableRange, op: Op, a: &[u64; 6]) -> Result<u
 pub(crate) fn perform_for<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, table: TableRange, number: u16, a: &[u64; 6],
 ) -> Done {
-    match Op::from_number(number) {
-        Some(op) => Call { local, shared, machine, table, a, caller: None }.perform(op),
-        None => Err(Refusal::NoOperation),
+    let op = Op::from_number(number).ok_or(Refusal::NoOperation)?;
+    let mut call = Call { local, shared, machine, table, a, caller: None, elsewhere: None };
+    match call.perform(op) {
+        // What is left is a third CPU's: whoever asks sends it there.
+        Err(Refusal::WrongCpu) if call.elsewhere.is_some() => MORE,
+        result => result,
     }
 }
 
@@ -139,6 +153,7 @@ impl<M: Machine> Call<'_, M> {
             Op::VcpuStop => self.vcpu_stop(),
             Op::VcpuException => self.vcpu_exception(),
             Op::VcpuLaunch => self.vcpu_launch(),
+            Op::VcpuDestroy => self.vcpu_destroy(),
             Op::LinesWrite | Op::LinesRead | Op::LinesPriority | Op::LinesPriorityRead | Op::LineTarget
             | Op::LinesEnable => self.lines(op),
             Op::LineBind => signal::line_bind(self.local, self.shared, self.machine, self.a[0], self.a[1]).and_then(one),
@@ -156,7 +171,24 @@ impl<M: Machine> Call<'_, M> {
         self.shared.table.find(self.table, self.a[argument], kind, need)
     }
 
-    fn put(&self, selector: u64, kind: Kind, rights: Rights, badge: u64, name: u64) -> Result<(), Refusal> {
-        self.shared.table.put(self.table, selector, Cap { word: CapWord::new(kind, rights, badge), name })
+    /// Whether a slot is empty, and nobody can still be reading what was in it.
+    fn check_empty(&mut self, table: TableRange, selector: u64) -> Result<(), Refusal> {
+        let mark = self.shared.table.check_empty(table, selector)?;
+        if self.settled(mark) { Ok(()) } else { Err(Refusal::Again) }
+    }
+
+    fn settled(&mut self, mark: Mark) -> bool {
+        self.shared.settled(self.machine, self.local.cpu, mark)
+    }
+
+    /// Puts a new capability into a slot of the caller's that [`Call::check_empty`] has seen under this lock.
+    fn put(&self, _: &Control, selector: u64, kind: Kind, rights: Rights, name: u64) -> Result<(), Refusal> {
+        self.shared.table.put(self.table, selector, Cap { word: CapWord::new(kind, rights, 0), name })
+    }
+
+    /// The CPU with the lowest number in this set does the rest of the operation.
+    fn go_on_at(&mut self, cpus: u64) -> Done {
+        self.elsewhere = Some(cpus.trailing_zeros() as u16);
+        Err(Refusal::WrongCpu)
     }
 }

@@ -2,10 +2,12 @@
 //! Capability tables: one array of atomic slots, each domain owning a range of it.
 //!
 //! Readers take no lock: the name with acquire, then the word. Writers hold the control lock; they store the name last
-//! when they grant and clear it first when they delete, and a slot is used again only after every CPU has left the
-//! kernel once since (single-CPU systems leave it with each answer).
+//! when they grant and clear it first when they delete. A reader that has the name of what was there must not get the
+//! word of what comes next: an emptied slot keeps a mark, and is used again only after every CPU has left the kernel
+//! once since ([`crate::grace`]).
 
 use crate::cap::{Cap, CapWord};
+use crate::grace::Mark;
 use core::sync::atomic::{AtomicU64, Ordering};
 use trellis_idl::kernel::{Kind, Refusal, Rights};
 
@@ -72,16 +74,17 @@ impl Table {
         if cap.word.is(kind, need) { Ok(cap) } else { Err(cap.word.why_not(kind)) }
     }
 
-    /// Whether a slot is there and empty.
-    pub fn check_empty(&self, range: TableRange, selector: u64) -> Result<(), Refusal> {
+    /// The mark of a slot that is there and empty.
+    pub fn check_empty(&self, range: TableRange, selector: u64) -> Result<Mark, Refusal> {
         if selector == 0 {
             return Err(Refusal::OutOfRange);
         }
         let slot = self.slot(range, selector).ok_or(Refusal::OutOfRange)?;
-        if slot.word.load(Ordering::Relaxed) == 0 { Ok(()) } else { Err(Refusal::Occupied) }
+        let word = CapWord(slot.word.load(Ordering::Relaxed));
+        if word.is_empty() { Ok(word.mark()) } else { Err(Refusal::Occupied) }
     }
 
-    /// Puts a capability into an empty slot. Under the control lock.
+    /// Puts a capability into an empty slot whose mark every CPU has passed. Under the control lock.
     pub fn put(&self, range: TableRange, selector: u64, cap: Cap) -> Result<(), Refusal> {
         self.check_empty(range, selector)?;
         let slot = self.slot(range, selector).ok_or(Refusal::OutOfRange)?;
@@ -91,22 +94,33 @@ impl Table {
     }
 
     /// Empties a slot. Under the control lock.
-    pub fn clear(&self, range: TableRange, selector: u64) {
+    pub fn clear(&self, range: TableRange, selector: u64, mark: Mark) {
         if let Some(slot) = self.slot(range, selector) {
-            slot.name.store(0, Ordering::Release);
-            slot.word.store(0, Ordering::Relaxed);
+            slot.clear(mark);
         }
     }
 
-    /// Empties every slot that names the object, but the one at `keep`. Under the control lock.
-    pub fn clear_name(&self, kind: Kind, name: u64, keep: Option<(TableRange, u64)>) {
+    /// Empties every slot that names the object, but the one at `keep`. Under the control lock. Says whether there were any.
+    pub fn clear_name(&self, kind: Kind, name: u64, keep: Option<(TableRange, u64)>, mark: Mark) -> bool {
+        let mut found = false;
         let kept = keep.map(|(range, selector)| range.first as usize + selector as usize);
         for (index, slot) in self.slots.iter().enumerate() {
             let word = CapWord(slot.word.load(Ordering::Relaxed));
             if word.is(kind, Rights(0)) && slot.name.load(Ordering::Relaxed) == name && kept != Some(index) {
-                slot.name.store(0, Ordering::Release);
-                slot.word.store(0, Ordering::Relaxed);
+                slot.clear(mark);
+                found = true;
             }
+        }
+        found
+    }
+}
+
+impl Slot {
+    fn clear(&self, mark: Mark) {
+        let empty = CapWord(self.word.load(Ordering::Relaxed)).is_empty();
+        if !empty {
+            self.name.store(0, Ordering::Release);
+            self.word.store(CapWord::emptied(mark).0, Ordering::Relaxed);
         }
     }
 }
@@ -127,7 +141,8 @@ mod tests {
         assert_eq!(table.find(range, u64::MAX, Kind::Line, Rights(0)), Err(Refusal::NoCapability));
         assert_eq!(table.find(range, 3, Kind::Guest, Rights(0)), Err(Refusal::WrongKind));
         assert_eq!(table.find(range, 3, Kind::Line, Rights::USE), Ok(cap));
-        table.clear_name(Kind::Line, 9, None);
+        table.clear_name(Kind::Line, 9, None, 5);
+        assert_eq!(table.check_empty(range, 3), Ok(5));
         assert_eq!(table.find(range, 3, Kind::Line, Rights(0)), Err(Refusal::NoCapability));
     }
 }

@@ -59,7 +59,7 @@ pub fn digest(hosted: &Hosted) -> u64 {
         add(&mut hasher, line);
     }
     let control = shared.control.lock();
-    add(&mut hasher, (control.next_slot, &control.tags));
+    add(&mut hasher, (control.slots.free(), &control.tags));
     for id in control.runs.pool.names() {
         add(&mut hasher, (id, control.runs.pool.get(id)));
     }

@@ -5,11 +5,12 @@
 use crate::hosted::{Cpu, Hosted};
 use crate::machine::HostedMachine;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use trellis_core::frame::{MapName, Run, Use};
 use trellis_core::local::{BUDGETS, Local, Running, THREADS, VCPUS};
 use trellis_core::machine::{Entry, Leaf, Page};
 use trellis_core::portal::Client;
-use trellis_core::shared::{DOMAINS, GUESTS};
+use trellis_core::shared::{DOMAINS, GUEST_VCPUS, GUESTS};
 use trellis_core::thread::{Thread, ThreadState};
 use trellis_core::vcpu::{Vcpu, VcpuState};
 
@@ -33,6 +34,7 @@ pub fn quick(hosted: &Hosted) -> Result<(), Broken> {
         budgets(&cpu.local)?;
     }
     alive(hosted)?;
+    homes(hosted)?;
     let stale = hosted.board.borrow().stale_translations();
     law!(stale.is_empty(), "a TLB holds what no table says (cpu, tag, page): {stale:x?}");
     Ok(())
@@ -80,6 +82,29 @@ fn alive(hosted: &Hosted) -> Result<(), Broken> {
             let same = (space.root, space.tag) == (v.context.root, v.context.tag);
             law!(same, "vCPU {index} runs in a map that is gone");
         }
+    }
+    Ok(())
+}
+
+/// Who ends knows on which CPUs it has something, and a mailbox names who lives.
+fn homes(hosted: &Hosted) -> Result<(), Broken> {
+    let (mut domains, mut guests) = (BTreeMap::new(), BTreeMap::new());
+    for cpu in &hosted.cpus {
+        let bit = 1u64 << cpu.local.cpu;
+        threads(&cpu.local).for_each(|(_, _, t)| *domains.entry(t.domain as usize).or_insert(0) |= bit);
+        for (index, name, v) in vcpus(&cpu.local) {
+            *guests.entry(v.guest as usize).or_insert(0) |= bit;
+            let mail = &hosted.shared.vcpus[v.guest as usize % GUESTS][v.number as usize % GUEST_VCPUS];
+            law!(mail.name.load(Ordering::Relaxed) == name, "vCPU {index} gets no mail");
+        }
+    }
+    for index in 0..DOMAINS {
+        let (known, found) = (hosted.shared.domains[index].lock().cpus, domains.get(&index).copied().unwrap_or(0));
+        law!(known == found, "domain {index} has threads on CPUs {found:#b} and knows of {known:#b}");
+    }
+    for index in 0..GUESTS {
+        let (known, found) = (hosted.shared.guests[index].lock().cpus, guests.get(&index).copied().unwrap_or(0));
+        law!(known == found, "guest {index} has vCPUs on CPUs {found:#b} and knows of {known:#b}");
     }
     Ok(())
 }
@@ -223,7 +248,8 @@ fn maps(hosted: &Hosted) -> Result<(), Broken> {
         let guest = *hosted.shared.guests[index % GUESTS].lock();
         roots.push((MapName::Guest(index as u16), guest.space.root, guest.tables));
     }
-    for (map, root, tables) in roots {
+    // One that is about to end has no map any more.
+    for (map, root, tables) in roots.into_iter().filter(|(_, root, _)| *root != 0) {
         let mut found = Found::default();
         walk(hosted, root, 1, &mut found);
         owned(hosted, map, tables, &found)?;

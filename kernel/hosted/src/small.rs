@@ -3,7 +3,7 @@
 //! guest with one vCPU whose memory exits go to the inner server and all others to the outer one.
 
 use crate::hosted::{Hosted, Now, Settings};
-use trellis_idl::kernel::{EXIT_CLASSES, ExitClass, Groups, Kind, Op, PASSIVE, Rights};
+use trellis_idl::kernel::{EXIT_CLASSES, ExitClass, Groups, Kind, Op, PASSIVE, Refusal, Rights};
 use trellis_idl::layout::root_slot;
 
 /// First free slot of root's.
@@ -70,9 +70,47 @@ pub const EXIT_BADGE: u64 = 7;
 /// Badges of the portals.
 pub const PORTAL_BADGES: [u64; 2] = [0x11, 0x22];
 
-/// Does an operation of root's that must succeed.
+/// Operations that are done piece by piece: as long as they give back 1 they are asked for again.
+const PIECEWISE: [Op; 4] = [Op::FramesReclaim, Op::DomainDestroy, Op::GuestDestroy, Op::Revoke];
+
+/// Does an operation of root's that must succeed, to its end.
 pub fn must(hosted: &mut Hosted, op: Op, a: [u64; 6]) -> [u64; 3] {
+    if PIECEWISE.contains(&op) {
+        pieces(hosted, op, a);
+        return [0; 3];
+    }
     hosted.invoke(0, op, a).unwrap_or_else(|refusal| panic!("{op:?} {a:x?}: {refusal:?}"))
+}
+
+/// Does an operation of root's that may be another CPU's: root sleeps meanwhile.
+pub fn anywhere(hosted: &mut Hosted, op: Op, a: [u64; 6]) -> Result<[u64; 3], Refusal> {
+    loop {
+        if hosted.syscall(0, op as u16, a, [0; 10]) != Now::Thread(ROOT) {
+            hosted.deliver_kicks();
+            assert_eq!(hosted.now(0), Now::Thread(ROOT), "{op:?} was meant to come back");
+        }
+        let [x0, x1, x2] = hosted.registers(0).x;
+        match Refusal::from_register(x0) {
+            // A slot that was emptied just now: the CPUs that were kicked must say that they have left the kernel.
+            Err(Refusal::Again) => hosted.deliver_kicks(),
+            result => return result.map(|x0| [x0, x1, x2]),
+        }
+    }
+}
+
+/// Does an operation that is done piece by piece, to its end. Says how many pieces there were.
+pub fn pieces(hosted: &mut Hosted, op: Op, mut a: [u64; 6]) -> usize {
+    for count in 1.. {
+        match anywhere(hosted, op, a) {
+            Ok([0, ..]) => return count,
+            Ok([_, mark, _]) if op == Op::Revoke => a[1] = mark,
+            Ok(_) => {}
+            Err(refusal) => panic!("{op:?} {a:x?}: {refusal:?}"),
+        }
+        hosted.deliver_kicks();
+        assert!(count < 10_000, "{op:?} {a:x?} has no end");
+    }
+    0
 }
 
 /// Takes pages off root's memory.

@@ -6,45 +6,52 @@ use crate::cap::Cap;
 use crate::machine::Machine;
 use trellis_idl::kernel::{Kind, Refusal, Rights};
 
+/// Kinds of objects whose names can be revoked.
+const KINDS: [Kind; 8] = [
+    Kind::Domain, Kind::Thread, Kind::Portal, Kind::Signal, Kind::Vcpu, Kind::Guest, Kind::Frames, Kind::Line,
+];
+
 impl<M: Machine> Call<'_, M> {
     pub(super) fn grant(&mut self) -> Done {
-        let cap = self.shared.table.read(self.table, self.a[0]);
-        if cap.word.0 == 0 {
-            return Err(Refusal::NoCapability);
-        }
-        if !cap.word.rights().covers(Rights::GRANT) {
-            return Err(Refusal::MissingRight);
-        }
-        let index = self.domain(1, Rights::EDIT)?;
+        let control = self.shared.control.lock();
+        // Read under the lock: whoever revokes finds either the source or the copy.
+        let cap = self.any(Rights::GRANT)?;
+        let index = self.domain_in(&control, 1, Rights::EDIT)?;
         let to = self.shared.domains[index].lock().table;
-        let _control = self.shared.control.lock();
+        self.check_empty(to, self.a[2])?;
         self.shared.table.put(to, self.a[2], Cap { word: cap.word.shrink(Rights(self.a[3] as u8)), name: cap.name })?;
         one(0)
     }
 
-    pub(super) fn drop_capability(&mut self) -> Done {
-        if self.shared.table.read(self.table, self.a[0]).word.0 == 0 {
+    /// The capability in slot `x0`, whatever it is to.
+    fn any(&self, need: Rights) -> Result<Cap, Refusal> {
+        let cap = self.shared.table.read(self.table, self.a[0]);
+        if cap.word.is_empty() {
             return Err(Refusal::NoCapability);
         }
+        if !cap.word.rights().covers(need) {
+            return Err(Refusal::MissingRight);
+        }
+        Ok(cap)
+    }
+
+    pub(super) fn drop_capability(&mut self) -> Done {
         let _control = self.shared.control.lock();
-        self.shared.table.clear(self.table, self.a[0]);
+        self.any(Rights(0))?;
+        self.shared.table.clear(self.table, self.a[0], self.shared.grace.mark());
         one(0)
     }
 
+    /// Ends when every CPU has left the kernel since the last copy went: none is in use any more.
     pub(super) fn revoke(&mut self) -> Done {
-        let cap = self.shared.table.read(self.table, self.a[0]);
-        if cap.word.0 == 0 {
-            return Err(Refusal::NoCapability);
-        }
-        if !cap.word.rights().covers(Rights::CONTROL) {
-            return Err(Refusal::MissingRight);
-        }
         let _control = self.shared.control.lock();
-        for kind in [Kind::Domain, Kind::Thread, Kind::Portal, Kind::Signal, Kind::Vcpu, Kind::Guest, Kind::Frames, Kind::Line] {
-            if cap.word.is(kind, Rights(0)) {
-                self.shared.table.clear_name(kind, cap.name, Some((self.table, self.a[0])));
-            }
-        }
-        one(0)
+        let cap = self.any(Rights::CONTROL)?;
+        let keep = Some((self.table, self.a[0]));
+        let now = self.shared.grace.mark();
+        let kind = KINDS.into_iter().find(|kind| cap.word.is(*kind, Rights(0)));
+        let found = kind.is_some_and(|kind| self.shared.table.clear_name(kind, cap.name, keep, now));
+        // An earlier call may have found some: the caller kept its mark, which is no later than now.
+        let mark = if found { now } else { self.a[1].min(now) };
+        if self.settled(mark) { one(0) } else { Ok([1, mark, 0]) }
     }
 }

@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Operations on domains: make one, edit its map, end it with its threads.
 
-use super::{Call, Done, one};
+use super::{Call, Done, MORE, one};
 use crate::domain::Domain;
 use crate::frame::MapName;
 use crate::local::{Local, THREADS};
 use crate::machine::Machine;
 use crate::pool::{Empty, Id};
-use crate::shared::DOMAINS;
-use crate::space::Space;
-use crate::table::{SLOTS, TableRange};
+use crate::shared::{Control, DOMAINS, DomainName};
+use crate::table::SLOTS;
 use trellis_idl::kernel::{Access, Kind, PAGE, Refusal, Rights};
 
 impl<M: Machine> Call<'_, M> {
@@ -19,30 +18,30 @@ impl<M: Machine> Call<'_, M> {
         if count == 0 || count > SLOTS as u64 || rank > 15 {
             return Err(Refusal::BadArgument);
         }
-        self.shared.table.check_empty(self.table, self.a[3])?;
         let mut control = self.shared.control.lock();
-        let first = control.next_slot;
-        if first as u64 + count > SLOTS as u64 || control.domains.free() == 0 {
+        self.check_empty(self.table, self.a[3])?;
+        if !control.slots.has(count as u32) || control.domains.free() == 0 {
             return Err(Refusal::Quota);
         }
-        let tag = control.take_tag().ok_or(Refusal::Quota)?;
-        let (page, pages) = self.take_tables(&mut control, tables.name).inspect_err(|_| control.give_tag(tag))?;
-        let space = Space::new(self.machine, tag, page, pages)?;
-        let id = control.domains.insert(Empty::EMPTY).ok_or(Refusal::Quota)?;
-        control.next_slot = first + count as u32;
-        let table = TableRange { first, count: count as u32 };
+        let space = self.begin_map(&mut control, tables.name)?;
+        let id = control.domains.insert(DomainName::EMPTY).ok_or(Refusal::Quota)?;
+        let table = control.slots.take(count as u32).ok_or(Refusal::Quota)?;
         *self.shared.domains[id.index() % DOMAINS].lock() =
-            Domain { space, table, rank: rank as u8, tables: tables.name, threads: 0 };
-        self.put(self.a[3], Kind::Domain, Rights::ALL, 0, id.0)?;
+            Domain { space, table, rank: rank as u8, tables: tables.name, ..Domain::EMPTY };
+        self.put(&control, self.a[3], Kind::Domain, Rights::ALL, id.0)?;
         one(0)
     }
 
     /// The index of a living domain.
     pub(super) fn domain(&self, argument: usize, need: Rights) -> Result<usize, Refusal> {
+        self.domain_in(&self.shared.control.lock(), argument, need)
+    }
+
+    /// The same under the control lock: it lives as long as that is held.
+    pub(super) fn domain_in(&self, control: &Control, argument: usize, need: Rights) -> Result<usize, Refusal> {
         let cap = self.cap(argument, Kind::Domain, need)?;
-        let control = self.shared.control.lock();
         let id = Id::from_word(cap.name);
-        control.domains.get(id).ok_or(Refusal::Gone)?;
+        control.domains.get(id).filter(|name| !name.dying).ok_or(Refusal::Gone)?;
         Ok(id.index() % DOMAINS)
     }
 
@@ -84,35 +83,59 @@ impl<M: Machine> Call<'_, M> {
 
     pub(super) fn domain_destroy(&mut self) -> Done {
         let cap = self.cap(0, Kind::Domain, Rights::CONTROL)?;
-        let index = self.domain(0, Rights::CONTROL)?;
-        if self.local.threads.at(self.local.thread()).domain as usize == index {
+        let id = Id::<DomainName>::from_word(cap.name);
+        let control = self.shared.control.lock();
+        control.domains.get(id).ok_or(Refusal::Gone)?;
+        drop(control);
+        if self.shared.domains[id.index() % DOMAINS].lock().table == self.table {
             return Err(Refusal::BadState);
         }
-        let of = |local: &Local<M>, i: u16| {
-            local.threads.name_at(i).0 != 0 && local.threads.at(i).domain as usize == index
-        };
-        let here = (0..THREADS as u16).filter(|i| of(self.local, *i)).count();
-        if self.shared.domains[index].lock().threads as usize > here {
-            // Those on other CPUs run in its map; they must be destroyed first.
-            return Err(Refusal::BadState);
-        }
-        for i in 0..THREADS as u16 {
-            if of(self.local, i) {
-                self.remove_thread(i);
-            }
+        self.end_domain(cap.name)
+    }
+
+    /// A domain ends, a piece a call: its threads on each CPU, its capabilities and its map, its tables, its name.
+    pub(super) fn end_domain(&mut self, name: u64) -> Done {
+        let id = Id::<DomainName>::from_word(name);
+        let index = id.index() % DOMAINS;
+        let mut control = self.shared.control.lock();
+        let begins = !core::mem::replace(&mut control.domains.get_mut(id).ok_or(Refusal::Gone)?.dying, true);
+        drop(control);
+        let removed = self.remove_threads_of(index);
+        let cpus = self.shared.domains[index].lock().cpus;
+        if cpus != 0 {
+            return if begins || removed { MORE } else { self.go_on_at(cpus) };
         }
         let mut control = self.shared.control.lock();
         let mut domain = self.shared.domains[index].lock();
-        for slot in 0..domain.table.count as u64 {
-            self.shared.table.clear(domain.table, slot);
+        if domain.space.root != 0 {
+            domain.mark = self.shared.grace.mark();
+            for slot in 0..domain.table.count as u64 {
+                self.shared.table.clear(domain.table, slot, domain.mark);
+            }
+            self.end_map(&mut control, &mut domain.space, MapName::Domain(index as u16));
         }
-        let stale = domain.space.clear(self.machine);
-        self.machine.invalidate(stale);
-        control.give_tag(domain.space.tag);
-        self.give_tables_back(&mut control, domain.tables, MapName::Domain(index as u16));
+        if !self.settled(domain.mark) || !self.give_tables_back(&mut control, domain.tables) {
+            return MORE;
+        }
+        control.slots.give(domain.table);
         *domain = Domain::EMPTY;
-        control.domains.remove(Id::from_word(cap.name));
-        self.shared.table.clear_name(Kind::Domain, cap.name, None);
+        control.domains.remove(id);
+        self.shared.table.clear_name(Kind::Domain, name, None, self.shared.grace.mark());
         one(0)
+    }
+
+    /// Removes a domain's threads of this CPU. Says whether there were any.
+    fn remove_threads_of(&mut self, index: usize) -> bool {
+        let of = |local: &Local<M>, i: u16| {
+            local.threads.name_at(i).0 != 0 && local.threads.at(i).domain as usize == index
+        };
+        let mut removed = false;
+        for i in 0..THREADS as u16 {
+            if of(self.local, i) {
+                self.remove_thread(i);
+                removed = true;
+            }
+        }
+        removed
     }
 }

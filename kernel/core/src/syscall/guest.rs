@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Operations on guests: make one, edit its map, copy into and out of it, end it with its vCPUs.
 
-use super::{Call, Done, one};
+use super::{Call, Done, MORE, one};
 use crate::frame::MapName;
 use crate::guest::{self, Guest};
-use crate::local::{Local, VCPUS};
+use crate::local::VCPUS;
 use crate::machine::Machine;
 use crate::pool::{Empty, Id};
-use crate::shared::{DOMAINS, GUESTS, GuestName};
-use crate::space::Space;
+use crate::shared::{Control, DOMAINS, GUESTS, GuestName};
 use trellis_idl::kernel::{Access, Kind, Refusal, Rights};
 
 impl<M: Machine> Call<'_, M> {
@@ -17,26 +16,28 @@ impl<M: Machine> Call<'_, M> {
         if self.a[1] != 1 {
             return Err(Refusal::Unsupported);
         }
-        self.shared.table.check_empty(self.table, self.a[2])?;
         let mut control = self.shared.control.lock();
+        self.check_empty(self.table, self.a[2])?;
         if control.guests.free() == 0 {
             return Err(Refusal::Quota);
         }
-        let tag = control.take_tag().ok_or(Refusal::Quota)?;
-        let (page, pages) = self.take_tables(&mut control, tables.name).inspect_err(|_| control.give_tag(tag))?;
-        let space = Space::new(self.machine, tag, page, pages)?;
-        let id = control.guests.insert(Empty::EMPTY).ok_or(Refusal::Quota)?;
-        *self.shared.guests[id.index() % GUESTS].lock() = Guest { space, tables: tables.name, vcpus: 0, most: Guest::ANY };
-        self.put(self.a[2], Kind::Guest, Rights::ALL, 0, id.0)?;
+        let space = self.begin_map(&mut control, tables.name)?;
+        let id = control.guests.insert(GuestName::EMPTY).ok_or(Refusal::Quota)?;
+        *self.shared.guests[id.index() % GUESTS].lock() = Guest { space, tables: tables.name, ..Guest::EMPTY };
+        self.put(&control, self.a[2], Kind::Guest, Rights::ALL, id.0)?;
         one(0)
     }
 
     /// The index of a living guest.
     pub(super) fn guest(&self, argument: usize, need: Rights) -> Result<usize, Refusal> {
+        self.guest_in(&self.shared.control.lock(), argument, need)
+    }
+
+    /// The same under the control lock: it lives as long as that is held.
+    pub(super) fn guest_in(&self, control: &Control, argument: usize, need: Rights) -> Result<usize, Refusal> {
         let cap = self.cap(argument, Kind::Guest, need)?;
-        let control = self.shared.control.lock();
         let id = Id::<GuestName>::from_word(cap.name);
-        control.guests.get(id).ok_or(Refusal::Gone)?;
+        control.guests.get(id).filter(|name| !name.dying).ok_or(Refusal::Gone)?;
         Ok(id.index() % GUESTS)
     }
 
@@ -46,13 +47,10 @@ impl<M: Machine> Call<'_, M> {
     }
 
     pub(super) fn guest_map(&mut self) -> Done {
-        let guest = self.cap(0, Kind::Guest, Rights::EDIT)?;
         let page = Self::page_of(self.a[1])?;
         let cap = self.cap(2, Kind::Frames, Rights(0))?;
         let mut control = self.shared.control.lock();
-        let id = Id::<GuestName>::from_word(guest.name);
-        control.guests.get(id).ok_or(Refusal::Gone)?;
-        let index = id.index() % GUESTS;
+        let index = self.guest_in(&control, 0, Rights::EDIT)?;
         let frame = control.runs.check(cap.name, self.a[3], self.a[4])?;
         let run = control.runs.get_mut(cap.name)?;
         let access = Self::access_of(cap, self.a[5], run.device, run.constant)?;
@@ -102,29 +100,45 @@ impl<M: Machine> Call<'_, M> {
 
     pub(super) fn guest_destroy(&mut self) -> Done {
         let cap = self.cap(0, Kind::Guest, Rights::CONTROL)?;
-        let index = self.guest(0, Rights::CONTROL)?;
-        let of = |local: &Local<M>, i: u16| {
-            local.vcpus.name_at(i).0 != 0 && local.vcpus.at(i).guest as usize == index
-        };
-        let here = (0..VCPUS as u16).filter(|i| of(self.local, *i)).count();
-        if self.shared.guests[index].lock().vcpus as usize > here {
-            // Those on other CPUs run in its map.
-            return Err(Refusal::BadState);
-        }
-        for i in 0..VCPUS as u16 {
-            if of(self.local, i) {
-                self.remove_vcpu(i);
-            }
+        self.end_guest(cap.name)
+    }
+
+    /// A guest ends, a piece a call: its vCPUs on each CPU, its map, its tables, its name.
+    pub(super) fn end_guest(&mut self, name: u64) -> Done {
+        let id = Id::<GuestName>::from_word(name);
+        let index = id.index() % GUESTS;
+        let mut control = self.shared.control.lock();
+        let begins = !core::mem::replace(&mut control.guests.get_mut(id).ok_or(Refusal::Gone)?.dying, true);
+        drop(control);
+        let removed = self.remove_vcpus_of(index);
+        let cpus = self.shared.guests[index].lock().cpus;
+        if cpus != 0 {
+            return if begins || removed { MORE } else { self.go_on_at(cpus) };
         }
         let mut control = self.shared.control.lock();
         let mut guest = self.shared.guests[index].lock();
-        let stale = guest.space.clear(self.machine);
-        self.machine.invalidate(stale);
-        control.give_tag(guest.space.tag);
-        self.give_tables_back(&mut control, guest.tables, MapName::Guest(index as u16));
+        if guest.space.root != 0 {
+            guest.mark = self.shared.grace.mark();
+            self.end_map(&mut control, &mut guest.space, MapName::Guest(index as u16));
+        }
+        if !self.settled(guest.mark) || !self.give_tables_back(&mut control, guest.tables) {
+            return MORE;
+        }
         *guest = Guest::EMPTY;
-        control.guests.remove(Id::from_word(cap.name));
-        self.shared.table.clear_name(Kind::Guest, cap.name, None);
+        control.guests.remove(id);
+        self.shared.table.clear_name(Kind::Guest, name, None, self.shared.grace.mark());
         one(0)
+    }
+
+    /// Removes a guest's vCPUs of this CPU. Says whether there were any.
+    fn remove_vcpus_of(&mut self, index: usize) -> bool {
+        let mut removed = false;
+        for i in 0..VCPUS as u16 {
+            if self.local.vcpus.name_at(i).0 != 0 && self.local.vcpus.at(i).guest as usize == index {
+                self.remove_vcpu(i);
+                removed = true;
+            }
+        }
+        removed
     }
 }

@@ -1,71 +1,28 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Operations on runs of memory: split, take back, tell; and what the makers of maps need to know of a run.
+//! Operations on runs of memory: split, tell; and the life of the tables that maps are made of.
 
 use super::{Call, Done, one};
 use crate::cap::Cap;
 use crate::frame::{MapName, Use};
-use crate::local::THREADS;
-use crate::machine::Machine;
-use crate::shared::{Control, DOMAINS, GUESTS};
-use core::sync::atomic::Ordering;
+use crate::machine::{Machine, Stale};
+use crate::shared::Control;
+use crate::space::{LIMIT, Space};
 use trellis_idl::kernel::{Access, Kind, Refusal, Rights};
+
+/// Pages that are zeroed in one go when something is taken back: bounds the time in the kernel.
+pub(super) const CLEAN_PAGES: u64 = 1024;
 
 impl<M: Machine> Call<'_, M> {
     pub(super) fn frames_split(&mut self) -> Done {
         let cap = self.cap(0, Kind::Frames, Rights::CONTROL)?;
-        self.shared.table.check_empty(self.table, self.a[3])?;
         let mut control = self.shared.control.lock();
+        self.check_empty(self.table, self.a[3])?;
         let part = control.runs.split(cap.name, self.a[1], self.a[2])?;
         let run = *control.runs.get(part)?;
         if !run.device && !run.constant {
             self.machine.zero(run.first, run.pages);
         }
-        self.put(self.a[3], Kind::Frames, cap.word.rights(), 0, part)?;
-        one(0)
-    }
-
-    pub(super) fn frames_reclaim(&mut self) -> Done {
-        let cap = self.cap(0, Kind::Frames, Rights::CONTROL)?;
-        let mut control = self.shared.control.lock();
-        let run = *control.runs.get(cap.name)?;
-        if run.use_ != Use::Memory || control.runs.has_parts(cap.name) {
-            return Err(Refusal::BadState);
-        }
-        let range = run.first..run.first + run.pages;
-        let here = self.local.cpu as usize;
-        let elsewhere = self.shared.cpus.iter().enumerate().filter(|(cpu, _)| *cpu != here);
-        // Message buffers of this CPU's threads are taken away below; those of others must go with their threads first.
-        if elsewhere.flat_map(|(_, mail)| &mail.buffers).any(|page| range.contains(&page.load(Ordering::Acquire))) {
-            return Err(Refusal::BadState);
-        }
-        let keep = Some((self.table, self.a[0]));
-        self.shared.table.clear_name(Kind::Frames, cap.name, keep);
-        for map in run.mapped() {
-            match map {
-                MapName::Domain(index) => {
-                    let mut domain = self.shared.domains[index as usize % DOMAINS].lock();
-                    let stale = domain.space.purge(self.machine, run.first, run.pages)?;
-                    self.machine.invalidate(stale);
-                }
-                MapName::Guest(index) => {
-                    let mut guest = self.shared.guests[index as usize % GUESTS].lock();
-                    let stale = guest.space.purge(self.machine, run.first, run.pages)?;
-                    self.machine.invalidate(stale);
-                }
-                MapName::None => {}
-            }
-            control.runs.get_mut(cap.name)?.forget(map);
-        }
-        for index in 0..THREADS as u16 {
-            let thread = self.local.threads.at_mut(index);
-            if range.contains(&thread.buffer) {
-                thread.buffer = 0;
-                self.shared.cpus[here].buffers[index as usize].store(0, Ordering::Release);
-            }
-        }
-        if !run.device && !run.constant {
-            self.machine.zero(run.first, run.pages);
-        }
+        self.put(&control, self.a[3], Kind::Frames, cap.word.rights(), part)?;
         one(0)
     }
 
@@ -77,25 +34,46 @@ impl<M: Machine> Call<'_, M> {
         Ok([run.pages, first, u64::from(run.device)])
     }
 
-    /// Takes a whole run for page tables.
-    pub(super) fn take_tables(&self, control: &mut Control, name: u64) -> Result<(u64, u64), Refusal> {
-        let run = *control.runs.get(name)?;
-        control.runs.check(name, 0, run.pages)?;
+    /// A map with nothing in it, under a tag of its own, whose tables are a whole run.
+    pub(super) fn begin_map(&mut self, control: &mut Control, tables: u64) -> Result<Space, Refusal> {
+        let run = *control.runs.get(tables)?;
+        control.runs.check(tables, 0, run.pages)?;
         if run.device || run.constant || run.mapped().next().is_some() {
             return Err(Refusal::BadArgument);
         }
-        control.runs.get_mut(name)?.use_ = Use::Tables;
-        Ok((run.first, run.pages))
+        let tag = control.take_tag().ok_or(Refusal::Quota)?;
+        let space = Space::new(self.machine, tag, run.first, run.pages).inspect_err(|_| control.give_tag(tag))?;
+        // A walker that still had this tag from the last one that bore it may have looked at anything since.
+        self.machine.invalidate(Stale { tag, root: space.root, first: 0, pages: LIMIT });
+        control.runs.get_mut(tables)?.use_ = Use::Tables;
+        Ok(space)
     }
 
-    /// A map is gone: its tables are memory again, without what stood in them, and no run is in it any more.
-    pub(super) fn give_tables_back(&mut self, control: &mut Control, tables: u64, map: MapName) {
-        if let Ok(run) = control.runs.get_mut(tables) {
-            run.use_ = Use::Memory;
-            let (first, pages) = (run.first, run.pages);
-            self.machine.zero(first, pages);
-        }
+    /// Nobody runs in a map any more: it is emptied, and its tag is free.
+    pub(super) fn end_map(&mut self, control: &mut Control, space: &mut Space, map: MapName) {
+        let stale = space.clear(self.machine);
+        self.machine.invalidate(stale);
+        control.give_tag(space.tag);
         control.runs.forget_map(map);
+        *space = Space::EMPTY;
+    }
+
+    /// Some of the tables of a map that is gone become memory again, without what stood in them. Says whether all are.
+    pub(super) fn give_tables_back(&mut self, control: &mut Control, tables: u64) -> bool {
+        let Ok(run) = control.runs.get_mut(tables) else { return true };
+        if run.use_ != Use::Tables {
+            return true;
+        }
+        let (done, first, pages) = (run.cursor, run.first, run.pages);
+        let step = (pages - done).min(CLEAN_PAGES);
+        run.cursor = done + step;
+        let all = run.cursor == pages;
+        if all {
+            run.use_ = Use::Memory;
+            run.cursor = 0;
+        }
+        self.machine.zero(first + done, step);
+        all
     }
 
     /// What a mapping may allow, given the rights of the frames' capability.

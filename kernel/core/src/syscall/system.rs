@@ -12,7 +12,9 @@ impl<M: Machine> Call<'_, M> {
         if !(32..1020).contains(&self.a[1]) {
             return Err(Refusal::OutOfRange);
         }
-        self.put(self.a[2], Kind::Line, Rights::ALL, 0, self.a[1])?;
+        let control = self.shared.control.lock();
+        self.check_empty(self.table, self.a[2])?;
+        self.put(&control, self.a[2], Kind::Line, Rights::ALL, self.a[1])?;
         one(0)
     }
 

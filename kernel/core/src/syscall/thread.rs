@@ -2,10 +2,12 @@
 //! Operations on threads, their portals and their signals.
 
 use super::{Call, Done, START_UP, one};
+use crate::cap::{Cap, CapWord};
 use crate::local::Running;
 use crate::machine::{Machine, ThreadContext};
 use crate::pool::{Empty, Id};
 use crate::portal::{self, Portal};
+use crate::remote;
 use crate::schedule::{self, Budget};
 use crate::shared::DOMAINS;
 use crate::thread::{Entry, Thread, ThreadState};
@@ -17,16 +19,14 @@ const SHORTEST_PERIOD: u64 = 100;
 
 impl<M: Machine> Call<'_, M> {
     pub(super) fn thread_create(&mut self) -> Done {
-        let index = self.domain(0, Rights::EDIT)?;
         let (cpu, priority, buffer, budget) = (self.a[1], self.a[2], self.a[4], self.a[5]);
-        if cpu != self.local.cpu as u64 {
-            return Err(Refusal::WrongCpu);
-        }
-        if (priority != PASSIVE && priority >= START_UP as u64) || !Self::is_budget(budget) {
-            return Err(Refusal::BadArgument);
-        }
-        self.shared.table.check_empty(self.table, self.a[3])?;
-        let domain = *self.shared.domains[index].lock();
+        self.domain(0, Rights::EDIT)?;
+        self.check_time(cpu, if priority == PASSIVE { 0 } else { priority }, budget)?;
+        let control = self.shared.control.lock();
+        let index = self.domain_in(&control, 0, Rights::EDIT)?;
+        self.check_empty(self.table, self.a[3])?;
+        // Its lock is kept: nobody may take the buffer's page back before others can see that it is one.
+        let mut domain = self.shared.domains[index].lock();
         let mut thread = Thread::<M>::EMPTY;
         if buffer != 0 {
             let leaf = domain.space.find(self.machine, buffer / PAGE).ok_or(Refusal::NotMapped)?;
@@ -41,19 +41,31 @@ impl<M: Machine> Call<'_, M> {
         thread.context.set_map(domain.space.tag, domain.space.root);
         let id = self.local.threads.insert(thread).ok_or(Refusal::Quota)?;
         let at = id.index() as u16;
-        self.shared.domains[index].lock().threads += 1;
+        domain.cpus |= 1 << self.local.cpu;
         self.local.threads.at_mut(at).budget = at;
         self.local.budgets[at as usize] =
             if priority == PASSIVE { Budget::new(START_UP, 0, 0) } else { self.budget(priority as u8, budget) };
         self.shared.publish(self.local.cpu, at, id.0);
         let buffer = self.local.threads.at(at).buffer;
         self.shared.cpus[self.local.cpu as usize].buffers[at as usize].store(buffer, Ordering::Release);
-        self.put(self.a[3], Kind::Thread, Rights::ALL, 0, id.0)?;
+        drop(domain);
+        self.put(&control, self.a[3], Kind::Thread, Rights::ALL, id.0)?;
         one(0)
     }
 
+    /// Whether something with this priority and budget can be made on this CPU.
+    pub(super) fn check_time(&self, cpu: u64, priority: u64, budget: u64) -> Result<(), Refusal> {
+        if cpu != self.local.cpu as u64 {
+            return Err(Refusal::WrongCpu);
+        }
+        if priority >= START_UP as u64 || !Self::is_budget(budget) {
+            return Err(Refusal::BadArgument);
+        }
+        Ok(())
+    }
+
     /// Whether packed microseconds are a budget: none, or some time of a period that does not keep the clock busy.
-    pub(super) fn is_budget(packed: u64) -> bool {
+    fn is_budget(packed: u64) -> bool {
         let (time, period) = (packed & 0xffff_ffff, packed >> 32);
         period == 0 || (period >= SHORTEST_PERIOD && time != 0 && time <= period)
     }
@@ -102,14 +114,15 @@ impl<M: Machine> Call<'_, M> {
     pub(super) fn remove_thread(&mut self, index: u16) {
         portal::dismiss(self.local, self.shared, self.machine, index, ThreadState::Ended);
         let id = self.local.threads.name_at(index);
-        let domain = self.local.threads.at(index).domain as usize;
-        let mut domain = self.shared.domains[domain % DOMAINS].lock();
-        domain.threads = domain.threads.saturating_sub(1);
-        drop(domain);
+        let domain = self.local.threads.at(index).domain;
+        remote::retract(self.local, self.shared, self.machine, id);
         self.shared.publish(self.local.cpu, index, 0);
         schedule::forget(self.local, index);
         portal::remove_all(self.local, id);
         self.local.threads.remove(id);
+        if !self.local.threads.names().any(|id| self.local.threads.at(id.index() as u16).domain == domain) {
+            self.shared.domains[domain as usize % DOMAINS].lock().cpus &= !(1 << self.local.cpu);
+        }
     }
 
     pub(super) fn thread_record(&mut self) -> Done {
@@ -126,11 +139,12 @@ impl<M: Machine> Call<'_, M> {
 
     pub(super) fn portal_create(&mut self) -> Done {
         let index = self.thread(0, Rights::CONTROL)?;
-        self.shared.table.check_empty(self.table, self.a[2])?;
+        let control = self.shared.control.lock();
+        self.check_empty(self.table, self.a[2])?;
         let badge = self.a[1] & (u64::MAX >> 16);
         let thread = self.local.threads.name_at(index).0;
         let id = self.local.portals.insert(Portal { thread, badge }).ok_or(Refusal::Quota)?;
-        self.put(self.a[2], Kind::Portal, Rights::ALL, 0, id.0)?;
+        self.put(&control, self.a[2], Kind::Portal, Rights::ALL, id.0)?;
         one(0)
     }
 
@@ -139,7 +153,10 @@ impl<M: Machine> Call<'_, M> {
         if self.a[1] >> 48 != 0 || self.a[1] == 0 {
             return Err(Refusal::BadArgument);
         }
-        self.put(self.a[2], Kind::Signal, Rights::ALL, self.a[1], cap.name)?;
+        let _control = self.shared.control.lock();
+        self.check_empty(self.table, self.a[2])?;
+        let word = CapWord::new(Kind::Signal, Rights::ALL, self.a[1]);
+        self.shared.table.put(self.table, self.a[2], Cap { word, name: cap.name })?;
         one(0)
     }
 }

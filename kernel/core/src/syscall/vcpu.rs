@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Operations on vCPUs: make one, wire its exits, read, write, start and stop it, and its virtual lines.
 
-use super::{Call, Done, START_UP, one};
+use super::{Call, Done, one};
 use crate::lines;
 use crate::local::{Running, THREADS};
 use crate::machine::{Machine, VcpuContext};
@@ -15,15 +15,19 @@ use trellis_idl::kernel::{EXIT_CLASSES, ExitClass, Kind, Op, Refusal, Rights};
 
 impl<M: Machine> Call<'_, M> {
     pub(super) fn vcpu_create(&mut self) -> Done {
-        let guest = self.guest(0, Rights::CONTROL)?;
         let (cpu, number, priority) = (self.a[1], self.a[2], self.a[4]);
-        if cpu != self.local.cpu as u64 {
-            return Err(Refusal::WrongCpu);
-        }
-        if number >= GUEST_VCPUS as u64 || priority >= START_UP as u64 || !Self::is_budget(self.a[5]) {
+        self.guest(0, Rights::CONTROL)?;
+        self.check_time(cpu, priority, self.a[5])?;
+        if number >= GUEST_VCPUS as u64 {
             return Err(Refusal::BadArgument);
         }
-        self.shared.table.check_empty(self.table, self.a[3])?;
+        let control = self.shared.control.lock();
+        let guest = self.guest_in(&control, 0, Rights::CONTROL)?;
+        self.check_empty(self.table, self.a[3])?;
+        let mail = &self.shared.vcpus[guest % GUESTS][number as usize % GUEST_VCPUS];
+        if mail.name.load(Ordering::Acquire) != 0 {
+            return Err(Refusal::Occupied);
+        }
         let mut record = self.shared.guests[guest].lock();
         let mut vcpu = Vcpu::<M>::EMPTY;
         vcpu.guest = guest as u16;
@@ -31,34 +35,49 @@ impl<M: Machine> Call<'_, M> {
         vcpu.context.set_map(record.space.tag, record.space.root, number as u8);
         vcpu.context.reset();
         let id = self.local.vcpus.insert(vcpu).ok_or(Refusal::Quota)?;
-        record.vcpus += 1;
+        record.cpus |= 1 << self.local.cpu;
+        drop(record);
         let at = id.index() as u16;
         self.local.vcpus.at_mut(at).index = at;
-        let mail = &self.shared.vcpus[guest % GUESTS][number as usize % GUEST_VCPUS];
         mail.pending.iter().for_each(|word| word.store(0, Ordering::Relaxed));
         mail.name.store(id.0, Ordering::Release);
         self.local.budgets[THREADS + at as usize] = self.budget(priority as u8, self.a[5]);
-        self.put(self.a[3], Kind::Vcpu, Rights::ALL, 0, id.0)?;
+        self.put(&control, self.a[3], Kind::Vcpu, Rights::ALL, id.0)?;
+        one(0)
+    }
+
+    pub(super) fn vcpu_destroy(&mut self) -> Done {
+        let index = self.vcpu(Rights::CONTROL)?;
+        self.remove_vcpu(index);
         one(0)
     }
 
     pub(super) fn remove_vcpu(&mut self, index: u16) {
+        if self.local.running == Running::Vcpu(index) {
+            schedule::leave(self.local);
+        }
+        self.cancel(index);
+        let vcpu = self.local.vcpus.at_mut(index);
+        let (budget, guest) = (vcpu.budget(), vcpu.guest);
+        let mail = &self.shared.vcpus[guest as usize % GUESTS][vcpu.number as usize % GUEST_VCPUS];
+        mail.name.store(0, Ordering::Release);
+        self.machine.unload(&mut vcpu.context);
+        schedule::forget(self.local, budget);
+        let id = self.local.vcpus.name_at(index);
+        self.local.vcpus.remove(id);
+        if !self.local.vcpus.names().any(|id| self.local.vcpus.at(id.index() as u16).guest == guest) {
+            self.shared.guests[guest as usize % GUESTS].lock().cpus &= !(1 << self.local.cpu);
+        }
+    }
+
+    /// Whatever a vCPU waits for will not come any more: it is stopped.
+    fn cancel(&mut self, index: u16) {
         let own = Client::Vcpu(self.local.vcpus.name_at(index).0, self.local.vcpus.at(index).turn);
         portal::orphan(self.local, own);
         portal::leave_queue(self.local, own);
         let vcpu = self.local.vcpus.at_mut(index);
         vcpu.turn = vcpu.turn.wrapping_add(1);
         vcpu.state = VcpuState::Stopped;
-        let budget = vcpu.budget();
-        let mail = &self.shared.vcpus[vcpu.guest as usize % GUESTS][vcpu.number as usize % GUEST_VCPUS];
-        mail.name.store(0, Ordering::Release);
-        self.machine.unload(&mut vcpu.context);
-        let mut guest = self.shared.guests[vcpu.guest as usize % GUESTS].lock();
-        guest.vcpus = guest.vcpus.saturating_sub(1);
-        drop(guest);
-        schedule::forget(self.local, budget);
-        let id = self.local.vcpus.name_at(index);
-        self.local.vcpus.remove(id);
     }
 
     /// The index of a living vCPU of this CPU.
@@ -180,18 +199,15 @@ impl<M: Machine> Call<'_, M> {
     /// from here on; a server that stops the vCPU it serves just now answers first.
     pub(super) fn cancel_exit(&mut self, index: u16) {
         let own = Client::Vcpu(self.local.vcpus.name_at(index).0, self.local.vcpus.at(index).turn);
-        if self.local.threads.at(self.local.thread()).client == own {
+        if self.caller.is_some_and(|me| self.local.threads.at(me).client == own) {
             let vcpu = self.local.vcpus.at_mut(index);
             vcpu.stop_wanted = true;
             // The hot door of answers looks at this alone.
             vcpu.hazard = true;
             return;
         }
-        portal::orphan(self.local, own);
-        portal::leave_queue(self.local, own);
-        let vcpu = self.local.vcpus.at_mut(index);
-        vcpu.turn = vcpu.turn.wrapping_add(1);
-        vcpu.state = VcpuState::Stopped;
+        self.cancel(index);
+        let vcpu = self.local.vcpus.at(index);
         let budget = vcpu.budget();
         schedule::retire(self.local, budget);
     }
