@@ -71,7 +71,9 @@ pub enum Op {
     ThreadDestroy = 0x22,
     /// Why a thread stopped: `x0` thread, `x1` which word. Back: `x0` = 0, `x1` = that word of its [`ThreadFault`] record.
     ThreadFault = 0x23,
-    /// Says who supervises a thread: `x0` thread, `x1` signal capability.
+    /// Says who supervises a thread: `x0` thread, `x1` signal capability, `x2` = µs that it may take for an answer (0 = for
+    /// ever, else 1,000 to 2^40). Whom it keeps for longer (at most half as long again) gets `Late`, a vCPU stays stopped,
+    /// and the supervisor is signalled; a late answer finds nobody.
     ThreadSupervise = 0x24,
 
     /// Makes a portal into a thread: `x0` thread, `x1` badge, `x2` empty slot.
@@ -611,7 +613,7 @@ pub enum VcpuRegister {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum ThreadFault {
-    /// 0 = it runs, 1 = it ended by itself, 2 = it faulted.
+    /// 0 = it runs, 1 = it ended by itself, 2 = it faulted, 3 = it took too long for an answer.
     State = 0,
     /// The machine's syndrome.
     Syndrome = 1,
@@ -621,6 +623,12 @@ pub enum ThreadFault {
     Pc = 3,
     /// The stack pointer.
     Sp = 4,
+    /// Whom it kept waiting for too long: 0 nobody, 1 a thread, 2 a vCPU.
+    LateFor = 5,
+    /// That vCPU's number in its guest.
+    LateVcpu = 6,
+    /// The first word of that vCPU's exit ([`ExitHeader`]).
+    LateExit = 7,
     /// The first `x0`–`x30` stand at 8–38.
     General = 8,
 }

@@ -254,9 +254,9 @@ impl Thread {
         ask(system, Op::ThreadFault, [self.slot, word]).map(|[_, value, _]| value)
     }
 
-    /// [`Op::ThreadSupervise`].
-    pub fn supervise(self, system: &impl System, by: Signal) -> Done {
-        tell(system, Op::ThreadSupervise, [self.slot, by.slot])
+    /// [`Op::ThreadSupervise`]; `patience` is how many microseconds it may take for an answer (0: any).
+    pub fn supervise(self, system: &impl System, by: Signal, patience: u64) -> Done {
+        tell(system, Op::ThreadSupervise, [self.slot, by.slot, patience])
     }
 
     /// [`Op::PortalCreate`].

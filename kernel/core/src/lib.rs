@@ -3,10 +3,10 @@
 //!
 //! A machine crate decodes what happened, asks one of the doors in [`trap`], and obeys the [`trap::Next`] it gets
 //! back. Read in this order: [`machine`] (what a machine owes), [`pool`] (names), [`cap`] and [`table`] (authority),
-//! [`local`] and [`shared`] (state), [`portal`] (IPC), [`vcpu`] (exits), [`schedule`] (time), [`lines`] (virtual
-//! interrupts), [`source`] and [`queue`] (interrupts that a server forwards), [`space`] and [`frame`] (memory),
-//! [`grace`] (when what was taken away may be used again), [`syscall`] (the table of operations), [`init`] (the first
-//! domain).
+//! [`local`] and [`shared`] (state), [`portal`] (IPC), [`vcpu`] (exits), [`schedule`] (time), [`patience`] (deadlines of
+//! answers), [`lines`] (virtual interrupts), [`source`] and [`queue`] (interrupts that a server forwards), [`space`] and
+//! [`frame`] (memory), [`grace`] (when what was taken away may be used again), [`syscall`] (the table of operations),
+//! [`init`] (the first domain).
 //!
 //! Four principles: the kernel decides, returns, and is carried out once; a CPU's own objects are reached without
 //! locks or atomics ([`local::Local`]); what CPUs share is atomic or behind one lock each ([`shared::Shared`]); a
@@ -30,6 +30,7 @@ pub mod lines;
 pub mod local;
 pub mod lock;
 pub mod machine;
+pub mod patience;
 pub mod pool;
 pub mod portal;
 pub mod queue;

@@ -2,6 +2,7 @@
 //! What belongs to one CPU alone: its threads, vCPUs, portals, budgets and timers. Reached without locks or atomics.
 
 use crate::machine::{Machine, NEVER, Ticks};
+use crate::patience::Looks;
 use crate::pool::{Id, Pool};
 use crate::portal::Portal;
 use crate::schedule::{Budget, BudgetId, NO_BUDGET};
@@ -55,6 +56,8 @@ pub struct Local<M: Machine> {
     pub overdue: bool,
     /// The time the clock is set to.
     pub alarm: Ticks,
+    /// When servers that take too long are looked for.
+    pub looks: Looks,
     /// Writes to words that CPUs share, on IPC and exit paths.
     pub shared_writes: u64,
     /// Threads.
@@ -84,6 +87,7 @@ impl<M: Machine> Local<M> {
             slice_end: NEVER,
             overdue: false,
             alarm: NEVER,
+            looks: Looks::NONE,
             shared_writes: 0,
             threads: Pool::new(cpu),
             vcpus: Pool::new(cpu),

@@ -8,6 +8,7 @@
 use crate::init::ROOT_DOMAIN;
 use crate::local::{Local, Running, THREADS};
 use crate::machine::{Machine, ThreadContext, VcpuContext};
+use crate::patience;
 use crate::pool::{Empty, Id};
 use crate::schedule::{self, BudgetId};
 use crate::shared::Shared;
@@ -16,6 +17,9 @@ use crate::thread::{Entry, Thread, ThreadState};
 use crate::trap::Next;
 use crate::vcpu::{Vcpu, VcpuState};
 use trellis_idl::kernel::{Answer, Groups, Kind, PAGE, Refusal, Rights};
+
+/// Ranks that a chain of calls can go through.
+const RANKS: usize = 16;
 
 /// A synchronous entry into a thread.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +48,43 @@ pub enum Client {
     Thread(u64, u32),
     /// A vCPU by name, in this turn of its.
     Vcpu(u64, u32),
+}
+
+impl Client {
+    /// Set in the turn of a client that was seen with its server ([`crate::patience`]). Turns do not have it, so the hot
+    /// door of answers finds nobody and leaves the answer to the slow one.
+    const SEEN: u32 = 1 << 31;
+
+    /// With the mark.
+    pub const fn seen(self) -> Client {
+        match self {
+            Client::None => Client::None,
+            Client::Thread(name, turn) => Client::Thread(name, turn | Self::SEEN),
+            Client::Vcpu(name, turn) => Client::Vcpu(name, turn | Self::SEEN),
+        }
+    }
+
+    /// Without the mark: as the client itself is called.
+    pub const fn plain(self) -> Client {
+        match self {
+            Client::None => Client::None,
+            Client::Thread(name, turn) => Client::Thread(name, turn & !Self::SEEN),
+            Client::Vcpu(name, turn) => Client::Vcpu(name, turn & !Self::SEEN),
+        }
+    }
+
+    /// Whether it bears the mark.
+    pub const fn is_seen(self) -> bool {
+        match self {
+            Client::None => false,
+            Client::Thread(_, turn) | Client::Vcpu(_, turn) => turn & Self::SEEN != 0,
+        }
+    }
+
+    /// The turn after this one.
+    pub const fn next_turn(turn: u32) -> u32 {
+        turn.wrapping_add(1) & !Self::SEEN
+    }
 }
 
 /// `Op::Call` with registers only, to a server that is free.
@@ -171,6 +212,7 @@ fn target<M: Machine>(
     if matches!(state, ThreadState::Ended | ThreadState::Faulted) {
         return Err(Refusal::Gone);
     }
+    patience::refusal(local, thread.index() as u16)?;
     Ok((thread.index() as u16, portal.badge))
 }
 
@@ -236,6 +278,7 @@ fn enqueue<M: Machine>(local: &mut Local<M>, server: u16, client: Client) {
             let thread = local.threads.at_mut(Id::<Thread<M>>::from_word(name).index() as u16);
             thread.state = ThreadState::Queued;
             thread.budget = budget;
+            thread.waits_at = server;
         }
         Client::Vcpu(name, _) => {
             local.vcpus.at_mut(Id::<Vcpu<M>>::from_word(name).index() as u16).state = VcpuState::Queued;
@@ -247,11 +290,47 @@ fn enqueue<M: Machine>(local: &mut Local<M>, server: u16, client: Client) {
         Client::None => local.threads.at_mut(server).queue = client,
         last => set_next(local, last, client),
     }
-    let server = local.threads.at_mut(server);
-    server.queue_last = client;
-    let payer = server.budget as usize;
-    if let Some(budget) = local.budgets.get_mut(payer) {
-        budget.raise(priority);
+    local.threads.at_mut(server).queue_last = client;
+    lend(local, server, priority);
+}
+
+/// Gives a priority to whatever must run for a server to go on: what pays for it, and if it waits itself, for those it
+/// waits for. As many as there are ranks at most: a call goes to a lower one.
+fn lend<M: Machine>(local: &mut Local<M>, server: u16, priority: u8) {
+    let mut at = server;
+    for _ in 0..RANKS {
+        let payer = local.threads.at(at).budget as usize;
+        if let Some(budget) = local.budgets.get_mut(payer) {
+            budget.raise(priority);
+        }
+        match served_at(local, at) {
+            Some(next) => at = next,
+            None => return,
+        }
+    }
+}
+
+/// Where a thread waits for an answer, or in a queue.
+pub(crate) fn served_at<M: Machine>(local: &Local<M>, index: u16) -> Option<u16> {
+    let thread = local.threads.at(index);
+    match thread.state {
+        ThreadState::Queued => Some(thread.waits_at),
+        ThreadState::Awaiting => serving(local, Client::Thread(local.threads.name_at(index).0, thread.turn)),
+        _ => None,
+    }
+}
+
+/// Nobody waits any more for what was just done on a budget; those that wait for other servers it pays still do.
+fn settle<M: Machine>(local: &mut Local<M>, payer: BudgetId) {
+    let Some(budget) = local.budgets.get_mut(payer as usize) else { return };
+    if !budget.is_raised() {
+        return;
+    }
+    budget.settle();
+    for index in 0..THREADS as u16 {
+        if local.threads.at(index).budget == payer && local.threads.at(index).queue != Client::None {
+            inherit(local, index);
+        }
     }
 }
 
@@ -293,6 +372,8 @@ pub(crate) fn leave_queue<M: Machine>(local: &mut Local<M>, client: Client) {
         if server.queue_last == at {
             server.queue_last = before;
         }
+        let payer = server.budget;
+        settle(local, payer);
         return;
     }
 }
@@ -314,25 +395,23 @@ pub(crate) fn orphan<M: Machine>(local: &mut Local<M>, client: Client) {
 
 /// The thread that serves a client.
 fn serving<M: Machine>(local: &Local<M>, client: Client) -> Option<u16> {
-    (0..THREADS as u16).find(|index| client != Client::None && local.threads.at(*index).client == client)
+    (0..THREADS as u16).find(|index| client != Client::None && local.threads.at(*index).client.plain() == client)
 }
 
 /// Those who still wait for a server lend it their priority.
 fn inherit<M: Machine>(local: &mut Local<M>, server: u16) {
-    let payer = local.threads.at(server).budget as usize;
     let mut client = local.threads.at(server).queue;
+    let mut best = 0;
     while client != Client::None {
         let budget = match client {
             Client::Thread(name, _) => local.threads.at(Id::<Thread<M>>::from_word(name).index() as u16).budget,
             Client::Vcpu(name, _) => local.vcpus.at(Id::<Vcpu<M>>::from_word(name).index() as u16).budget(),
-            Client::None => return,
+            Client::None => break,
         };
-        let priority = local.budgets.get(budget as usize).map_or(0, |budget| budget.priority());
-        if let Some(budget) = local.budgets.get_mut(payer) {
-            budget.raise(priority);
-        }
+        best = best.max(local.budgets.get(budget as usize).map_or(0, |budget| budget.priority()));
         client = next_of(local, client);
     }
+    lend(local, server, best);
 }
 
 /// The first of a server's queue that still waits there.
@@ -386,7 +465,7 @@ pub fn reply_slow<M: Machine>(
         Client::Thread(..) if mask != 0 => return Err(Refusal::BadArgument),
         _ => {}
     }
-    let client = core::mem::replace(&mut local.threads.at_mut(me).client, Client::None);
+    let client = core::mem::replace(&mut local.threads.at_mut(me).client, Client::None).plain();
     let answered = answer(local, machine, me, client, mask, bytes);
     Ok(open(local, shared, machine, me, answered))
 }
@@ -437,11 +516,12 @@ fn open<M: Machine>(
 ) -> Next {
     local.threads.at_mut(server).state = ThreadState::Open;
     let payer = local.budget;
-    if let Some(budget) = local.budgets.get_mut(payer as usize) {
-        budget.settle();
-    }
-    if let Some((next, budget)) = dequeue(local, server) {
+    let next = dequeue(local, server);
+    if let Some((next, budget)) = next {
         begin(local, machine, server, next, budget);
+    }
+    settle(local, payer);
+    if let Some((_, budget)) = next {
         if budget == payer && answered.is_none() {
             local.running = Running::Thread(server);
             return Next::Thread(server);
@@ -467,7 +547,7 @@ pub fn forward<M: Machine>(
     let me = local.thread();
     let (table, rank, client) = {
         let server = local.threads.at(me);
-        (server.table, server.rank, server.client)
+        (server.table, server.rank, server.client.plain())
     };
     if client == Client::None {
         return Err(Refusal::BadState);
@@ -548,18 +628,18 @@ pub(crate) fn dismiss<M: Machine>(
     let thread = local.threads.at_mut(index);
     let lent = thread.budget;
     thread.state = state;
-    thread.turn = thread.turn.wrapping_add(1);
+    thread.turn = Client::next_turn(thread.turn);
     let supervisor = thread.supervisor;
-    let client = core::mem::replace(&mut thread.client, Client::None);
+    let client = core::mem::replace(&mut thread.client, Client::None).plain();
     if local.budgets.get(lent as usize).is_some_and(|budget| budget.head == Running::Thread(index)) {
         schedule::retire(local, lent);
     }
     if let Some(budget) = local.budgets.get_mut(lent as usize) {
         budget.settle();
     }
-    refuse(local, client, lent);
+    refuse(local, client, lent, Refusal::Gone);
     while let Some((waiting, budget)) = dequeue(local, index) {
-        refuse(local, waiting, budget);
+        refuse(local, waiting, budget, Refusal::Gone);
     }
     schedule::retire(local, index as BudgetId);
     if supervisor.1 != 0 {
@@ -571,8 +651,37 @@ pub(crate) fn dismiss<M: Machine>(
     }
 }
 
-/// Tells a client that nobody will answer.
-fn refuse<M: Machine>(local: &mut Local<M>, client: Client, budget: BudgetId) {
+/// A server has kept its client for too long: that one gets [`Refusal::Late`] (a vCPU stays stopped), as do those who
+/// queue; what the server goes on doing it pays itself, and its supervisor is told.
+pub(crate) fn late<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, index: u16) {
+    let client = local.threads.at(index).client.plain();
+    let lent = local.threads.at(index).budget;
+    let record = match client {
+        Client::None => return,
+        Client::Thread(..) => [1, 0, 0],
+        Client::Vcpu(name, _) => {
+            let vcpu = local.vcpus.at(Id::<Vcpu<M>>::from_word(name).index() as u16);
+            [2, vcpu.number.into(), vcpu.context.exit()[0]]
+        }
+    };
+    while let Some((waiting, budget)) = dequeue(local, index) {
+        refuse(local, waiting, budget, Refusal::Late);
+    }
+    // Nobody better waits for it any more: it goes on as what its client is.
+    settle(local, lent);
+    orphan(local, client);
+    let thread = local.threads.at_mut(index);
+    thread.client = Client::None;
+    thread.late = record;
+    let supervisor = thread.supervisor;
+    refuse(local, client, lent, Refusal::Late);
+    if supervisor.1 != 0 {
+        signal::raise(local, shared, machine, supervisor.0, supervisor.1);
+    }
+}
+
+/// Tells a client that nobody will answer, or not in time.
+fn refuse<M: Machine>(local: &mut Local<M>, client: Client, budget: BudgetId, why: Refusal) {
     match client {
         Client::None => {}
         Client::Thread(name, turn) => {
@@ -583,7 +692,7 @@ fn refuse<M: Machine>(local: &mut Local<M>, client: Client, budget: BudgetId) {
             }
             thread.state = ThreadState::Ready;
             thread.entry = Entry::Parked;
-            thread.context.set_return([Refusal::Gone.to_register(), 0, 0]);
+            thread.context.set_return([why.to_register(), 0, 0]);
             schedule::ready(local, budget, Running::Thread(id.index() as u16));
         }
         Client::Vcpu(name, turn) => {

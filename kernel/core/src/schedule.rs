@@ -8,6 +8,7 @@
 
 use crate::local::{BUDGETS, Local, Running, THREADS};
 use crate::machine::{Machine, NEVER, Ticks, VcpuContext};
+use crate::patience;
 use crate::shared::Shared;
 use crate::thread::{Entry, ThreadState};
 use crate::trap::Next;
@@ -76,6 +77,11 @@ impl Budget {
         if priority > self.raised {
             self.raised = priority;
         }
+    }
+
+    /// Whether somebody better than its owner waits for what runs on it.
+    pub const fn is_raised(&self) -> bool {
+        self.raised != self.own
     }
 
     /// Nobody waits for what ran on it any more.
@@ -335,12 +341,14 @@ fn choose<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) ->
     charge(local, now);
     refill(local, now);
     let Some(id) = pick(local) else {
+        patience::rest(local);
         local.budget = NO_BUDGET;
         local.running = Running::Idle;
         local.slice_end = NEVER;
         set_alarm(local, machine);
         return Next::Idle;
     };
+    local.looks.begin(now);
     switch_to(local, shared, machine, id, now)
 }
 
@@ -406,7 +414,7 @@ fn enter<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> 
 
 /// Sets the clock to the first of all deadlines.
 pub fn set_alarm<M: Machine>(local: &mut Local<M>, machine: &mut M) {
-    let mut first = local.slice_end;
+    let mut first = local.slice_end.min(local.looks.next);
     for id in each(local.timed) {
         first = first.min(local.deadlines[id]);
     }
@@ -446,6 +454,7 @@ pub fn alarm<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M)
     }
     charge(local, now);
     refill(local, now);
+    patience::look(local, shared, machine, now);
     let current = local.budget;
     if current != NO_BUDGET && local.running != Running::Idle {
         let over = local.slice_end <= now;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A thread: where a domain's program runs, whom it serves, and what it waits for.
 
-use crate::machine::{Machine, ThreadContext};
+use crate::machine::{Machine, ThreadContext, Ticks};
+use crate::patience::Late;
 use crate::pool::{Empty, Id};
 use crate::portal::Client;
 use crate::schedule::BudgetId;
@@ -93,6 +94,14 @@ pub struct Thread<M: Machine> {
     pub supervisor: (Id<ThreadName>, u64),
     /// Why it stopped.
     pub fault: FaultRecord,
+    /// The server in whose queue it waits.
+    pub waits_at: u16,
+    /// Ticks that it may take for an answer; 0 = for ever.
+    pub patience: Ticks,
+    /// Ticks that it has had its client since that was first seen.
+    pub waited: Ticks,
+    /// Whom it has kept for too long.
+    pub late: Late,
 }
 
 /// What thread names name, without the machine in the type (they travel in capabilities).
@@ -119,6 +128,10 @@ impl<M: Machine> Empty for Thread<M> {
         buffer: 0,
         supervisor: (Id::NONE, 0),
         fault: FaultRecord { syndrome: 0, address: 0 },
+        waits_at: 0,
+        patience: 0,
+        waited: 0,
+        late: [0; 3],
     };
 }
 
@@ -129,12 +142,14 @@ impl<M: Machine> Thread<M> {
             w if w == ThreadFault::State as u64 => match self.state {
                 ThreadState::Ended => 1,
                 ThreadState::Faulted => 2,
+                _ if self.late[0] != 0 => 3,
                 _ => 0,
             },
             w if w == ThreadFault::Syndrome as u64 => self.fault.syndrome,
             w if w == ThreadFault::Address as u64 => self.fault.address,
             w if w == ThreadFault::Pc as u64 => self.context.register(32),
             w if w == ThreadFault::Sp as u64 => self.context.register(31),
+            w @ 5..=7 => self.late[w as usize - 5],
             w @ 8..=38 => self.context.register(w as usize - 8),
             _ => return Err(Refusal::OutOfRange),
         })

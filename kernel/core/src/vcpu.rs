@@ -4,6 +4,7 @@
 use crate::lines::{self, Lines};
 use crate::local::{Local, Running, THREADS};
 use crate::machine::{Machine, NEVER, VcpuContext};
+use crate::patience;
 use crate::pool::{Empty, Id};
 use crate::portal::{self, Client, Portal};
 use crate::schedule::{self, BudgetId};
@@ -199,7 +200,9 @@ pub fn exited_slow<M: Machine>(
     let server = server.and_then(|name| {
         let id = Id::<Thread<M>>::from_word(name);
         let state = local.threads.get(id)?.state;
-        (!matches!(state, ThreadState::Ended | ThreadState::Faulted)).then_some(id.index() as u16)
+        let index = id.index() as u16;
+        let answers = !matches!(state, ThreadState::Ended | ThreadState::Faulted) && patience::refusal(local, index).is_ok();
+        answers.then_some(index)
     });
     match server {
         Some(server) => portal::arrive(local, shared, machine, server, client),

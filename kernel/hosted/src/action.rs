@@ -59,6 +59,8 @@ enum Shape {
     Bits,
     /// A time soon.
     Soon,
+    /// How long an answer may take.
+    Patience,
     /// A priority, or passive.
     Priority,
     /// A budget, or none.
@@ -93,7 +95,7 @@ fn shape(op: Op) -> [Shape; 6] {
         Op::ThreadStart => of(&[Of(Kind::Thread), Address, Address, Word]),
         Op::ThreadDestroy => of(&[Of(Kind::Thread)]),
         Op::ThreadFault => of(&[Of(Kind::Thread), Below(40)]),
-        Op::ThreadSupervise => of(&[Of(Kind::Thread), Of(Kind::Signal)]),
+        Op::ThreadSupervise => of(&[Of(Kind::Thread), Of(Kind::Signal), Patience]),
         Op::PortalCreate => of(&[Of(Kind::Thread), Word, Empty]),
         Op::SignalCreate => of(&[Of(Kind::Thread), Below(8), Empty]),
         Op::Grant => of(&[Used, Of(Kind::Domain), Below(64), Bits]),
@@ -190,6 +192,7 @@ fn argument(hosted: &Hosted, caller: &Caller, shape: Shape, choice: u16, word: u
         Shape::Half => word >> (n % 32) & 0xffff_ffff,
         Shape::Bits => if n.is_multiple_of(8) { 0xff } else { n % 16 },
         Shape::Soon => hosted.board.borrow().now + n % 5000,
+        Shape::Patience => n % 3 * 1500,
         Shape::Priority => if n.is_multiple_of(3) { PASSIVE } else { n % 250 },
         Shape::Budget => if n.is_multiple_of(3) { 0 } else { (n % 9 * 500) | (n % 7 * 1000) << 32 },
         Shape::Word => word >> (n % 32),

@@ -166,7 +166,7 @@ fn queues(local: &LocalState) -> Result<(), Broken> {
 fn clients(local: &LocalState) -> Result<(), Broken> {
     let mut served = BTreeMap::new();
     for (index, _, server) in threads(local) {
-        let key = match server.client {
+        let key = match server.client.plain() {
             Client::None => continue,
             Client::Thread(name, turn) => (false, name, turn),
             Client::Vcpu(name, turn) => (true, name, turn),

@@ -5,6 +5,7 @@ use super::{Call, Done, START_UP, one};
 use crate::cap::{Cap, CapWord};
 use crate::local::Running;
 use crate::machine::{Machine, ThreadContext};
+use crate::patience;
 use crate::pool::{Empty, Id};
 use crate::portal::{self, Portal};
 use crate::remote;
@@ -116,6 +117,7 @@ impl<M: Machine> Call<'_, M> {
         let id = self.local.threads.name_at(index);
         let domain = self.local.threads.at(index).domain;
         remote::retract(self.local, self.shared, self.machine, id);
+        patience::forget(self.local, index);
         self.shared.publish(self.local.cpu, index, 0);
         schedule::forget(self.local, index);
         portal::remove_all(self.local, id);
@@ -133,6 +135,12 @@ impl<M: Machine> Call<'_, M> {
     pub(super) fn thread_supervise(&mut self) -> Done {
         let index = self.thread(0, Rights::CONTROL)?;
         let signal = self.cap(1, Kind::Signal, Rights::USE)?;
+        let patience = self.a[2];
+        if patience != 0 && !(patience::SHORTEST..=patience::LONGEST).contains(&patience) {
+            return Err(Refusal::BadArgument);
+        }
+        let ticks = (u128::from(patience) * u128::from(self.machine.hertz()) / 1_000_000) as u64;
+        patience::set(self.local, self.machine, index, ticks);
         self.local.threads.at_mut(index).supervisor = (Id::from_word(signal.name), signal.word.badge());
         one(0)
     }

@@ -76,7 +76,7 @@ impl<M: Machine> Call<'_, M> {
         portal::orphan(self.local, own);
         portal::leave_queue(self.local, own);
         let vcpu = self.local.vcpus.at_mut(index);
-        vcpu.turn = vcpu.turn.wrapping_add(1);
+        vcpu.turn = Client::next_turn(vcpu.turn);
         vcpu.state = VcpuState::Stopped;
     }
 
@@ -199,7 +199,7 @@ impl<M: Machine> Call<'_, M> {
     /// from here on; a server that stops the vCPU it serves just now answers first.
     pub(super) fn cancel_exit(&mut self, index: u16) {
         let own = Client::Vcpu(self.local.vcpus.name_at(index).0, self.local.vcpus.at(index).turn);
-        if self.caller.is_some_and(|me| self.local.threads.at(me).client == own) {
+        if self.caller.is_some_and(|me| self.local.threads.at(me).client.plain() == own) {
             let vcpu = self.local.vcpus.at_mut(index);
             vcpu.stop_wanted = true;
             // The hot door of answers looks at this alone.
