@@ -52,6 +52,12 @@ pub mod start {
     pub const SPIN_TABLE: u32 = 2;
 }
 
+/// What else is to be known about a board: one bit each.
+pub mod flags {
+    /// An emulator: it predicts nothing, so nothing is done about predictors.
+    pub const EMULATED: u32 = 1;
+}
+
 /// Which interrupt controller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -106,8 +112,8 @@ pub struct BootHeader {
     pub uart: Uart,
     /// One of [`start`].
     pub start: u32,
-    /// Must be 0.
-    pub reserved: u32,
+    /// [`flags`].
+    pub flags: u32,
     /// Affinity (MPIDR & 0xff00ffffff) of each CPU; the boot CPU first.
     pub mpidr: [u64; MAX_CPUS],
     /// Spin table: CPU i's release address is `release + 8 * i`.
@@ -135,7 +141,7 @@ impl BootHeader {
         gic: Gic { version: 0, reserved: 0, distributor: 0, cpu: 0, control: 0, virtual_cpu: 0 },
         uart: Uart { kind: 0, line: 0, base: 0 },
         start: 0,
-        reserved: 0,
+        flags: 0,
         mpidr: [0; MAX_CPUS],
         release: 0,
         devices: [Range { base: 0, bytes: 0 }; 16],

@@ -655,6 +655,11 @@ pub enum Fact {
     ListRegisters = 7,
     /// Words shared between CPUs that this CPU has written on IPC and exit paths.
     SharedWrites = 8,
+    /// What this CPU has and what its errata need, one bit each (kernel/aarch64/src/features.rs names them).
+    Silicon = 16,
+    /// What this CPU does at every entry about its predictors: firmware function in bits 0–31 (0 = none), taken branches
+    /// in 32–39, 40 = CLRBHB. 0 = nothing.
+    Predictors = 17,
 }
 
 #[cfg(test)]

@@ -29,6 +29,9 @@ pub struct Board {
     pub guest_gic: Vec<u8>,
     /// Where a loader puts the image.
     pub image_at: u64,
+    /// Only an emulator is ever meant: its CPUs predict nothing, and the kernel does nothing about predictors.
+    #[serde(default)]
+    pub emulated: bool,
     /// How CPUs are started.
     pub start: Start,
     /// Spin table: CPU i's release address is at `release + 8 * i`.
@@ -233,6 +236,7 @@ impl Board {
         };
         header.uart = boot::Uart { kind: 1, line: self.uart.line, base: self.uart.base };
         header.release = self.release;
+        header.flags = if self.emulated { boot::flags::EMULATED } else { 0 };
         header.start = match self.start {
             Start::None => boot::start::NONE,
             Start::Psci => boot::start::PSCI,
@@ -275,6 +279,8 @@ mod tests {
     fn the_pi_has_its_figures_in_the_header() {
         let header = board("raspi4b").header(4);
         assert_eq!(header.start, boot::start::SPIN_TABLE);
+        assert_eq!(header.flags, 0, "a Raspberry Pi predicts");
+        assert_eq!(board("virt").header(1).flags, boot::flags::EMULATED);
         assert_eq!((header.uart.base, header.uart.line), (0xfe20_1000, 153));
         assert_eq!(header.devices[1], boot::Range { base: 0xff84_6000, bytes: 8192 });
     }

@@ -16,11 +16,10 @@ _start:
 
     .text
 1:  msr     daifset, #15
-    mrs     x1, CurrentEL
-    cmp     x1, #8
-    b.ne    stuck                       // not EL2: nothing can be said, there is no known serial port yet
     // The counter is noted here: boot_to_root begins with the kernel's first instruction.
     mrs     x28, cntpct_el0
+    mrs     x1, CurrentEL
+    ubfx    x25, x1, #2, #2             // another level than EL2 is told by boot_main, which knows the serial port
     mov     x27, x0                     // device tree, if any
     adrp    x26, __image_start
     // Relocate: every entry of .rela.dyn is R_AARCH64_RELATIVE (the linker is told so).
@@ -51,6 +50,7 @@ _start:
     mov     x0, x26
     mov     x1, x28
     mov     x2, x27
+    mov     x3, x25
     bl      boot_main
 stuck:
     wfe

@@ -2,10 +2,13 @@
 //! From the loader to root: check the header, map, start the interrupt controller, make root.
 
 use crate::cpu::{BLOCK_OFFSET, Cpu, SHARED, first};
+use crate::features::level_refusal;
 use crate::gic::Gic;
-use crate::isa::{self, read};
+use crate::isa::{self, stop};
+use crate::part::Midr;
 use crate::log::{LOG, Serial};
 use crate::secondary;
+use crate::silicon;
 use crate::stage1::{self, Image};
 use core::fmt::Write;
 use core::sync::atomic::Ordering;
@@ -38,16 +41,21 @@ pub(crate) fn header() -> &'static BootHeader {
     core::hint::black_box(&BOOT_HEADER)
 }
 
-/// Called by `boot.S` with the MMU off: image's first byte, counter at the first instruction, device tree.
+/// Called by `boot.S` with the MMU off: image's first byte, counter at the first instruction, device tree, exception
+/// level.
 #[unsafe(no_mangle)]
-extern "C" fn boot_main(image: u64, first_tick: u64, _device_tree: u64) -> ! {
+extern "C" fn boot_main(image: u64, first_tick: u64, _device_tree: u64, level: u64) -> ! {
     let header = header();
     if header.magic != MAGIC || header.version != VERSION {
         stop();
     }
+    if let Some(why) = level_refusal(level).or_else(silicon::refusal) {
+        refuse(header, level, why);
+    }
     let linked = Image {
         start: image,
         text_end: &raw const __text_end as u64,
+        translate: isa::translate_page(),
         constants_end: &raw const __rodata_end as u64,
     };
     stage1::build(header, linked);
@@ -57,10 +65,12 @@ extern "C" fn boot_main(image: u64, first_tick: u64, _device_tree: u64) -> ! {
     cpu.machine.header = header;
     cpu.machine.first_tick = first_tick;
     cpu.machine.kernel_bytes = &raw const __bss_end as u64 - &raw const __image_start as u64;
-    cpu.set_up();
+    silicon::begin_common();
+    cpu.set_up(header);
     Gic::start_distributor(&header.gic);
     cpu.machine.gic = Gic::start(&header.gic);
     greet(cpu);
+    silicon::report(cpu);
     let mut free = free_memory(header, image);
     SHARED.running.fetch_or(1, Ordering::AcqRel);
     let [(first_free, pages_free), ..] = &mut free;
@@ -82,9 +92,9 @@ extern "C" fn boot_main(image: u64, first_tick: u64, _device_tree: u64) -> ! {
 fn greet(cpu: &Cpu) {
     let _ = writeln!(
         LOG.lock(),
-        "Trellis {} on MIDR {:#x}, {} list registers, {} Hz",
+        "Trellis {} on {}, {} list registers, {} Hz",
         env!("CARGO_PKG_VERSION"),
-        read!("midr_el1"),
+        Midr(isa::read!("midr_el1")),
         cpu.machine.gic.lists(),
         cpu.machine.hertz
     );
@@ -103,11 +113,15 @@ fn free_memory(header: &BootHeader, image: u64) -> [(u64, u64); 4] {
     free
 }
 
-/// Nothing can be said or done.
-fn stop() -> ! {
-    loop {
-        isa::wfi();
+/// Says why the kernel cannot run here, and switches off where firmware can.
+fn refuse(header: &BootHeader, level: u64, why: &str) -> ! {
+    let mut serial = Serial(if header.uart.kind == 1 { header.uart.base } else { 0 });
+    let _ = writeln!(serial, "Trellis cannot run here: {why}.");
+    if header.start == trellis_idl::boot::start::PSCI {
+        // PSCI 5.9, SYSTEM_OFF: at EL1 it is a hypervisor that listens.
+        if level == 1 { isa::hvc(0x8400_0008) } else { isa::smc(0x8400_0008, 0, 0, 0) };
     }
+    stop()
 }
 
 /// The serial port, polled: nobody else uses it any more.

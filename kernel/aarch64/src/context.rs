@@ -71,6 +71,13 @@ impl ThreadContext for Thread {
     }
 }
 
+impl Thread {
+    /// Does the last instructions again.
+    pub fn step_back(&mut self, bytes: u64) {
+        self.pc = self.pc.wrapping_sub(bytes);
+    }
+}
+
 /// VTTBR_EL2: VMID and root table (Arm ARM D19.2.153). CnP = 0.
 pub const fn vttbr(tag: u16, root: Page) -> u64 {
     (tag as u64) << 48 | root << 12
@@ -292,6 +299,11 @@ impl VcpuContext for Vcpu {
 }
 
 impl Vcpu {
+    /// Does the last instructions again.
+    pub fn step_back(&mut self, bytes: u64) {
+        self.pc = self.pc.wrapping_sub(bytes);
+    }
+
     fn place(&self, register: u64) -> Option<u64> {
         use VcpuRegister as R;
         let e = &self.el1;

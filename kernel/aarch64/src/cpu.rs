@@ -3,10 +3,16 @@
 
 use crate::context::{Thread, Vcpu};
 use crate::decode;
+use crate::errors::{self, Severity};
+use crate::features::Features;
 use crate::gic;
 use crate::isa::{self, read, write};
+use crate::log::LOG;
 use crate::machine::Aarch64;
+use crate::predictor::Policy;
 use crate::registers::{self, Esr};
+use crate::silicon;
+use core::fmt::Write;
 use core::mem::offset_of;
 use trellis_core::lines::SoftwareInterrupt;
 use trellis_core::local::{Local, Running, THREADS, VCPUS};
@@ -17,6 +23,7 @@ use trellis_core::thread::{Entry, FaultRecord};
 use trellis_core::trap::{self, Next, Trap, take};
 use trellis_core::vcpu::mask_words;
 use trellis_core::{lines, portal, signal, vcpu};
+use trellis_idl::boot::BootHeader;
 use trellis_idl::kernel::{ExitClass, Groups, Op, Refusal};
 
 /// A CPU's block. SP_EL2 at rest points at `current`; the stack lies below.
@@ -31,6 +38,8 @@ pub struct Cpu {
     arguments: [u64; 6],
     /// The interrupt that its hot door could not decide.
     interrupt: Trap,
+    /// What the guarded vectors do at every entry.
+    guard: u64,
     /// The core's state of this CPU.
     pub local: Local<Aarch64>,
     /// The hardware.
@@ -44,8 +53,11 @@ pub const BLOCK_OFFSET: usize = offset_of!(Cpu, current);
 const CURRENT: usize = 0;
 const MODE: usize = offset_of!(Cpu, mode) - BLOCK_OFFSET;
 const SERVER: usize = offset_of!(Cpu, server) - BLOCK_OFFSET;
+const GUARD: usize = offset_of!(Cpu, guard) - BLOCK_OFFSET;
 
-core::arch::global_asm!(include_str!("entry.S"), CURRENT = const CURRENT, MODE = const MODE, SERVER = const SERVER);
+core::arch::global_asm!(
+    include_str!("entry.S"), CURRENT = const CURRENT, MODE = const MODE, SERVER = const SERVER, GUARD = const GUARD,
+);
 
 core::arch::global_asm!(include_str!("memory.S"));
 
@@ -55,6 +67,7 @@ unsafe extern "C" {
     /// Loads them.
     pub fn load_vectors(from: *const crate::context::Vectors);
     static vectors: u8;
+    static guarded_vectors: u8;
 }
 
 /// What all CPUs share.
@@ -85,6 +98,7 @@ impl Cpu {
             number: 0,
             arguments: [0; 6],
             interrupt: Trap::Spurious,
+            guard: 0,
             local: Local::new(cpu),
             machine: Aarch64 {
                 gic: crate::gic::Gic::None,
@@ -94,6 +108,7 @@ impl Cpu {
                 hertz: 0,
                 first_tick: 0,
                 boot_ticks: 0,
+                policy: Policy::EMULATED,
                 kernel_bytes: 0,
                 header: &crate::boot::NO_HEADER,
                 guest_mode: false,
@@ -121,11 +136,12 @@ impl Cpu {
     }
 
     /// Registers that every CPU sets once.
-    pub fn set_up(&mut self) {
-        write!("vbar_el2", &raw const vectors as u64);
+    pub fn set_up(&mut self, header: &BootHeader) {
+        self.machine.policy = silicon::choose(header);
+        self.guard = self.machine.policy.guard() | u64::from(isa::features().has(Features::ERRORS)) << 41;
+        self.set_vectors();
         write!("hcr_el2", registers::HCR_SERVER);
         write!("cptr_el2", registers::CPTR_TRAP_ALL);
-        write!("mdcr_el2", registers::MDCR | read!("pmcr_el0") >> 11 & 31);
         write!("cnthctl_el2", registers::CNTHCTL);
         write!("cntvoff_el2", 0);
         write!("cntv_ctl_el0", 0);
@@ -137,6 +153,14 @@ impl Cpu {
         write!("vtcr_el2", registers::vtcr(read!("id_aa64mmfr0_el1") & 15));
         isa::isb();
         self.machine.hertz = read!("cntfrq_el0");
+        // What firmware left pending is told here, not blamed on the first server.
+        isa::let_errors_in();
+    }
+
+    /// Plain vectors where nothing is to be done at entry.
+    fn set_vectors(&mut self) {
+        let table = if self.guard != 0 { &raw const guarded_vectors } else { &raw const vectors };
+        write!("vbar_el2", table as u64);
     }
 
     /// Turns the core's word into what `entry.S` obeys; sleeps while there is nothing to run.
@@ -159,6 +183,10 @@ impl Cpu {
                 }
                 Next::Idle => {
                     isa::wfi();
+                    // An SError pending now is the kernel's own; it would keep the CPU awake (ISR_EL1.A).
+                    if read!("isr_el1") & 1 << 8 != 0 {
+                        isa::let_errors_in();
+                    }
                     let trap = self.interrupt();
                     next = take(&mut self.local, &SHARED, &mut self.machine, trap);
                 }
@@ -492,12 +520,46 @@ extern "C" fn exit_32_door(at: *mut u8, esr: u64) -> Obey {
 extern "C" fn system_error_door(at: *mut u8, esr: u64) -> Obey {
     // SAFETY: `entry.S` passes SP_EL2 at rest.
     let cpu = unsafe { Cpu::from_stack(at) };
+    system_error(cpu, esr, 0)
+}
+
+/// An SError found by the barrier at entry for something else (ESB, Arm ARM A2.3.1): that is given up and comes again.
+/// `entry` = its syndrome, 0 for an interrupt; `deferred` = DISR_EL1.
+#[unsafe(no_mangle)]
+extern "C" fn deferred_error_door(at: *mut u8, entry: u64, deferred: u64) -> Obey {
+    // SAFETY: `entry.S` passes SP_EL2 at rest.
+    let cpu = unsafe { Cpu::from_stack(at) };
+    let syndrome = 0x2f << 26 | 1 << 25 | deferred & 0x1ff_ffff;
+    system_error(cpu, syndrome, errors::undo(entry))
+}
+
+/// Goes on `undo` bytes back where nothing was lost; else stops whoever ran.
+fn system_error(cpu: &mut Cpu, esr: u64, undo: u64) -> Obey {
+    if errors::severity(esr, isa::features().has(Features::ERRORS)) == Severity::Tolerable {
+        let _ = writeln!(LOG.lock(), "cpu {}: SError {esr:#x} survived", cpu.local.cpu);
+        match cpu.local.running {
+            Running::Vcpu(index) => cpu.local.vcpus.at_mut(index).context.step_back(undo),
+            Running::Thread(index) => cpu.local.threads.at_mut(index).context.step_back(undo),
+            Running::Idle => {}
+        }
+        cpu.note_interrupted();
+        let next = take(&mut cpu.local, &SHARED, &mut cpu.machine, Trap::Spurious);
+        return cpu.obey(next);
+    }
     match cpu.local.running {
         Running::Vcpu(index) => {
             decode::describe(&mut cpu.local.vcpus.at_mut(index).context, Esr(esr), ExitClass::SystemError);
             exit_slow(cpu, ExitClass::SystemError as u8)
         }
         _ => server_fault(cpu, esr),
+    }
+}
+
+/// An SError of the kernel's own, let in where it can be told apart ([`isa::let_errors_in`]).
+#[unsafe(no_mangle)]
+extern "C" fn own_error_door(esr: u64) {
+    if errors::severity(esr, isa::features().has(Features::ERRORS)) == Severity::Fatal {
+        panic!("SError in the kernel: esr {esr:#x}");
     }
 }
 

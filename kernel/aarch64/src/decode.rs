@@ -219,8 +219,21 @@ fn fault_address(esr: Esr) -> Option<(u64, u64)> {
     if esr.is_permission() && !esr.is_walk() {
         return Some((isa::translate(far, esr.is_write())?, far));
     }
+    // Erratum 834220: an access over the end of a page may report the second stage though the first has a fault. No
+    // access is wider than 64 bytes.
+    if far & 0xfc0 == 0xfc0 && !esr.is_walk() && is_first_stages(far, esr.is_write()) {
+        return None;
+    }
     let page = read!("hpfar_el2") >> 4;
     Some((page << 12 | far & 0xfff, far))
+}
+
+#[cfg(target_os = "none")]
+#[cold]
+#[inline(never)]
+fn is_first_stages(far: u64, write: bool) -> bool {
+    use crate::{features::Features, isa};
+    isa::features().has(Features::ASK_FIRST_STAGE) && isa::translate(far, write).is_none()
 }
 
 #[cfg(not(target_os = "none"))]

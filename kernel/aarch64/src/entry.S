@@ -3,7 +3,8 @@
 //
 // Two states of the registers that a server at EL0 feels (HCR, VTTBR, CPTR, SCTLR_EL1): a guest's or a server's;
 // [CPU_MODE] says which. ERET synchronises context (Arm ARM D1.4.2), so no ISB stands on these paths. After each ERET
-// DSB + ISB stop straight-line speculation (Arm: CVE-2020-13844).
+// DSB + ISB stop straight-line speculation (Arm: CVE-2020-13844). SB would do the same where a CPU has it; these are
+// never executed, only speculated, so one sequence serves all.
 
     .macro  leave
     eret
@@ -13,6 +14,37 @@
 
     .macro  vector target
     .balign 128
+    b       \target
+    .endm
+
+    // A slot that first does what this CPU's predictors and errors need: [GUARD] is a function of the firmware (bits
+    // 0-31), taken branches (32-39), CLRBHB (40), ESB (41). At most 32 instructions.
+    .macro  guarded target deferred
+    .balign 128
+    stp     x0, x1, [sp, -16]
+    msr     mdscr_el1, xzr              // a guest's single step and breakpoints are not for servers
+    ldr     x0, [sp, {GUARD}]
+    ubfx    x1, x0, 32, 8
+    cbz     x1, 2f
+1:  b       . + 4                       // taken branches push the history out (Arm: Spectre-BHB)
+    subs    x1, x1, 1
+    b.ne    1b
+    dsb     nsh                         // nothing past this is speculated on what was there
+    isb
+2:  tbz     x0, 40, 3f
+    hint    22                          // CLRBHB
+    isb
+3:  cbz     w0, 4f
+    stp     x2, x3, [sp, -32]
+    mov     w0, w0
+    smc     0                           // DEN 0028, 2.7: x4 and up are kept
+    ldp     x2, x3, [sp, -32]
+4:  ldr     x0, [sp, {GUARD}]
+    tbz     x0, 41, 5f
+    hint    16                          // ESB: what went wrong below belongs to whoever ran there
+    mrs     x1, S3_0_C12_C1_1           // DISR_EL1
+    tbnz    x1, 31, \deferred
+5:  ldp     x0, x1, [sp, -16]
     b       \target
     .endm
 
@@ -105,7 +137,7 @@ vectors:
     vector  own_fault                   // current EL, SPx
     vector  own_fault
     vector  own_fault
-    vector  own_fault
+    vector  own_error
     .balign 128
 lower_sync:                             // lower EL, AArch64
     stp     x0, x1, [sp, -16]
@@ -130,6 +162,26 @@ lower_sync:                             // lower EL, AArch64
     vector  irq
     vector  irq
     vector  system_error
+
+    .balign 2048
+    .globl  guarded_vectors
+guarded_vectors:
+    vector  own_fault
+    vector  own_fault
+    vector  own_fault
+    vector  own_fault
+    vector  own_fault
+    vector  own_fault
+    vector  own_fault
+    vector  own_error
+    guarded lower_sync, deferred_sync
+    guarded irq, deferred_irq
+    guarded irq, deferred_irq
+    guarded system_error, deferred_irq
+    guarded exit_32, deferred_sync
+    guarded irq, deferred_irq
+    guarded irq, deferred_irq
+    guarded system_error, deferred_irq
 
     .text
 // Another thread goes on; the words ride in x19-x28. x0 = its context + 1, x1 = its x0.
@@ -333,6 +385,27 @@ system_error:
     bl      system_error_door
     b       obey
 
+deferred_sync:
+    save_all
+    mrs     x1, esr_el2
+    b       1f
+deferred_irq:
+    save_all
+    mov     x1, xzr
+1:  mov     x0, sp
+    mrs     x2, S3_0_C12_C1_1
+    msr     S3_0_C12_C1_1, xzr
+    bl      deferred_error_door
+    b       obey
+
+// Only where the kernel lets its own errors in: the caller has given up what a call may change.
+own_error:
+    str     x29, [sp, -16]!
+    mrs     x0, esr_el2
+    bl      own_error_door
+    ldr     x29, [sp], 16
+    leave
+
 // x0 = a context + what it is: 0 a guest, 4 a thread at the end of a system call, 8 a thread where it was interrupted.
     .globl obey
 obey:
@@ -393,6 +466,21 @@ own_fault:
     bl      own_fault_door
     b       .
 
+// The one AT instruction, in a page of its own (isa.rs: translate). x0 = address; back: PAR_EL1.
+    .section .translate, "ax"
+    .balign 4096
+    .globl  translate_read
+translate_read:
+    at      s1e1r, x0
+    b       1f
+    .globl  translate_write
+translate_write:
+    at      s1e1w, x0
+1:  isb
+    mrs     x0, par_el1
+    ret
+
+    .text
 // Vector registers of the context at x0 (32 pairs, then FPSR and FPCR).
     .arch_extension fp
     .arch_extension simd

@@ -2,6 +2,7 @@
 //! Every instruction that Rust cannot say. On the board only.
 
 use crate::context::El1;
+use crate::features::Features;
 use core::arch::asm;
 
 /// Reads a system register by name.
@@ -67,6 +68,13 @@ pub fn wfi() {
     unsafe { asm!("dsb sy", "wfi", options(nostack, preserves_flags)) };
 }
 
+/// Nothing can be said or done.
+pub fn stop() -> ! {
+    loop {
+        wfi();
+    }
+}
+
 /// Invalidates this CPU's stage 1 entries of the current VMID.
 pub fn tlbi_vmalle1_local() {
     // SAFETY: only removes cached translations.
@@ -129,24 +137,64 @@ pub fn cache_line() -> u64 {
     4 << (read!("ctr_el0") >> 16 & 15)
 }
 
+unsafe extern "C" {
+    fn translate_read(address: u64) -> u64;
+    fn translate_write(address: u64) -> u64;
+}
+
 /// Translates a guest virtual address by the loaded guest's stage 1: the only AT in the image. PAR is put back.
 /// None: it no longer translates; let the guest try again.
 ///
-/// Erratum 1319367 (Cortex-A57, A72): a speculative AT may use a mixed context; here the guest's context is whole
-/// (VTTBR, HCR and EL1 registers are all the guest's), so no mixed walk can be made.
+/// Errata 1319367, 1319537, 1165522 …: a speculative AT may walk with a mixed context and leave what it found in the
+/// TLB, if the image has one in a page that can be executed. So its page (`entry.S`) is mapped only here, where the
+/// guest's context is whole: VTTBR, HCR and the EL1 registers are all its own. No other change of VTTBR or HCR then
+/// needs a guard. Affected CPUs pay for it here; others have the page mapped always.
 pub fn translate(address: u64, write: bool) -> Option<u64> {
     let saved = read!("par_el1");
-    // SAFETY: AT only writes PAR_EL1, which is restored below.
-    unsafe {
-        if write {
-            asm!("at s1e1w, {}", "isb", in(reg) address, options(nostack, preserves_flags));
-        } else {
-            asm!("at s1e1r, {}", "isb", in(reg) address, options(nostack, preserves_flags));
-        }
+    let apart = features().has(Features::TRANSLATE_APART);
+    if apart {
+        use_map(crate::stage1::translating());
     }
-    let par = read!("par_el1");
+    // SAFETY: AT only writes PAR_EL1, which is restored below; its page is mapped now.
+    let par = unsafe { if write { translate_write(address) } else { translate_read(address) } };
+    if apart {
+        use_map(crate::stage1::plain());
+    }
     write!("par_el1", saved);
     if par & 1 == 1 { None } else { Some(par & 0x0000_ffff_ffff_f000 | address & 0xfff) }
+}
+
+/// The kernel's own map with or without the page of the AT instruction. What the other map's walks left in the TLB for
+/// that page goes, table entries included (TLBI VAE2, not VALE2; Arm ARM D8.17.6): the maps are the same elsewhere.
+fn use_map(root: u64) {
+    write!("ttbr0_el2", root);
+    let page = translate_page() >> 12;
+    // SAFETY: only removes cached translations.
+    unsafe { asm!("isb", "tlbi vae2, {}", "dsb nsh", "isb", in(reg) page, options(nostack, preserves_flags)) };
+}
+
+/// The page of the AT instruction.
+pub fn translate_page() -> u64 {
+    translate_read as *const () as u64
+}
+
+/// What this CPU has and needs: [`Features`], put here at its start.
+pub fn features() -> Features {
+    Features(read!("tpidr_el2"))
+}
+
+/// Calls a hypervisor by HVC, at EL1 only.
+pub fn hvc(function: u64) -> u64 {
+    let result;
+    // SAFETY: as for [`smc`].
+    unsafe { asm!("hvc 0", inout("x0") function => result, clobber_abi("C"), options(nostack)) };
+    result
+}
+
+/// Lets a pending SError of the kernel's own in, if there is one (it is masked everywhere else).
+pub fn let_errors_in() {
+    // SAFETY: the handler saves nothing but what `clobber_abi` gives up, and comes back or panics.
+    unsafe { asm!("dsb sy", "msr daifclr, #4", "isb", "msr daifset, #4", clobber_abi("C"), options(nostack)) };
 }
 
 /// Calls the firmware by SMC.

@@ -3,13 +3,19 @@
 //!
 //! Promise: what the core asks through `trellis_core::machine::Machine` touches only memory and registers that the core
 //! may name: frames of runs, table pages of maps, contexts of living threads and vCPUs.
-//! Pure parts (`registers`, `context`, `decode`) compile and are tested on any host.
+//! Pure parts (the modules above the line) compile and are tested on any host.
 #![cfg_attr(target_os = "none", no_std)]
 #![warn(missing_docs)]
 
 pub mod context;
 pub mod decode;
+pub mod errata;
+pub mod errors;
+pub mod features;
+pub mod part;
+pub mod predictor;
 pub mod registers;
+pub mod traps;
 
 #[cfg(target_os = "none")]
 pub mod boot;
@@ -31,5 +37,7 @@ pub mod machine;
 pub mod mmio;
 #[cfg(target_os = "none")]
 pub mod secondary;
+#[cfg(target_os = "none")]
+pub mod silicon;
 #[cfg(target_os = "none")]
 pub mod stage1;

@@ -2,10 +2,13 @@
 //! The machine that the core asks: physical memory, maps, clock, lines, switching vCPUs.
 
 use crate::context::{Thread, Vcpu};
+use crate::features::Features;
 use crate::gic::Gic;
 use crate::isa::{self, read, write};
 use crate::log::LOG;
+use crate::predictor::Policy;
 use crate::registers::{self, pack_entry, unpack_entry};
+use crate::silicon;
 use trellis_core::lines::ListEntry;
 use trellis_core::machine::{Entry, Machine, Memory, NEVER, Page, Stale, Ticks};
 use trellis_idl::boot::BootHeader;
@@ -31,6 +34,8 @@ pub struct Aarch64 {
     pub first_tick: u64,
     /// Ticks from there to root's first instruction.
     pub boot_ticks: u64,
+    /// What is done about predictors.
+    pub policy: Policy,
     /// Bytes the kernel keeps.
     pub kernel_bytes: u64,
     /// The image's header.
@@ -120,6 +125,7 @@ impl Memory for Aarch64 {
         let running = read!("vttbr_el2");
         write!("vttbr_el2", crate::context::vttbr(stale.tag, stale.root));
         isa::isb();
+        // By IPA first, then stage 1, which combined entries are tagged by, a DSB after each (Arm ARM D8.17.6).
         if stale.pages > MOST_SINGLE {
             isa::tlbi_vmalls12e1is();
         } else {
@@ -127,6 +133,10 @@ impl Memory for Aarch64 {
             for page in stale.first..stale.first + stale.pages {
                 isa::tlbi_ipas2e1is(page);
             }
+            isa::tlbi_vmalle1is();
+        }
+        if isa::features().has(Features::REPEAT_INVALIDATION) {
+            // Errata 4193787 … (errata.rs): only a second one with its DSB waits for every access.
             isa::tlbi_vmalle1is();
         }
         write!("vttbr_el2", running);
@@ -326,7 +336,9 @@ impl Machine for Aarch64 {
             w if w == Fact::BootTicks as u64 => self.boot_ticks,
             w if w == Fact::KernelMemory as u64 => self.kernel_bytes,
             w if w == Fact::Midr as u64 => read!("midr_el1"),
-            w if w == Fact::IdRegister as u64 => id_register(argument),
+            w if w == Fact::IdRegister as u64 => silicon::id_register(argument),
+            w if w == Fact::Silicon as u64 => isa::features().0,
+            w if w == Fact::Predictors as u64 => self.policy.guard(),
             w if w == Fact::ListRegisters as u64 => self.gic.lists() as u64,
             _ => return Err(Refusal::OutOfRange),
         })
@@ -363,26 +375,4 @@ impl Machine for Aarch64 {
         }
         count
     }
-}
-
-macro_rules! id_registers {
-    ($($place:literal $name:literal),* $(,)?) => {
-        /// An ID register by CRm << 3 | op2; those that are not there read as zero.
-        fn id_register(place: u64) -> u64 {
-            match place {
-                $($place => read!($name),)*
-                _ => 0,
-            }
-        }
-    };
-}
-
-id_registers! {
-    0x20 "id_aa64pfr0_el1", 0x21 "id_aa64pfr1_el1", 0x28 "id_aa64dfr0_el1", 0x29 "id_aa64dfr1_el1",
-    0x2c "id_aa64afr0_el1", 0x2d "id_aa64afr1_el1", 0x30 "id_aa64isar0_el1", 0x31 "id_aa64isar1_el1",
-    0x32 "S3_0_C0_C6_2", 0x38 "id_aa64mmfr0_el1", 0x39 "id_aa64mmfr1_el1", 0x3a "S3_0_C0_C7_2",
-    0x08 "id_pfr0_el1", 0x09 "id_pfr1_el1", 0x0a "id_dfr0_el1", 0x0b "id_afr0_el1", 0x0c "id_mmfr0_el1",
-    0x0d "id_mmfr1_el1", 0x0e "id_mmfr2_el1", 0x0f "id_mmfr3_el1", 0x10 "id_isar0_el1", 0x11 "id_isar1_el1",
-    0x12 "id_isar2_el1", 0x13 "id_isar3_el1", 0x14 "id_isar4_el1", 0x15 "id_isar5_el1", 0x16 "id_mmfr4_el1",
-    0x18 "mvfr0_el1", 0x19 "mvfr1_el1", 0x1a "mvfr2_el1", 0 "midr_el1", 5 "mpidr_el1", 6 "revidr_el1",
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Register formats: what each bit is and why it is set so. Pure; tested on any host.
 
+use crate::traps;
 use trellis_core::lines::ListEntry;
 use trellis_core::machine::{Entry, Leaf};
 use trellis_idl::kernel::Access;
@@ -8,27 +9,14 @@ use trellis_idl::kernel::Access;
 /// HCR_EL2.TWI: WFI stops the guest (off while it has the CPU for itself).
 pub const HCR_TWI: u64 = 1 << 13;
 
-/// HCR_EL2 while a guest runs (Arm ARM D19.2.53).
-pub const HCR_GUEST: u64 = 1 << 0 // VM: second stage on
-    | 1 << 1 // SWIO: a guest's invalidate by set/way cleans too
-    | 1 << 2 // PTW: no table walks in device memory
-    | 1 << 3 // FMO: FIQ to EL2
-    | 1 << 4 // IMO: IRQ to EL2, virtual ones to the guest
-    | 1 << 5 // AMO: SError to EL2
-    | 1 << 9 // FB: a guest's TLB maintenance reaches all CPUs
-    | 1 << 10 // BSU = inner shareable: so do its barriers
-    | 1 << 18 // TID3: ID registers are answered by the vcpu server
-    | 1 << 19 // TSC: SMC never reaches EL3
-    | 1 << 20 // TIDCP: implementation-defined registers
-    | 1 << 21 // TACR: auxiliary control
-    | 1 << 22 // TSW: cache maintenance by set/way
-    | 1 << 31; // RW: EL1 is AArch64
+/// HCR_EL2 while a guest runs.
+pub const HCR_GUEST: u64 = traps::value(traps::HCR_GUEST);
 
-/// HCR_EL2 while a server runs: EL0 under TGE, its first stage off, memory cacheable (DC), interrupts to EL2.
-pub const HCR_SERVER: u64 = 1 << 0 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 12 | 1 << 27 | 1 << 31;
+/// HCR_EL2 while a server runs.
+pub const HCR_SERVER: u64 = traps::value(traps::HCR_SERVER);
 
-/// CPTR_EL2 with floating point (TFP), SVE (TZ), SME (TSM) and trace (TTA) trapped; E2H = 0 format, RES1 bits set.
-pub const CPTR_TRAP_ALL: u64 = 0x32ff | 1 << 10 | 1 << 8 | 1 << 12 | 1 << 20;
+/// CPTR_EL2 with every trap on.
+pub const CPTR_TRAP_ALL: u64 = traps::CPTR_RES1 | traps::value(traps::CPTR);
 /// The same without the trap on floating point.
 pub const CPTR_FLOAT: u64 = CPTR_TRAP_ALL & !(1 << 10);
 
@@ -38,11 +26,11 @@ pub const SCTLR_EL1_RESET: u64 = 0x30d0_0800;
 /// (DZE) and WFE are its own business; WFI traps, and is a fault.
 pub const SCTLR_EL1_SERVER: u64 = 0x30d0_0800 | 1 << 26 | 1 << 15 | 1 << 14 | 1 << 18;
 
-/// MDCR_EL2: debug registers (TDA, TDOSA, TDRA) and the PMU (TPM, TPMCR) trap; the vcpu server answers.
-pub const MDCR: u64 = 1 << 11 | 1 << 10 | 1 << 9 | 1 << 6 | 1 << 5;
+/// MDCR_EL2, but for the number of counters in its low bits.
+pub const MDCR: u64 = traps::value(traps::MDCR);
 
-/// CNTHCTL_EL2: the guest reads the physical counter, its physical timer traps.
-pub const CNTHCTL: u64 = 1;
+/// CNTHCTL_EL2.
+pub const CNTHCTL: u64 = traps::value(traps::CNTHCTL);
 
 /// VTCR_EL2 (Arm ARM D19.2.152): 39-bit addresses from level 1, 4 KiB granule, walks cacheable and inner shareable.
 /// `pa_range` is ID_AA64MMFR0_EL1.PARange.

@@ -5,6 +5,7 @@ use crate::boot::header;
 use crate::cpu::{BLOCK_OFFSET, Cpu, SHARED};
 use crate::gic::Gic;
 use crate::isa::{self, read};
+use crate::silicon;
 use crate::stage1;
 use core::sync::atomic::Ordering;
 use trellis_idl::boot::{BootHeader, start};
@@ -116,12 +117,18 @@ static BLOCKS: [core::sync::atomic::AtomicU64; 64] = [const { core::sync::atomic
 /// Called by `boot.S` with the MMU off and SP in the block.
 #[unsafe(no_mangle)]
 extern "C" fn secondary_main(block: *mut u8) -> ! {
+    if silicon::refusal().is_some() {
+        // Nobody waits for it: a guest that wants this CPU is refused.
+        isa::stop();
+    }
     stage1::switch_on();
     let header = header();
     // SAFETY: `start_one` passed this CPU's own block; nobody else refers to it.
     let cpu = unsafe { &mut *block.sub(BLOCK_OFFSET).cast::<Cpu>() };
-    cpu.set_up();
+    cpu.set_up(header);
     cpu.machine.gic = Gic::start(&header.gic);
+    silicon::join_common(cpu.local.cpu);
+    silicon::report(cpu);
     SHARED.running.fetch_or(1 << (cpu.local.cpu & 63), Ordering::AcqRel);
     crate::cpu::first(cpu)
 }

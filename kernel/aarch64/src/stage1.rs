@@ -2,7 +2,9 @@
 //! The kernel's own map: memory and devices where they are, its own image by what it is (no page writable and
 //! executable).
 
+use crate::errata::{self, Remedy};
 use crate::isa::{self, read, write};
+use crate::part::Midr;
 use core::cell::UnsafeCell;
 use trellis_idl::boot::BootHeader;
 
@@ -33,11 +35,26 @@ struct Tables {
 // SAFETY: written once, at boot, before anything else runs.
 unsafe impl Sync for Tables {}
 
-static TABLES: Tables = Tables {
+const EMPTY: Tables = Tables {
     gigabytes: UnsafeCell::new([0; 512]),
     megabytes: UnsafeCell::new([0; 512]),
     pages: UnsafeCell::new([0; 512]),
 };
+
+/// The map, without the page of the AT instruction.
+static TABLES: Tables = EMPTY;
+/// The same with it ([`isa::translate`]).
+static TRANSLATING: Tables = EMPTY;
+
+/// Root of the map.
+pub fn plain() -> u64 {
+    TABLES.gigabytes.get() as u64
+}
+
+/// Root of the map that has the AT instruction.
+pub fn translating() -> u64 {
+    TRANSLATING.gigabytes.get() as u64
+}
 
 /// What the linker says about the image: first byte, end of text, end of constants.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +63,8 @@ pub struct Image {
     pub start: u64,
     /// End of text.
     pub text_end: u64,
+    /// The page of the AT instruction.
+    pub translate: u64,
     /// End of constants.
     pub constants_end: u64,
 }
@@ -82,8 +101,16 @@ pub fn build(header: &BootHeader, image: Image) {
         };
         *entry = at | PAGE | SHARED | ACCESSED | RES1 | kind;
     }
-    megabytes[(image.start >> 21 & 511) as usize] = TABLES.pages.get() as u64 | TABLE;
-    gigabytes[gigabyte as usize % 512] = TABLES.megabytes.get() as u64 | TABLE;
+    // SAFETY: as above.
+    let other =
+        unsafe { (&mut *TRANSLATING.gigabytes.get(), &mut *TRANSLATING.megabytes.get(), &mut *TRANSLATING.pages.get()) };
+    (*other.0, *other.1, *other.2) = (*gigabytes, *megabytes, *pages);
+    pages[(image.translate >> 12 & 511) as usize] = 0;
+    let (block, region) = ((image.start >> 21 & 511) as usize, gigabyte as usize % 512);
+    megabytes[block] = TABLES.pages.get() as u64 | TABLE;
+    gigabytes[region] = TABLES.megabytes.get() as u64 | TABLE;
+    other.1[block] = TRANSLATING.pages.get() as u64 | TABLE;
+    other.0[region] = TRANSLATING.megabytes.get() as u64 | TABLE;
 }
 
 /// Switches the map on, on this CPU.
@@ -91,7 +118,8 @@ pub fn switch_on() {
     write!("mair_el2", MAIR);
     let range = (read!("id_aa64mmfr0_el1") & 15).min(5);
     write!("tcr_el2", TCR | range << 16);
-    write!("ttbr0_el2", TABLES.gigabytes.get() as u64);
+    let apart = errata::needs(Midr(read!("midr_el1")), Remedy::TranslateApart);
+    write!("ttbr0_el2", if apart { plain() } else { translating() });
     // SAFETY: only removes cached translations.
     unsafe { core::arch::asm!("tlbi alle2", "dsb nsh", "isb", "ic iallu", "dsb nsh", "isb", options(nostack)) };
     write!("sctlr_el2", SCTLR);
