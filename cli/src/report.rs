@@ -15,9 +15,16 @@ pub fn sentences(report: &Report, names: &Names) -> Vec<String> {
             vec![format!("guest {} starts again, restart {times}", names.guest(*guest))]
         }
         Report::ServerFaulted { server, record } => faulted(*server, record, names),
+        Report::ServerLate { server, exit } => vec![late(*server, *exit, names)],
         Report::Off { well: true } => vec!["all guests have ended well, switching off".into()],
         Report::Off { well: false } => vec!["not every guest has ended well, switching off".into()],
     }
+}
+
+fn late(server: u8, exit: Option<(u8, u8)>, names: &Names) -> String {
+    let of = exit.and_then(|(vcpu, class)| Some((vcpu, ExitClass::from_number(class.into())?)));
+    let what = of.map_or("a call".into(), |(vcpu, class)| format!("an exit of vCPU {vcpu} ({})", stopped_for(class)));
+    format!("server {} does not answer: it took too long for {what}", names.server(server))
 }
 
 /// Whether this is an end that the manifest and the guest wanted.

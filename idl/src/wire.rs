@@ -81,6 +81,13 @@ pub enum Report {
         /// All ended well.
         well: bool,
     },
+    /// A server took too long for an answer.
+    ServerLate {
+        /// Its index in the plan.
+        server: u8,
+        /// The vCPU whose exit it was and the exit's class, unless it was a thread's call.
+        exit: Option<(u8, u8)>,
+    },
 }
 
 /// How a guest ended.

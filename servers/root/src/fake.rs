@@ -314,7 +314,21 @@ impl State {
             }
             Op::Clock => Ok([1_000_000, 1_000_000_000, 0]),
             Op::Fact => Ok([0, 7, 0]),
-            Op::Signal | Op::VcpuStop => self.cap(a[0]).map(|_| [0; 3]),
+            Op::Signal | Op::VcpuStop | Op::ThreadDestroy => self.cap(a[0]).map(|_| [0; 3]),
+            Op::Revoke => {
+                let object = self.cap(a[0])?;
+                self.domains[1..].iter_mut().for_each(|domain| domain.table.retain(|_, (other, _)| *other != object));
+                Ok([0; 3])
+            }
+            Op::Drop => self.domains[0].table.remove(&a[0]).map(|_| [0; 3]).ok_or(Refusal::NoCapability),
+            Op::GuestDestroy | Op::DomainDestroy => {
+                let object = self.cap(a[0])?;
+                if let Object::Domain(index) = object {
+                    self.domains[index] = FakeDomain::default();
+                }
+                self.domains.iter_mut().for_each(|domain| domain.table.retain(|_, (other, _)| *other != object));
+                Ok([0; 3])
+            }
             Op::SystemOff => Ok([0; 3]),
             other => panic!("{other:?}"),
         }

@@ -23,6 +23,8 @@ const READ_WRITE_EXECUTE: Rights = Rights::READ.with(Rights::WRITE).with(Rights:
 /// A guest that exists.
 #[derive(Clone, Debug)]
 pub struct Made {
+    /// The guest itself.
+    pub guest: Guest,
     /// Its memory; p2m has it too.
     pub memory: Frames,
     /// Its vCPUs.
@@ -87,6 +89,7 @@ pub fn make(
     input.grant(system, vcpu.domain, slot::SELF, Rights::USE).step("grant a signal")?;
     let control = plan.cpus.len();
     Ok(Made {
+        guest,
         memory,
         vcpus,
         p2m: portal(system, supply, p2m, control, badge::ROOT)?,

@@ -14,23 +14,41 @@ pub enum Event {
     Reset(u8),
     /// A guest could not be started, at first or again.
     NotStarted(u8),
-    /// A thread of a server stopped; with its registers when it faulted.
-    ServerStopped(u8, Option<Fault>),
+    /// A server stopped, at this second.
+    ServerStopped(u8, Death, u64),
+}
+
+/// How a server stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Death {
+    /// A thread of it ended by itself, or it said that it cannot go on.
+    Ended,
+    /// A thread of it faulted, with these registers.
+    Faulted(Fault),
+    /// A thread of it took too long for an answer: to this vCPU's exit of this class, or to a thread.
+    Late(Option<(u8, u8)>),
 }
 
 /// What shall be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(clippy::large_enum_variant, reason = "three of these exist at a time")]
+#[allow(clippy::large_enum_variant, reason = "five of these exist at a time")]
 pub enum Action {
     /// Tell the host.
     Report(Report),
-    /// Stop a guest's vCPUs: one of its servers is gone.
+    /// Stop a guest and its servers: one of them is gone.
     Stop(u8),
+    /// Make a guest and its servers anew, and start it: one of them is gone.
+    Rebuild(u8),
     /// Start a guest again from its image.
     Reboot(u8),
     /// Switch the machine off.
     Off,
 }
+
+/// Deaths of a guest's servers, each soon after the last, after which they are not made again.
+pub const MOST_DEATHS: u32 = 3;
+/// Seconds without a death after which earlier ones do not count any more.
+pub const CALM: u64 = 60;
 
 /// Most actions that one event leads to.
 pub const MAX_ACTIONS: usize = 5;
@@ -43,7 +61,12 @@ struct Life {
     essential: bool,
     on_reset: OnReset,
     vcpu: u8,
+    /// Its servers.
+    servers: [u8; 2],
     times: u32,
+    /// How often in a row its servers died, and when they did last.
+    deaths: u32,
+    died: u64,
     /// It ended, and whether well.
     ended: Option<bool>,
 }
@@ -66,7 +89,10 @@ impl Policy {
             essential: guest.essential || none,
             on_reset: guest.on_reset,
             vcpu: guest.vcpu,
+            servers: [guest.p2m, guest.vcpu],
             times: 0,
+            deaths: 0,
+            died: 0,
             ended: None,
         });
         Policy {
@@ -91,7 +117,7 @@ impl Policy {
                 let vcpu = self.guests.get(usize::from(guest)).map_or(0, |life| life.vcpu);
                 self.end(guest, GuestEnd::Server(vcpu), &mut actions);
             }
-            Event::ServerStopped(server, record) => self.server_stopped(server, record, &mut actions),
+            Event::ServerStopped(server, death, now) => self.server_stopped(server, death, now, &mut actions),
         }
         actions
     }
@@ -129,24 +155,43 @@ impl Policy {
         }
     }
 
-    fn server_stopped(&mut self, server: u8, record: Option<Fault>, actions: &mut Actions) {
+    fn server_stopped(&mut self, server: u8, death: Death, now: u64, actions: &mut Actions) {
         let Some((role, stopped)) = self.servers.get_mut(usize::from(server)) else { return };
         if core::mem::replace(stopped, true) {
             return;
         }
         let role = *role;
-        if let Some(record) = record {
-            push(actions, Action::Report(Report::ServerFaulted { server, record }));
+        match death {
+            Death::Ended => {}
+            Death::Faulted(record) => push(actions, Action::Report(Report::ServerFaulted { server, record })),
+            Death::Late(exit) => push(actions, Action::Report(Report::ServerLate { server, exit })),
         }
         match role {
             // Nobody hears reports any more; the guests go on.
             Role::Console => {}
-            Role::P2m(guest) | Role::Vcpu(guest) => {
-                let lives = self.guests.get(usize::from(guest)).is_some_and(|life| life.ended.is_none());
-                if lives {
-                    push_first(actions, Action::Stop(guest));
-                }
-                self.end(guest, GuestEnd::Server(server), actions);
+            Role::P2m(guest) | Role::Vcpu(guest) => self.lost(guest, server, now, actions),
+        }
+    }
+
+    /// A guest has lost a server: it gets both anew and starts again, unless the manifest or too many deaths forbid it.
+    fn lost(&mut self, guest: u8, server: u8, now: u64, actions: &mut Actions) {
+        let Some(life) = self.guests.get_mut(usize::from(guest)).filter(|life| life.ended.is_none()) else { return };
+        life.deaths = if now.saturating_sub(life.died) > CALM { 1 } else { life.deaths.saturating_add(1) };
+        life.died = now;
+        let servers = life.servers;
+        let again = after_reset(life.on_reset).is_none() && life.deaths <= MOST_DEATHS;
+        if again {
+            life.times = life.times.saturating_add(1);
+            let times = life.times;
+            push(actions, Action::Report(Report::GuestRebooted { guest, times }));
+            push(actions, Action::Rebuild(guest));
+        } else {
+            push_first(actions, Action::Stop(guest));
+            self.end(guest, GuestEnd::Server(server), actions);
+        }
+        for server in servers {
+            if let Some((_, stopped)) = self.servers.get_mut(usize::from(server)) {
+                *stopped = !again;
             }
         }
     }
@@ -213,16 +258,41 @@ mod tests {
 
     #[test]
     fn a_server_that_faults_takes_its_guest_along_and_is_reported_once() {
-        let mut policy = Policy::new(&plan());
+        let mut plan = plan();
+        plan.guests[1].on_reset = OnReset::End;
+        let mut policy = Policy::new(&plan);
         let record = Fault { syndrome: 1, address: 2, pc: 3, sp: 4, general: Vec::new() };
-        let actions = policy.decide(Event::ServerStopped(3, Some(record.clone())));
+        let actions = policy.decide(Event::ServerStopped(3, Death::Faulted(record.clone()), 0));
         let fault = Action::Report(Report::ServerFaulted { server: 3, record });
         assert_eq!(actions, [Action::Stop(1), fault, ended(1, GuestEnd::Server(3))]);
-        assert_eq!(policy.decide(Event::ServerStopped(3, None)), []);
-        assert_eq!(policy.decide(Event::ServerStopped(0, None)), []);
+        assert_eq!(policy.decide(Event::ServerStopped(3, Death::Ended, 0)), []);
+        assert_eq!(policy.decide(Event::ServerStopped(4, Death::Ended, 0)), [], "it went with the other one");
+        assert_eq!(policy.decide(Event::ServerStopped(0, Death::Ended, 0)), []);
         let last = policy.decide(Event::NotStarted(0));
         assert_eq!(last[0], ended(0, GuestEnd::Server(2)));
         assert_eq!(last[1..], off(false));
+    }
+
+    #[test]
+    fn a_guest_gets_new_servers_until_they_die_too_often_in_a_row() {
+        let mut policy = Policy::new(&plan());
+        let mut now = 100;
+        for times in 1..=7 {
+            // Each third death comes after a calm time.
+            now += if times % 3 == 1 { CALM + 1 } else { 5 };
+            let late = Some((0, 3));
+            let seen = policy.decide(Event::ServerStopped(1, Death::Late(late), now));
+            let report = Action::Report(Report::ServerLate { server: 1, exit: late });
+            let again = Action::Report(Report::GuestRebooted { guest: 0, times });
+            assert_eq!(seen, [report, again, Action::Rebuild(0)]);
+            assert!(!policy.has_stopped(1) && !policy.has_stopped(2));
+        }
+        for death in 2..=MOST_DEATHS {
+            assert_eq!(policy.decide(Event::ServerStopped(2, Death::Ended, now)).len(), 2, "{death}");
+        }
+        let last = policy.decide(Event::ServerStopped(2, Death::Ended, now));
+        assert_eq!(last, [Action::Stop(0), ended(0, GuestEnd::Server(2))]);
+        assert!(policy.has_stopped(1) && policy.has_stopped(2));
     }
 
     fn event() -> impl Strategy<Value = Event> {
@@ -232,7 +302,10 @@ mod tests {
             (0u8..4, end).prop_map(|(guest, end)| Event::Ended(guest, end)),
             (0u8..4).prop_map(Event::Reset),
             (0u8..4).prop_map(Event::NotStarted),
-            (0u8..8, proptest::option::of(Just(fault))).prop_map(|(server, fault)| Event::ServerStopped(server, fault)),
+            (0u8..8, 0u8..3, 0u64..200).prop_map(move |(server, how, now)| {
+                let deaths = [Death::Ended, Death::Faulted(fault.clone()), Death::Late(None)];
+                Event::ServerStopped(server, deaths[usize::from(how)].clone(), now)
+            }),
         ]
     }
 
@@ -248,7 +321,9 @@ mod tests {
                 for action in policy.decide(event) {
                     match action {
                         Action::Report(Report::GuestEnded { guest, .. }) => ends[usize::from(guest)] += 1,
-                        Action::Reboot(guest) => prop_assert_eq!(ends[usize::from(guest)], 0),
+                        Action::Reboot(guest) | Action::Rebuild(guest) => {
+                            prop_assert_eq!(ends[usize::from(guest)], 0);
+                        }
                         Action::Off => offs += 1,
                         _ => {}
                     }

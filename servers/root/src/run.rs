@@ -2,9 +2,11 @@
 //! The running system: builds it in order, then listens to servers and carries out what [`crate::policy`] decides.
 
 use crate::build::{self, Built, Time};
+use crate::estate::{self, Ends};
 use crate::guest::{self, Made};
-use crate::policy::{Action, Event, Policy};
-use crate::supply::Supply;
+use crate::policy::{Action, Death, Event, Policy};
+use crate::supply::{Lot, Supply};
+use crate::wire::Rings;
 use crate::{Board, StartError, Step, check, wire};
 use heapless::Vec;
 use trellis_idl::kernel::{Fact, Refusal, Rights, ThreadFault, WORDS};
@@ -23,15 +25,17 @@ const MAX_REPORTS: usize = 8;
 const PATIENCE: u32 = 100;
 
 const MACHINE: Machine = Machine::at(root_slot::SYSTEM);
-const SELF: Thread = Thread::at(root_slot::THREAD);
 
 /// The system as root knows it.
 #[derive(Debug)]
 pub struct Root<'a, B> {
     board: B,
     plan: &'a Plan<'a>,
+    supply: Supply,
     servers: Vec<Built, MAX_SERVERS>,
     guests: Vec<Made, MAX_GUESTS>,
+    /// What each guest is made of, with its servers.
+    lots: Vec<(Lot, Rings), MAX_GUESTS>,
     /// Wakes the console: output; and the end.
     console: [Signal; 2],
     policy: Policy,
@@ -48,24 +52,49 @@ impl<'a, B: Board> Root<'a, B> {
     ) -> Result<Root<'a, B>, StartError> {
         check::check(plan)?;
         let mut supply = Supply::new(system);
-        let servers = build_servers(system, &board, &mut supply, plan)?;
-        let console = servers.first().ok_or(StartError::Plan("no console"))?;
-        let output = console_signals(system, &mut supply, console)?;
+        let console = build_console(system, &board, &mut supply, plan)?;
+        let output = console_signals(system, &mut supply, &console)?;
         wire::root(system, &mut supply, console.domain)?;
         log_to(output[0].slot());
-        let mut guests = Vec::new();
-        for index in 0..plan.guests.len() {
-            let made = build_guest(system, &board, &mut supply, plan, &servers, index)?;
-            guests.push(made).map_err(|_| StartError::Plan("too many guests"))?;
-        }
-        for (index, server) in servers.iter().enumerate() {
-            supervise(system, &mut supply, index, server, console, output[0])?;
-        }
-        console_device(system, &mut supply, console, plan.uart_line)?;
+        estate::supervise(system, &mut supply, 0, &console, |_| 0)?;
+        console_device(system, &mut supply, &console, plan.uart_line)?;
+        let servers = core::iter::repeat_n(console, plan.servers.len()).collect();
+        let (guests, lots) = (Vec::new(), Vec::new());
+        let policy = Policy::new(plan);
         let mut root =
-            Root { board, plan, servers, guests, console: output, policy: Policy::new(plan), unheard: 0, off: false };
+            Root { board, plan, supply, servers, guests, lots, console: output, policy, unheard: 0, off: false };
+        for index in 0..plan.guests.len() {
+            root.make_guest(system, index)?;
+        }
         root.begin(system)?;
         Ok(root)
+    }
+
+    /// Makes a guest and its servers for the first time.
+    #[inline(never)]
+    fn make_guest(&mut self, system: &impl System, index: usize) -> Result<(), StartError> {
+        let plan = self.plan.guests.get(index).ok_or(StartError::Plan("no such guest"))?;
+        let console = self.servers.first().ok_or(StartError::Plan("no console"))?.domain;
+        let rings = wire::rings(system, &mut self.supply, console, index, plan)?;
+        self.supply.begin();
+        let made = self.make_whole(system, index, &rings)?;
+        let lot = self.supply.end()?;
+        let room = self.guests.push(made).is_ok() && self.lots.push((lot, rings)).is_ok();
+        if room { Ok(()) } else { Err(StartError::Plan("too many guests")) }
+    }
+
+    /// Makes a guest and its servers of what the supply hands out, and remembers the servers.
+    fn make_whole(&mut self, system: &impl System, index: usize, rings: &Rings) -> Result<Made, StartError> {
+        let console = self.servers.first().ok_or(StartError::Plan("no console"))?;
+        let ends = Ends { console, output: self.console[0] };
+        let whole = estate::make(system, &self.board, &mut self.supply, self.plan, index, rings, ends)?;
+        let guest = self.plan.guests.get(index).ok_or(StartError::Plan("no such guest"))?;
+        for (number, built) in [(guest.p2m, whole.p2m), (guest.vcpu, whole.vcpu)] {
+            if let Some(place) = self.servers.get_mut(usize::from(number)) {
+                *place = built;
+            }
+        }
+        Ok(whole.made)
     }
 
     /// Lets the servers run, then the guests.
@@ -103,7 +132,7 @@ impl<'a, B: Board> Root<'a, B> {
     /// What a server has to say: its reports, then whether it still runs.
     fn listen(&mut self, system: &impl System, index: usize) {
         let mut left = MAX_REPORTS;
-        while let Some(event) = self.next_event(index) {
+        while let Some(event) = self.next_event(system, index) {
             if let Some(event) = event {
                 self.happened(system, event);
             }
@@ -117,12 +146,12 @@ impl<'a, B: Board> Root<'a, B> {
             && let Some(record) = self.stopped(system, index)
         {
             log!("server {} stopped", self.name(index));
-            self.happened(system, Event::ServerStopped(index as u8, record));
+            self.happened(system, Event::ServerStopped(index as u8, record, seconds(system)));
         }
     }
 
     /// The next report of a server, and what it means: a server speaks for its own guest only.
-    fn next_event(&mut self, index: usize) -> Option<Option<Event>> {
+    fn next_event(&mut self, system: &impl System, index: usize) -> Option<Option<Event>> {
         let role = self.plan.servers.get(index)?.role;
         // The console has no such ring.
         let (Role::P2m(guest) | Role::Vcpu(guest)) = role else { return None };
@@ -133,7 +162,7 @@ impl<'a, B: Board> Root<'a, B> {
             (Ok(ToRoot::Ready), _) => None,
             (Ok(ToRoot::Failed(why)), _) => {
                 log!("server {} failed: {why}", self.name(index));
-                Some(Event::ServerStopped(index as u8, None))
+                Some(Event::ServerStopped(index as u8, Death::Ended, seconds(system)))
             }
             _ => {
                 log!("server {} says what is not its to say", self.name(index));
@@ -142,14 +171,15 @@ impl<'a, B: Board> Root<'a, B> {
         })
     }
 
-    /// Whether a thread of a server has stopped; its registers when it faulted.
-    fn stopped(&self, system: &impl System, index: usize) -> Option<Option<Fault>> {
+    /// Whether a thread of a server has stopped or takes too long for an answer, and how.
+    fn stopped(&self, system: &impl System, index: usize) -> Option<Death> {
         let server = self.servers.get(index)?;
         server.threads.iter().find_map(|thread| match thread.fault(system, ThreadFault::State) {
             Ok(0) => None,
-            Ok(2) => Some(Some(record(system, *thread))),
+            Ok(2) => Some(Death::Faulted(record(system, *thread))),
+            Ok(3) => Some(Death::Late(late(system, *thread))),
             // It ended by itself, or is no more.
-            _ => Some(None),
+            _ => Some(Death::Ended),
         })
     }
 
@@ -165,6 +195,13 @@ impl<'a, B: Board> Root<'a, B> {
                     Action::Reboot(guest) => {
                         if let Err(why) = self.reboot(system, guest.into()) {
                             log!("guest {guest} cannot start again: {why:?}");
+                            next = Some(Event::NotStarted(guest));
+                        }
+                    }
+                    Action::Rebuild(guest) => {
+                        if let Err(why) = self.rebuild(system, guest.into()) {
+                            log!("guest {guest} cannot be made again: {why:?}");
+                            self.stop_guest(system, guest.into());
                             next = Some(Event::NotStarted(guest));
                         }
                     }
@@ -202,10 +239,50 @@ impl<'a, B: Board> Root<'a, B> {
         ask(system, guest.vcpu, VcpuOp::Start as u64).step("start a guest")
     }
 
+    /// Makes a guest and its servers anew, of the same memory, and starts it.
+    #[inline(never)]
+    fn rebuild(&mut self, system: &impl System, index: usize) -> Result<(), StartError> {
+        let missing = StartError::Plan("no such guest");
+        let (lot, rings) = *self.lots.get(index).ok_or(missing)?;
+        let (plan, made) = (self.plan.guests.get(index).ok_or(missing)?, self.guests.get(index).ok_or(missing)?);
+        let numbers = [usize::from(plan.p2m), usize::from(plan.vcpu)];
+        let [Some(p2m), Some(vcpu)] = numbers.map(|number| self.servers.get(number)) else { return Err(missing) };
+        estate::take_apart(system, &lot, [p2m, vcpu], made)?;
+        // What the dead ones still had to say is not the new ones'.
+        for number in numbers {
+            Consumer::new(self.board.ring(ring::root_report(number))).clear();
+        }
+        let made = self.again(system, index, &lot, &rings)?;
+        if let Some(place) = self.guests.get_mut(index) {
+            *place = made;
+        }
+        for number in numbers {
+            if let (Some(built), Some(plan)) = (self.servers.get(number), self.plan.servers.get(number)) {
+                build::start(system, built, plan)?;
+            }
+        }
+        self.start_guest(system, index)
+    }
+
+    fn again(&mut self, system: &impl System, index: usize, lot: &Lot, rings: &Rings) -> Result<Made, StartError> {
+        let before = self.supply.repeat(lot);
+        let made = self.make_whole(system, index, rings);
+        self.supply.go_on(before);
+        made
+    }
+
+    /// Stops a guest, and what is left of its servers: one that hangs would go on for ever.
     fn stop_guest(&self, system: &impl System, index: usize) {
         for vcpu in self.guests.get(index).into_iter().flat_map(|guest| &guest.vcpus) {
             if let Err(refusal) = vcpu.stop(system) {
                 log!("a vCPU of guest {index} cannot be stopped: {refusal:?}");
+            }
+        }
+        let servers = self.plan.guests.get(index).map(|plan| [plan.p2m, plan.vcpu]);
+        for number in servers.into_iter().flatten() {
+            for thread in self.servers.get(usize::from(number)).into_iter().flat_map(|server| &server.threads) {
+                // Those that are no more need not be stopped.
+                let _ = thread.destroy(system);
             }
         }
     }
@@ -264,42 +341,25 @@ fn record(system: &impl System, thread: Thread) -> Fault {
     }
 }
 
-/// All servers, without what connects them.
-fn build_servers(
-    system: &impl System, board: &impl Board, supply: &mut Supply, plan: &Plan<'_>,
-) -> Result<Vec<Built, MAX_SERVERS>, StartError> {
-    let mut servers = Vec::new();
-    for server in &plan.servers {
-        let (attending, tables) = match server.role {
-            Role::Console => (CONSOLE, 0),
-            Role::P2m(_) => (build::LENT, 0),
-            Role::Vcpu(index) => {
-                let guest = plan.guests.get(usize::from(index)).ok_or(StartError::Plan("no such guest"))?;
-                let priority = u64::from(guest.priority.min(guest::MAX_PRIORITY)) + 1;
-                (Time { priority, budget: guest::time(guest) }, guest::load_tables(&guest::config(board, server)?))
-            }
-        };
-        let times = build::times(server.role, server.cpus.len(), attending);
-        let built = build::server(system, board, supply, server, &times, tables)?;
-        servers.push(built).map_err(|_| StartError::Plan("too many servers"))?;
-    }
-    Ok(servers)
+/// Whom a thread kept waiting for too long: a vCPU with the class of its exit, or another thread.
+fn late(system: &impl System, thread: Thread) -> Option<(u8, u8)> {
+    let word = |word| thread.fault(system, word).unwrap_or(0);
+    let (vcpu, exit) = (word(ThreadFault::LateVcpu) as u8, word(ThreadFault::LateExit) as u8);
+    (word(ThreadFault::LateFor) == 2).then_some((vcpu, exit))
 }
 
-/// A guest, and its servers' way to it and to the console.
-fn build_guest(
-    system: &impl System, board: &impl Board, supply: &mut Supply, plan: &Plan<'_>, servers: &[Built], index: usize,
-) -> Result<Made, StartError> {
-    let missing = StartError::Plan("a guest without servers");
-    let guest = plan.guests.get(index).ok_or(missing)?;
-    let of = |server: u8| servers.get(usize::from(server)).ok_or(missing);
-    let (console, p2m, vcpu) = (of(0)?, of(guest.p2m)?, of(guest.vcpu)?);
-    let config = guest::config(board, plan.servers.get(usize::from(guest.vcpu)).ok_or(missing)?)?;
-    let made = guest::make(system, supply, guest, config.gic, p2m, vcpu)?;
-    guest::loads(system, supply, &config, vcpu)?;
-    wire::serial(system, supply, console.domain, index, vcpu.domain)?;
-    made.input.grant(system, console.domain, slot::INPUT + index as u64, Rights::USE).step("grant a signal")?;
-    Ok(made)
+fn seconds(system: &impl System) -> u64 {
+    let (now, hz) = clock(system);
+    now / hz.max(1)
+}
+
+/// The console, without what connects it.
+fn build_console(
+    system: &impl System, board: &impl Board, supply: &mut Supply, plan: &Plan<'_>,
+) -> Result<Built, StartError> {
+    let server = plan.servers.first().ok_or(StartError::Plan("no console"))?;
+    let times = build::times(server.role, server.cpus.len(), CONSOLE);
+    build::server(system, board, supply, server, &times, 0)
 }
 
 /// Signals that wake the console: for output, and for the end.
@@ -308,22 +368,6 @@ fn console_signals(system: &impl System, supply: &mut Supply, console: &Built) -
     let output = thread.signal(system, console_signal::OUTPUT, supply.slot()).step("make a signal")?;
     let end = thread.signal(system, console_signal::ROOT, supply.slot()).step("make a signal")?;
     Ok([output, end])
-}
-
-/// Root hears a server's threads end; the server can wake root and the console.
-fn supervise(
-    system: &impl System, supply: &mut Supply, index: usize, server: &Built, console: &Built, output: Signal,
-) -> Result<(), StartError> {
-    let signal = SELF.signal(system, root_signal::server(index), supply.slot()).step("make a signal")?;
-    signal.grant(system, server.domain, slot::ROOT, Rights::USE).step("grant a signal")?;
-    for thread in &server.threads {
-        thread.supervise(system, signal).step("supervise a thread")?;
-    }
-    if index > 0 {
-        output.grant(system, server.domain, slot::CONSOLE, Rights::USE).step("grant a signal")?;
-        wire::server(system, supply, console.domain, index, server.domain)?;
-    }
-    Ok(())
 }
 
 /// The console's serial port: its page, its line, and the kernel's log.

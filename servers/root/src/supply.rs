@@ -10,8 +10,10 @@ use trellis_runtime::{Frames, System};
 
 /// Free pieces that are kept track of; what is cut off beyond that is lost.
 const PIECES: usize = 64;
-/// Parts of the payload in use.
+/// Parts of the payload in use, each in a slot of its own before all others.
 const PARTS: usize = 128;
+/// First slot of everything else.
+const FIRST: u64 = root_slot::FREE + PARTS as u64;
 /// Free runs that the kernel gives at most.
 const RUNS: u64 = root_slot::DEVICES - root_slot::MEMORY;
 
@@ -26,12 +28,47 @@ struct Piece {
     base: u64,
 }
 
+/// Slots that were handed out one after the other, and which of them hold runs of memory: what is made of them can be
+/// made again of the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Lot {
+    first: u16,
+    end: u16,
+    /// One bit a slot.
+    runs: u128,
+}
+
+impl Lot {
+    const fn has_run(&self, slot: u64) -> bool {
+        let bit = slot.wrapping_sub(self.first as u64);
+        bit < 128 && self.runs >> bit & 1 == 1
+    }
+
+    fn slots(&self) -> impl Iterator<Item = u64> + use<> {
+        u64::from(self.first)..u64::from(self.end)
+    }
+
+    /// Its runs of memory.
+    pub fn runs(&self) -> impl Iterator<Item = Frames> + use<> {
+        let lot = *self;
+        self.slots().filter(move |slot| lot.has_run(*slot)).map(Frames::at)
+    }
+
+    /// Slots of everything else.
+    pub fn objects(&self) -> impl Iterator<Item = u64> + use<> {
+        let lot = *self;
+        self.slots().filter(move |slot| !lot.has_run(*slot))
+    }
+}
+
 /// What root still has.
 #[derive(Debug)]
 pub struct Supply {
     pieces: Vec<Piece, PIECES>,
     parts: Vec<(Part, Frames), PARTS>,
     next_slot: u64,
+    /// What is being handed out belongs to this; it was handed out before when it has an end.
+    lot: Lot,
 }
 
 impl Supply {
@@ -44,13 +81,38 @@ impl Supply {
             // As many as there can be runs, and there is room for more.
             let _ = pieces.push(Piece { run, first: 0, pages: info.pages, base: info.first });
         }
-        Supply { pieces, parts: Vec::new(), next_slot: root_slot::FREE }
+        Supply { pieces, parts: Vec::new(), next_slot: FIRST, lot: Lot::default() }
     }
 
     /// An empty slot.
     pub fn slot(&mut self) -> u64 {
         self.next_slot += 1;
         self.next_slot - 1
+    }
+
+    /// From now on everything belongs to one lot.
+    pub fn begin(&mut self) {
+        self.lot = Lot { first: self.next_slot as u16, end: 0, runs: 0 };
+    }
+
+    /// The lot is complete.
+    pub fn end(&mut self) -> Result<Lot, StartError> {
+        let lot = Lot { end: self.next_slot as u16, ..core::mem::take(&mut self.lot) };
+        let fits = lot.end.wrapping_sub(lot.first) <= 128;
+        if fits { Ok(lot) } else { Err(StartError::Plan("too much that belongs together")) }
+    }
+
+    /// From now on hands out a lot that was handed out before, and is empty and clean again: every slot and run in its
+    /// order. Back: for [`Supply::go_on`].
+    pub fn repeat(&mut self, lot: &Lot) -> u64 {
+        self.lot = *lot;
+        core::mem::replace(&mut self.next_slot, lot.first.into())
+    }
+
+    /// Hands out what is new again.
+    pub fn go_on(&mut self, before: u64) {
+        self.lot = Lot::default();
+        self.next_slot = before;
     }
 
     /// A run of so many pages.
@@ -60,6 +122,11 @@ impl Supply {
 
     /// A run of so many pages, at a machine page that `align` (a power of two) divides.
     pub fn take_aligned(&mut self, system: &impl System, pages: u64, align: u64) -> Result<Frames, StartError> {
+        if self.lot.end != 0 {
+            let run = Frames::at(self.slot());
+            let fits = run.info(system).step("take memory again")?.pages == pages;
+            return if fits { Ok(run) } else { Err(StartError::Plan("another lot")) };
+        }
         let fit = self.pieces.iter().enumerate().find_map(|(index, piece)| {
             let gap = (piece.base + piece.first).wrapping_neg() & (align - 1);
             (piece.pages.checked_sub(gap)? >= pages).then_some((index, *piece, gap))
@@ -67,6 +134,7 @@ impl Supply {
         let Some((index, piece, gap)) = fit else { return Err(StartError::Refused("memory", Refusal::Quota)) };
         let slot = self.slot();
         let run = piece.run.split(system, piece.first + gap, pages, slot).step("split memory")?;
+        self.lot.runs |= 1u128.checked_shl(slot.wrapping_sub(u64::from(self.lot.first)) as u32).unwrap_or(0);
         let behind = Piece { first: piece.first + gap + pages, pages: piece.pages - gap - pages, ..piece };
         if let Some(place) = self.pieces.get_mut(index) {
             *place = behind;
@@ -86,7 +154,7 @@ impl Supply {
         if !part.offset.is_multiple_of(PAGE) || part.bytes == 0 {
             return Err(StartError::Plan("a part that is empty or not at a page"));
         }
-        let slot = self.slot();
+        let slot = root_slot::FREE + self.parts.len() as u64;
         let run = Frames::at(root_slot::PAYLOAD)
             .split(system, part.offset / PAGE, part.bytes.div_ceil(PAGE), slot)
             .step("split payload")?;
@@ -111,6 +179,32 @@ mod tests {
         assert!(runs.iter().all(|(first, pages)| first + pages <= fake.memory_end()));
         assert_ne!(first.slot(), second.slot());
         fake.check_runs_do_not_overlap();
+    }
+
+    #[test]
+    fn a_lot_that_was_taken_apart_is_handed_out_again_in_its_order() {
+        let fake = Fake::new();
+        let mut supply = Supply::new(&fake);
+        let other = supply.slot();
+        let part = Part { offset: 0x2000, bytes: 5000 };
+        let make = |supply: &mut Supply| {
+            let run = supply.take(&fake, 3)?;
+            let slot = supply.slot();
+            supply.part(&fake, part)?;
+            Ok::<_, StartError>((run, slot, supply.take_aligned(&fake, 512, 512)?))
+        };
+        supply.begin();
+        let first = make(&mut supply).unwrap();
+        let lot = supply.end().unwrap();
+        assert_eq!(lot.runs().collect::<std::vec::Vec<_>>(), [first.0, first.2]);
+        assert_eq!(lot.objects().collect::<std::vec::Vec<_>>(), [first.1]);
+        let next = supply.slot();
+        let before = supply.repeat(&lot);
+        assert_eq!(make(&mut supply), Ok(first));
+        supply.go_on(before);
+        assert_eq!((supply.slot(), other + 4), (next + 1, next));
+        supply.repeat(&lot);
+        assert!(supply.take(&fake, 4).is_err(), "another size");
     }
 
     #[test]

@@ -6,7 +6,8 @@ use crate::supply::Supply;
 use crate::{StartError, Step};
 use trellis_idl::kernel::PAGE;
 use trellis_idl::layout::{RINGS, ring};
-use trellis_runtime::{Domain, System};
+use trellis_idl::plan::GuestPlan;
+use trellis_runtime::{Domain, Frames, System};
 
 /// A domain and one of its ring pages.
 pub type End = (Domain, usize);
@@ -15,7 +16,7 @@ pub type End = (Domain, usize);
 pub fn connect(system: &impl System, supply: &mut Supply, ends: [End; 2]) -> Result<(), StartError> {
     let run = supply.take(system, 1)?;
     for (domain, page) in ends {
-        domain.map(system, RINGS + page as u64 * PAGE, run, 0, 1, READ_WRITE).step("map a ring")?;
+        map(system, domain, page, run)?;
     }
     Ok(())
 }
@@ -26,18 +27,46 @@ pub fn root(system: &impl System, supply: &mut Supply, console: Domain) -> Resul
     connect(system, supply, [(OWN, ring::ROOT_REPORT), (console, ring::CONSOLE_REPORT)])
 }
 
-/// The two rings that every server but console has.
-pub fn server(
-    system: &impl System, supply: &mut Supply, console: Domain, index: usize, domain: Domain,
-) -> Result<(), StartError> {
-    connect(system, supply, [(domain, ring::LOG), (console, ring::console_log(index))])?;
-    connect(system, supply, [(domain, ring::REPORT), (OWN, ring::root_report(index))])
+/// The rings of a guest's servers. They stay when the servers are made again: the other ends are in use.
+#[derive(Clone, Copy, Debug)]
+pub struct Rings {
+    /// Log and reports of p2m.
+    p2m: [Frames; 2],
+    /// Log and reports of vcpu; what the guest's serial port sends, and receives.
+    vcpu: [Frames; 4],
 }
 
-/// A guest's serial port: what it sends and what it receives.
-pub fn serial(
-    system: &impl System, supply: &mut Supply, console: Domain, guest: usize, vcpu: Domain,
-) -> Result<(), StartError> {
-    connect(system, supply, [(vcpu, ring::SERIAL_OUT), (console, ring::console_out(guest))])?;
-    connect(system, supply, [(vcpu, ring::SERIAL_IN), (console, ring::console_in(guest))])
+/// The rings of guest `index` of the plan, with their ends in console and root.
+pub fn rings(
+    system: &impl System, supply: &mut Supply, console: Domain, index: usize, guest: &GuestPlan<'_>,
+) -> Result<Rings, StartError> {
+    let mut ring = |domain: Domain, page: usize| {
+        let run = supply.take(system, 1)?;
+        map(system, domain, page, run)?;
+        Ok(run)
+    };
+    let (p2m, vcpu) = (usize::from(guest.p2m), usize::from(guest.vcpu));
+    Ok(Rings {
+        p2m: [ring(console, ring::console_log(p2m))?, ring(OWN, ring::root_report(p2m))?],
+        vcpu: [
+            ring(console, ring::console_log(vcpu))?,
+            ring(OWN, ring::root_report(vcpu))?,
+            ring(console, ring::console_out(index))?,
+            ring(console, ring::console_in(index))?,
+        ],
+    })
+}
+
+/// The servers' ends.
+pub fn attach(system: &impl System, rings: &Rings, p2m: Domain, vcpu: Domain) -> Result<(), StartError> {
+    let pages = [ring::LOG, ring::REPORT, ring::SERIAL_OUT, ring::SERIAL_IN];
+    let ends = |domain: Domain, runs: &[Frames]| {
+        pages.iter().zip(runs).try_for_each(|(page, run)| map(system, domain, *page, *run))
+    };
+    ends(p2m, &rings.p2m)?;
+    ends(vcpu, &rings.vcpu)
+}
+
+fn map(system: &impl System, domain: Domain, page: usize, run: Frames) -> Result<(), StartError> {
+    domain.map(system, RINGS + page as u64 * PAGE, run, 0, 1, READ_WRITE).step("map a ring")
 }

@@ -12,7 +12,11 @@ const CONSOLE_DOMAIN: usize = 1;
 const VCPU_RIGHTS: u8 = 1 | 2 | 4 | 16;
 
 fn start(fake: &Fake) -> (Root<'static, FakeBoard>, FakeBoard) {
-    let plan: &'static Plan<'static> = Box::leak(Box::new(plan()));
+    start_plan(fake, plan())
+}
+
+fn start_plan(fake: &Fake, plan: Plan<'static>) -> (Root<'static, FakeBoard>, FakeBoard) {
+    let plan: &'static Plan<'static> = Box::leak(Box::new(plan));
     let board = FakeBoard::new();
     let root = Root::start(fake, board, plan, |_| {}).unwrap();
     (root, board)
@@ -230,7 +234,9 @@ fn a_reset_gives_the_guest_clean_memory_and_starts_it_again() {
 #[test]
 fn a_server_that_faults_is_reported_with_its_registers_and_ends_its_guest() {
     let fake = Fake::new();
-    let (mut root, board) = start(&fake);
+    let mut plan = plan();
+    plan.guests[1].on_reset = trellis_idl::plan::OnReset::End;
+    let (mut root, board) = start_plan(&fake, plan);
     reports(&board);
     // The first serving thread of p2m.b.
     fake.stopped.borrow_mut().insert((4, 0), 2);
@@ -241,7 +247,34 @@ fn a_server_that_faults_is_reported_with_its_registers_and_ends_its_guest() {
     assert_eq!((record.syndrome, record.pc, record.general[30]), (0x101, 0x103, 0x100 + 38));
     assert_eq!(seen[1], Report::GuestEnded { guest: 1, end: GuestEnd::Server(3) });
     assert_eq!(fake.count(Op::VcpuStop), 2);
+    assert_eq!(fake.count(Op::ThreadDestroy), 7, "what is left of its servers stops too");
     assert_eq!(fake.count(Op::SystemOff), 0);
+}
+
+#[test]
+fn a_server_that_does_not_answer_is_made_again_with_its_guest_of_the_same_memory() {
+    let fake = Fake::new();
+    let (mut root, board) = start(&fake);
+    reports(&board);
+    let (runs, before) = (fake.runs(), [fake.domain(4), fake.domain(5)]);
+    fake.calls.borrow_mut().clear();
+    // A thread of vcpu.b, which is domain 5.
+    fake.stopped.borrow_mut().insert((5, 1), 3);
+    fake.bits.borrow_mut().push_back(root_signal::server(4));
+    root.step(&fake);
+    let seen = reports(&board);
+    assert!(matches!(seen[0], Report::ServerLate { server: 4, .. }), "{seen:?}");
+    assert_eq!(seen[1..], [Report::GuestRebooted { guest: 1, times: 1 }]);
+    assert_eq!(fake.runs(), runs, "no memory more and no memory less");
+    assert_eq!((fake.count(Op::GuestDestroy), fake.count(Op::DomainDestroy)), (1, 2));
+    for (old, new) in before.iter().zip([fake.domain(6), fake.domain(7)]) {
+        assert_eq!((&old.maps, &old.started, &old.threads), (&new.maps, &new.started, &new.threads));
+        assert_eq!((old.rank, &old.supervised), (new.rank, &new.supervised));
+        assert!(old.table.keys().eq(new.table.keys()));
+    }
+    assert_eq!(fake.domain(CONSOLE_DOMAIN).table[&(slot::INPUT + 1)].0, Object::Signal(7, 3, vcpu_signal::INPUT));
+    let control = |domain, op| (Object::Portal(domain, 2, badge::ROOT), op);
+    assert_eq!(*fake.calls.borrow(), [control(6, P2mOp::Ready as u64), control(7, VcpuOp::Start as u64)]);
 }
 
 #[test]
