@@ -135,8 +135,8 @@ fn by_number(op: Op, a: [u64; 6]) -> [u64; 3] {
         Signal Wait Clock Exit Yield FramesSplit FramesReclaim FramesInfo DomainCreate DomainMap DomainUnmap
         DomainDestroy ThreadCreate ThreadStart ThreadDestroy ThreadFault ThreadSupervise PortalCreate SignalCreate Grant
         Drop Revoke GuestCreate GuestMap GuestUnmap GuestProtect GuestWrite GuestDestroy VcpuCreate VcpuRoute
-        VcpuWindow VcpuGet VcpuSet VcpuStart VcpuReset VcpuStop VcpuException VcpuLaunch LinesWrite LinesRead LinesPriority
-        LinesPriorityRead LineTarget LinesEnable LineBind LineAck LineCreate SystemOff Log LogRead Fact
+        VcpuWindow VcpuGet VcpuSet VcpuStart VcpuReset VcpuStop VcpuException VcpuLaunch VcpuDestroy LinesWrite LinesRead
+        LinesPriority LinesPriorityRead LineTarget LinesEnable LineBind LineAck LineCreate SystemOff Log LogRead Fact
     }
 }
 
