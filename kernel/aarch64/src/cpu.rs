@@ -232,9 +232,9 @@ impl Cpu {
 
     /// More must be decided about an interrupt than its hot door does.
     #[cold]
-    fn undecided(&mut self, trap: Trap) -> Obey {
+    fn undecided(&mut self, trap: Trap) -> u64 {
         self.interrupt = trap;
-        Obey { target: UNDECIDED, value: 0 }
+        UNDECIDED
     }
 
     /// What an interrupt means, which the kernel ends itself unless a guest will.
@@ -335,8 +335,15 @@ extern "C" fn slow_door(at: *mut u8) -> Obey {
     // SAFETY: `entry.S` passes SP_EL2 at rest.
     let cpu = unsafe { Cpu::from_stack(at) };
     cpu.machine.guest_mode = false;
+    let before = (cpu.local.running, cpu.local.budget);
     let next = dispatch(&mut cpu.local, &SHARED, &mut cpu.machine, cpu.number as u16, &cpu.arguments);
-    cpu.obey(next)
+    match next {
+        // The caller goes on for whom it worked: what it may see of the loaded guest is as before.
+        Next::Thread(index) if (Running::Thread(index), cpu.local.budget) == before => {
+            Obey { target: cpu.thread(index) as u64 | PARKED, value: 0 }
+        }
+        next => cpu.obey(next),
+    }
 }
 
 /// A guest stopped or a server faulted; everything is in the running context.
@@ -442,9 +449,9 @@ fn server_fault(cpu: &mut Cpu, esr: u64) -> Obey {
 }
 
 /// An interrupt; only scratch registers of what was interrupted are in its context. Each kind has a routine of its own, so
-/// that the simplest ones need few registers.
+/// that the simplest ones need few registers. Back: what goes on, as [`Obey::target`].
 #[unsafe(no_mangle)]
-extern "C" fn irq_door(at: *mut u8) -> Obey {
+extern "C" fn irq_door(at: *mut u8) -> u64 {
     // SAFETY: `entry.S` passes SP_EL2 at rest.
     let cpu = unsafe { Cpu::from_stack(at) };
     match cpu.machine.gic.acknowledge() {
@@ -455,24 +462,24 @@ extern "C" fn irq_door(at: *mut u8) -> Obey {
 }
 
 #[inline(never)]
-fn timer_door(cpu: &mut Cpu) -> Obey {
+fn timer_door(cpu: &mut Cpu) -> u64 {
     match trap::interrupt(&mut cpu.local, &SHARED, &mut cpu.machine, Trap::VirtualTimer) {
-        Next::Again => Obey { target: SAME, value: 0 },
+        Next::Again => SAME,
         _ => cpu.undecided(Trap::VirtualTimer),
     }
 }
 
 #[inline(never)]
-fn kick_door(cpu: &mut Cpu) -> Obey {
+fn kick_door(cpu: &mut Cpu) -> u64 {
     cpu.machine.gic.deactivate(gic::KICK);
     match trap::interrupt(&mut cpu.local, &SHARED, &mut cpu.machine, Trap::Kick) {
-        Next::Again => Obey { target: SAME, value: 0 },
+        Next::Again => SAME,
         _ => cpu.undecided(Trap::Kick),
     }
 }
 
 #[inline(never)]
-fn line_door(cpu: &mut Cpu, line: u32) -> Obey {
+fn line_door(cpu: &mut Cpu, line: u32) -> u64 {
     let running = cpu.local.running;
     let trap = cpu.meaning(line);
     if !matches!(trap, Trap::Line(_)) {
@@ -484,7 +491,7 @@ fn line_door(cpu: &mut Cpu, line: u32) -> Obey {
                 cpu.local.threads.at_mut(index).entry = Entry::Full;
             }
             cpu.hide_guest(thread);
-            Obey { target: cpu.thread(thread) as u64 | PARKED, value: 0 }
+            cpu.thread(thread) as u64 | PARKED
         }
         _ => cpu.undecided(trap),
     }

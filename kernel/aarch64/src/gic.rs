@@ -131,8 +131,16 @@ impl Gic {
     pub fn set_list(&self, index: usize, entry: ListEntry) {
         match self {
             Gic::V3(gic) => gic.set_list(index, entry),
-            Gic::V2(gic) => gic.set_list(index, entry),
-            Gic::None => {},
+            _ => self.set_list_of_memory(index, &entry),
+        }
+    }
+
+    /// The same where list registers are in memory: apart, so that version 3 need not put the entry together.
+    #[cold]
+    #[inline(never)]
+    fn set_list_of_memory(&self, index: usize, entry: &ListEntry) {
+        if let Gic::V2(gic) = self {
+            gic.set_list(index, *entry);
         }
     }
 

@@ -151,18 +151,41 @@ impl Space {
         if self.root == 0 {
             return Err(Refusal::Gone);
         }
+        let at = Stretch::find(self.root, memory, first, frame, end)?;
+        if at.stop == end {
+            // Mostly it is one stretch: it is looked for once.
+            at.check_absent(memory)?;
+            if u64::from(at.level - at.found) > self.tables.left() {
+                return Err(Refusal::Quota);
+            }
+            self.fill(memory, at, first, frame, access)?;
+        } else {
+            self.map_stretches(memory, first, frame, end, access)?;
+        }
+        Ok(Stale { tag: self.tag, root: self.root, first, pages: 0 })
+    }
+
+    /// Maps several stretches: all of them, or none.
+    #[inline(never)]
+    fn map_stretches<M: Memory>(
+        &mut self, memory: &mut M, first: u64, frame: Page, end: u64, access: Access,
+    ) -> Result<(), Refusal> {
         let needed = self.prepare(memory, first, frame, end)?;
         if needed > self.tables.left() {
             return Err(Refusal::Quota);
         }
         let mut page = first;
         while page < end {
-            page = self.fill(memory, page, frame + (page - first), end, access)?;
+            let frame = frame + (page - first);
+            let at = Stretch::find(self.root, memory, page, frame, end)?;
+            let stop = at.stop;
+            self.fill(memory, at, page, frame, access)?;
+            page = stop;
         }
-        Ok(Stale { tag: self.tag, root: self.root, first, pages: 0 })
+        Ok(())
     }
 
-    /// First pass of [`Space::map`]: tables it needs; refuses when something is there.
+    /// First pass of [`Space::map_stretches`]: tables it needs; refuses when something is there.
     fn prepare<M: Memory>(&self, memory: &M, first: u64, frame: Page, end: u64) -> Result<u64, Refusal> {
         let mut needed = 0;
         let mut page = first;
@@ -175,19 +198,16 @@ impl Space {
                 needed -= u64::from(counted == page / span(1));
                 counted = page / span(1);
             }
-            if at.found == at.level && at.entries().any(|i| !M::is_absent(memory.entry(at.table, i))) {
-                return Err(Refusal::Occupied);
-            }
+            at.check_absent(memory)?;
             page = at.stop;
         }
         Ok(needed)
     }
 
-    /// Second pass of [`Space::map`], one stretch.
+    /// Second pass, one stretch: it begins at this page.
     fn fill<M: Memory>(
-        &mut self, memory: &mut M, page: u64, frame: Page, end: u64, access: Access,
-    ) -> Result<u64, Refusal> {
-        let at = Stretch::find(self.root, memory, page, frame, end)?;
+        &mut self, memory: &mut M, at: Stretch, page: u64, frame: Page, access: Access,
+    ) -> Result<(), Refusal> {
         let mut table = at.table;
         for level in at.found..at.level {
             let next = self.tables.take(memory).ok_or(Refusal::Quota)?;
@@ -201,7 +221,7 @@ impl Space {
             memory.set_entry(table, i, entry);
             entry = entry.wrapping_add(step);
         }
-        Ok(at.stop)
+        Ok(())
     }
 
     /// Unmaps pages; absent ones are passed over. Blocks that are only partly meant are split first.
@@ -402,6 +422,12 @@ impl Stretch {
         // Pages up to where a block could begin, or one block.
         let stop = if level == 3 { end.min((page / ENTRIES + 1) * ENTRIES) } else { page + span(level) };
         Ok(Stretch { table, found, level, first: page, stop })
+    }
+
+    /// Refuses when something is where the leaves shall go.
+    fn check_absent<M: Memory>(&self, memory: &M) -> Result<(), Refusal> {
+        let is_free = |i| M::is_absent(memory.entry(self.table, i));
+        if self.found < self.level || self.entries().all(is_free) { Ok(()) } else { Err(Refusal::Occupied) }
     }
 
     /// The entries of the leaves in their table.

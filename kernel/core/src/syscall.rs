@@ -64,12 +64,18 @@ pub fn dispatch<M: Machine>(
         }
         Some(op) => {
             let table = local.threads.at(me).table;
+            let ready = local.ready;
             let mut call = Call { local, shared, machine, table, a, caller: Some(me), elsewhere: None };
             let result = call.perform(op);
             let elsewhere = call.elsewhere;
             match result {
                 Ok(values) => {
-                    local.threads.at_mut(me).context.set_return(values);
+                    let caller = local.threads.at_mut(me);
+                    caller.context.set_return(values);
+                    if caller.state == ThreadState::Ready && local.ready == ready && !local.overdue {
+                        // Nobody else became able to run: the caller goes on.
+                        return Next::Thread(me);
+                    }
                     Ok(schedule::go_on(local, shared, machine))
                 }
                 Err(Refusal::WrongCpu) => {
