@@ -6,6 +6,7 @@
 
 use crate::gic2::Gic2;
 use crate::gic3::Gic3;
+use crate::registers::{pack_list, unpack_list};
 use trellis_core::lines::ListEntry;
 use trellis_idl::boot;
 
@@ -129,18 +130,19 @@ impl Gic {
     /// Writes one.
     #[inline(always)]
     pub fn set_list(&self, index: usize, entry: ListEntry) {
+        let word = pack_list(entry);
         match self {
-            Gic::V3(gic) => gic.set_list(index, entry),
-            _ => self.set_list_of_memory(index, &entry),
+            Gic::V3(gic) => gic.set_list(index, word),
+            _ => self.set_list_in_memory(index, word),
         }
     }
 
-    /// The same where list registers are in memory: apart, so that version 3 need not put the entry together.
+    /// The same where list registers are in memory, in version 3's format: all that both need is one word.
     #[cold]
     #[inline(never)]
-    fn set_list_of_memory(&self, index: usize, entry: &ListEntry) {
+    fn set_list_in_memory(&self, index: usize, word: u64) {
         if let Gic::V2(gic) = self {
-            gic.set_list(index, *entry);
+            gic.set_list(index, unpack_list(word));
         }
     }
 

@@ -6,7 +6,7 @@ use crate::isa::{self, read, write};
 use crate::mmio;
 use trellis_core::lines::ListEntry;
 
-use crate::registers::{pack_list, unpack_list};
+use crate::registers::unpack_list;
 
 /// GICD registers (GICv3 12.9).
 const GICD_CTLR: u64 = 0;
@@ -150,8 +150,13 @@ impl Gic3 {
 
     /// Writes one.
     #[inline(always)]
-    pub fn set_list(&self, index: usize, entry: ListEntry) {
-        write_list(index, pack_list(entry));
+    pub fn set_list(&self, index: usize, word: u64) {
+        // Mostly it is the first.
+        if index == 0 {
+            write!("ICH_LR0_EL2", word);
+        } else {
+            write_list(index, word);
+        }
     }
 
     /// Saves the virtual interface of the loaded vCPU.

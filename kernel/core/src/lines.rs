@@ -152,12 +152,14 @@ impl Lines {
     /// A line is in this list register from now on; whatever was there has ended.
     #[inline(always)]
     fn list(&mut self, line: u8, slot: usize) {
-        let before = core::mem::replace(&mut self.slots[slot & (LIST_ENTRIES - 1)], line);
-        if before != line {
-            self.forget(before);
-            if let Some(place) = self.places.get_mut(line as usize) {
-                *place = slot as u8;
-            }
+        let before = self.slots[slot & (LIST_ENTRIES - 1)];
+        if before == line {
+            return;
+        }
+        self.slots[slot & (LIST_ENTRIES - 1)] = line;
+        self.forget(before);
+        if let Some(place) = self.places.get_mut(line as usize) {
+            *place = slot as u8;
         }
         self.listed |= bit(line);
     }
