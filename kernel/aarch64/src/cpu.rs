@@ -14,7 +14,6 @@ use crate::registers::{self, Esr};
 use crate::silicon;
 use core::fmt::Write;
 use core::mem::offset_of;
-use trellis_core::lines::SoftwareInterrupt;
 use trellis_core::local::{Local, Running, THREADS, VCPUS};
 use trellis_core::machine::VcpuContext;
 use trellis_core::shared::Shared;
@@ -387,13 +386,14 @@ fn software_interrupt(cpu: &mut Cpu, value: u64) -> Obey {
     let what = decode::software_interrupt(value);
     match lines::software_at_once(&mut cpu.local, &mut cpu.machine, what) {
         Next::Again => Obey { target: SAME, value: 0 },
-        _ => software_interrupts(cpu, what),
+        _ => software_interrupts(cpu, value),
     }
 }
 
 /// The same to others, or when lines wait.
 #[inline(never)]
-fn software_interrupts(cpu: &mut Cpu, what: SoftwareInterrupt) -> Obey {
+fn software_interrupts(cpu: &mut Cpu, value: u64) -> Obey {
+    let what = decode::software_interrupt(value);
     cpu.machine.guest_mode = true;
     match lines::software(&mut cpu.local, &SHARED, &mut cpu.machine, what) {
         Next::Again => Obey { target: SAME, value: 0 },

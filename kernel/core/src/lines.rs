@@ -150,27 +150,16 @@ impl Lines {
     }
 
     /// A line is in this list register from now on; whatever was there has ended.
-    #[inline(always)]
     fn list(&mut self, line: u8, slot: usize) {
-        let before = self.slots[slot & (LIST_ENTRIES - 1)];
-        if before == line {
-            return;
+        let before = core::mem::replace(&mut self.slots[slot & (LIST_ENTRIES - 1)], line);
+        if before != FREE && before != line {
+            self.listed &= !bit(before);
+            self.active &= !bit(before);
         }
-        self.slots[slot & (LIST_ENTRIES - 1)] = line;
-        self.forget(before);
         if let Some(place) = self.places.get_mut(line as usize) {
             *place = slot as u8;
         }
         self.listed |= bit(line);
-    }
-
-    /// A line has ended and left its list register.
-    #[inline(never)]
-    fn forget(&mut self, line: u8) {
-        if line != FREE {
-            self.listed &= !bit(line);
-            self.active &= !bit(line);
-        }
     }
 
     /// What a list register holds when this line has just become pending.
@@ -324,20 +313,34 @@ pub(crate) fn list_at_once<M: Machine>(local: &mut Local<M>, machine: &mut M, in
     if vcpu.hazard || lines.starved || !may_come || !machine.is_loaded(&vcpu.context) {
         return false;
     }
-    let empty = machine.empty_lists();
-    let mut slot = lines.places[line as usize];
+    let slot = lines.places[line as usize];
     if lines.slots[slot as usize & (LIST_ENTRIES - 1)] != line {
-        slot = empty.trailing_zeros() as u8;
+        return list_anew(local, machine, index, line);
     }
-    if empty >> (slot & 63) & 1 == 0 {
-        // No room, or the line is there still: an edge more, for `merge`.
+    if machine.empty_lists() >> (slot & 63) & 1 == 0 {
+        // It is there still: an edge more, for `merge`.
         return false;
     }
-    lines.list(line, slot as usize);
     lines.pending &= !bit(line);
     lines.active &= !bit(line);
     let entry = lines.pending_entry(line);
     machine.set_list_entry(slot as usize, entry);
+    true
+}
+
+/// The same for a line that has no list register yet: an empty one, if there is one. Apart, for it comes seldom.
+#[inline(never)]
+fn list_anew<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, line: u8) -> bool {
+    let slot = machine.empty_lists().trailing_zeros() as usize;
+    if slot >= LIST_ENTRIES {
+        return false;
+    }
+    let lines = &mut local.vcpus.at_mut(index).lines;
+    lines.list(line, slot);
+    lines.pending &= !bit(line);
+    lines.active &= !bit(line);
+    let entry = lines.pending_entry(line);
+    machine.set_list_entry(slot, entry);
     true
 }
 
