@@ -131,18 +131,22 @@ pub enum Op {
     VcpuDestroy = 0x4a,
 
     /// Writes one bit field of up to 32 virtual lines: `x0` vCPU, `x1` [`LineField`], `x2` first line (multiple of 32),
-    /// `x3` which of the 32, `x4` their new values. Lines below 32 are the vCPU's own, others the guest's.
+    /// `x3` which of the 32, `x4` their new values. Lines below 32 are the vCPU's own, others the guest's, each in one vCPU.
+    /// `x5`, for pending software interrupts: 0 = from anybody (a new one is then vCPU 0's), else the sender's number + 1.
     LinesWrite = 0x50,
-    /// Reads the same: `x0` vCPU, `x1` [`LineField`], `x2` first line. Back: `x0` = the 32 values.
+    /// Reads the same: `x0` vCPU, `x1` [`LineField`], `x2` first line, `x3` as `x5` above. Back: `x0` = the 32 values.
     LinesRead = 0x51,
     /// Writes priorities of 4 lines: `x0` vCPU, `x1` first line (multiple of 4), `x2` four bytes, `x3` which of the 4.
     LinesPriority = 0x52,
     /// Reads priorities of 4 lines: `x0` vCPU, `x1` first line. Back: `x0` = four bytes.
     LinesPriorityRead = 0x53,
-    /// Sends a guest-wide line to a vCPU: `x0` vCPU it shall go to, `x1` line.
+    /// Sends a guest-wide line to a vCPU: `x0` vCPU it shall go to, `x1` line, `x2` its state, from `LineTake`.
     LineTarget = 0x54,
     /// Says whether the guest's distributor forwards at all: `x0` vCPU, `x1` 0 or 1.
     LinesEnable = 0x55,
+    /// Takes a guest-wide line out of the vCPU it is in: `x0` vCPU, `x1` line. Back: `x0` = its state (a [`LineState`]).
+    /// `BadState` while it is active there, and for one tied to a physical line.
+    LineTake = 0x56,
 
     /// Binds a physical line to a signal: `x0` line capability, `x1` signal capability. The line is masked when it arrives.
     LineBind = 0x58,
@@ -173,6 +177,7 @@ impl Op {
         Op::VcpuCreate, Op::VcpuRoute, Op::VcpuWindow, Op::VcpuGet, Op::VcpuSet, Op::VcpuStart, Op::VcpuReset,
         Op::VcpuStop, Op::VcpuException, Op::VcpuLaunch, Op::VcpuDestroy,
         Op::LinesWrite, Op::LinesRead, Op::LinesPriority, Op::LinesPriorityRead, Op::LineTarget, Op::LinesEnable,
+        Op::LineTake,
         Op::LineBind, Op::LineAck, Op::LineCreate,
         Op::SystemOff, Op::Log, Op::LogRead, Op::Fact,
     ];
@@ -557,6 +562,43 @@ impl Answer {
     /// Whether this bit is set.
     pub const fn has(self, bit: Answer) -> bool {
         self.0 & bit.0 != 0
+    }
+}
+
+/// What goes with a guest-wide line from one vCPU to another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LineState(pub u64);
+
+impl LineState {
+    /// The guest has it enabled.
+    pub const ENABLED: u64 = 1;
+    /// An edge came, or it was made pending.
+    pub const PENDING: u64 = 1 << 1;
+    /// Its input is high.
+    pub const LEVEL: u64 = 1 << 2;
+    /// It is edge triggered.
+    pub const EDGE: u64 = 1 << 3;
+    /// It is in group 1.
+    pub const GROUP: u64 = 1 << 4;
+
+    /// These bits and this priority.
+    pub const fn new(bits: u64, priority: u8) -> LineState {
+        LineState(bits & 31 | (priority as u64) << 8)
+    }
+
+    /// Whether this is so.
+    pub const fn has(self, bit: u64) -> bool {
+        self.0 & bit != 0
+    }
+
+    /// Its priority.
+    pub const fn priority(self) -> u8 {
+        (self.0 >> 8) as u8
+    }
+
+    /// Whether nothing else is said.
+    pub const fn is_known(self) -> bool {
+        self.0 & !0xff1f == 0
     }
 }
 

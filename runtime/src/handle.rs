@@ -6,7 +6,7 @@
 use crate::system::System;
 use core::marker::PhantomData;
 use trellis_idl::kernel::{
-    Access, ExitClass, Fact, Groups, LineField, Op, Refusal, Rights, ThreadFault, VcpuRegister, WORDS,
+    Access, ExitClass, Fact, Groups, LineField, LineState, Op, Refusal, Rights, ThreadFault, VcpuRegister, WORDS,
 };
 
 /// Kinds of objects, as types.
@@ -433,9 +433,27 @@ impl Vcpu {
         ask(system, Op::LinesPriorityRead, [self.slot, first]).map(|[priorities, ..]| priorities as u32)
     }
 
+    /// [`Op::LinesWrite`]: this vCPU's software interrupts of one sender become pending, or not.
+    pub fn software_write(self, system: &impl System, sender: u8, which: u32, pending: bool) -> Done {
+        let values = if pending { which.into() } else { 0 };
+        let field = LineField::Pending as u64;
+        tell(system, Op::LinesWrite, [self.slot, field, 0, which.into(), values, u64::from(sender) + 1])
+    }
+
+    /// [`Op::LinesRead`]: which software interrupts of this sender are pending.
+    pub fn software_read(self, system: &impl System, sender: u8) -> Result<u32, Refusal> {
+        let read = [self.slot, LineField::Pending as u64, 0, u64::from(sender) + 1];
+        ask(system, Op::LinesRead, read).map(|[values, ..]| values as u32)
+    }
+
+    /// [`Op::LineTake`]: a guest-wide line leaves this vCPU.
+    pub fn line_take(self, system: &impl System, line: u64) -> Result<LineState, Refusal> {
+        ask(system, Op::LineTake, [self.slot, line]).map(|[state, ..]| LineState(state))
+    }
+
     /// [`Op::LineTarget`]: the guest-wide line goes to this vCPU.
-    pub fn line_target(self, system: &impl System, line: u64) -> Done {
-        tell(system, Op::LineTarget, [self.slot, line])
+    pub fn line_target(self, system: &impl System, line: u64, state: LineState) -> Done {
+        tell(system, Op::LineTarget, [self.slot, line, state.0])
     }
 
     /// [`Op::LinesEnable`].

@@ -136,7 +136,8 @@ fn by_number(op: Op, a: [u64; 6]) -> [u64; 3] {
         DomainDestroy ThreadCreate ThreadStart ThreadDestroy ThreadFault ThreadSupervise PortalCreate SignalCreate Grant
         Drop Revoke GuestCreate GuestMap GuestUnmap GuestProtect GuestWrite GuestDestroy VcpuCreate VcpuRoute
         VcpuWindow VcpuGet VcpuSet VcpuStart VcpuReset VcpuStop VcpuException VcpuLaunch VcpuDestroy LinesWrite LinesRead
-        LinesPriority LinesPriorityRead LineTarget LinesEnable LineBind LineAck LineCreate SystemOff Log LogRead Fact
+        LinesPriority LinesPriorityRead LineTarget LinesEnable LineTake LineBind LineAck LineCreate SystemOff Log LogRead
+        Fact
     }
 }
 

@@ -173,6 +173,8 @@ pub const fn pack_list(entry: ListEntry) -> u64 {
         | (entry.group as u64) << 60
         | (entry.priority as u64) << 48
         | physical
+        // GICv3 has no sender there; a context that is kept in this format remembers the one of a version 2 guest.
+        | (entry.sender as u64 & 7) << 10
         | entry.line as u64
 }
 
@@ -185,6 +187,7 @@ pub const fn unpack_list(list: u64) -> ListEntry {
         pending: list >> 62 & 1 == 1,
         active: list >> 63 & 1 == 1,
         group: list >> 60 & 1 == 1,
+        sender: (list >> 10 & 7) as u8,
         hardware,
         notify: !hardware && list >> 41 & 1 == 1,
     }
@@ -196,7 +199,8 @@ pub const fn pack_list_2(entry: ListEntry) -> u32 {
         return 0;
     }
     let state = (entry.pending as u32) | (entry.active as u32) << 1;
-    let physical = if entry.hardware { (entry.line as u32) << 10 } else { (entry.notify as u32) << 19 };
+    let software = (entry.notify as u32) << 19 | (entry.sender as u32 & 7) << 10;
+    let physical = if entry.hardware { (entry.line as u32) << 10 } else { software };
     (entry.hardware as u32) << 31
         | (entry.group as u32) << 30
         | state << 28
@@ -214,6 +218,8 @@ pub const fn unpack_list_2(list: u32) -> ListEntry {
         pending: list >> 28 & 1 == 1,
         active: list >> 29 & 1 == 1,
         group: list >> 30 & 1 == 1,
+        // The field is the physical line's when it is tied to one (GICH_LR<n>.CPUID).
+        sender: if hardware { 0 } else { (list >> 10 & 7) as u8 },
         hardware,
         notify: !hardware && list >> 19 & 1 == 1,
     }

@@ -13,7 +13,7 @@ use crate::shared::{GUEST_VCPUS, Shared};
 use crate::trap::Next;
 use crate::pool::Id;
 use crate::vcpu::{self, Vcpu};
-use trellis_idl::kernel::{LineField, Refusal};
+use trellis_idl::kernel::{LineField, LineState, Refusal};
 
 /// The virtual timer's line (Arm BSA: PPI 11 of the virtual timer = INTID 27).
 pub const VIRTUAL_TIMER: u8 = 27;
@@ -21,8 +21,25 @@ pub const VIRTUAL_TIMER: u8 = 27;
 /// Most list registers (GICv3 has at most 16).
 pub const LIST_ENTRIES: usize = 16;
 
+/// Software interrupts: lines below this number.
+const SOFTWARE: u8 = 16;
 /// Software and private lines: those below this number.
 const PRIVATE: u8 = 32;
+
+/// The guest's lines: all others.
+const SHARED: u128 = !((1 << PRIVATE) - 1);
+
+/// Senders of software interrupts that a version 2 guest can tell apart.
+const SENDERS: u64 = 8;
+
+/// What of a line goes with it from one vCPU to another.
+const MOVING: [(u64, LineField); 5] = [
+    (LineState::ENABLED, LineField::Enabled),
+    (LineState::PENDING, LineField::Pending),
+    (LineState::LEVEL, LineField::Level),
+    (LineState::EDGE, LineField::Edge),
+    (LineState::GROUP, LineField::Group),
+];
 
 /// No line: what an unused list register holds.
 const FREE: u8 = 0xff;
@@ -40,6 +57,8 @@ pub struct ListEntry {
     pub active: bool,
     /// In group 1.
     pub group: bool,
+    /// Who sent it, where a version 2 guest asks: a software interrupt's vCPU number.
+    pub sender: u8,
     /// Tied to the physical line of the same number: the guest's end of interrupt deactivates that.
     pub hardware: bool,
     /// Ask for a maintenance interrupt when it ends.
@@ -82,6 +101,8 @@ pub struct Lines {
     /// Tied to the physical line of the same number.
     hardware: u128,
     priority: [u8; 128],
+    /// Who sent each pending software interrupt, one bit a vCPU. None while it is pending: vCPU 0.
+    senders: [u8; SOFTWARE as usize],
     /// Which line each list register holds, or [`FREE`].
     slots: [u8; LIST_ENTRIES],
     /// The list register that each private line was put into last; it holds the line if `slots` says so too.
@@ -104,6 +125,7 @@ impl Lines {
         listed: 0,
         hardware: 1 << VIRTUAL_TIMER,
         priority: [0; 128],
+        senders: [0; SOFTWARE as usize],
         slots: [FREE; LIST_ENTRIES],
         places: [0; PRIVATE as usize],
         forwarding: false,
@@ -173,14 +195,124 @@ impl Lines {
             pending: true,
             active: false,
             group: self.group & this != 0,
+            sender: 0,
             hardware,
             notify: !edge && !hardware,
+        }
+    }
+
+    /// Software interrupts have their senders apart, and are put into list registers one after the other: takes the first
+    /// out. The line stays pending for the others, and the next follows when the guest has ended this one.
+    fn take_sender(&mut self, entry: ListEntry) -> ListEntry {
+        let Some(senders) = self.senders.get_mut(entry.line as usize).filter(|senders| **senders != 0) else {
+            return entry;
+        };
+        let sender = senders.trailing_zeros() as u8;
+        *senders &= *senders - 1;
+        let others = *senders != 0;
+        if others {
+            self.pending |= bit(entry.line);
+        }
+        ListEntry { sender, notify: others, ..entry }
+    }
+
+    /// What a list register holds once more of its line came. A software interrupt comes again from the same sender, or
+    /// from others, who wait until it has ended.
+    fn join(&mut self, held: ListEntry) -> ListEntry {
+        let senders = self.senders.get_mut(held.line as usize).filter(|senders| **senders != 0);
+        let Some(senders) = senders else {
+            self.pending &= !bit(held.line);
+            return ListEntry { pending: true, ..held };
+        };
+        let again = *senders >> held.sender & 1 == 1;
+        *senders &= !(1 << held.sender);
+        let others = *senders != 0;
+        if !others {
+            self.pending &= !bit(held.line);
+        }
+        ListEntry { pending: held.pending || again, notify: others, ..held }
+    }
+
+    /// A software interrupt that was in a list register is pending here again.
+    fn give_back(&mut self, held: ListEntry) {
+        self.pending |= bit(held.line);
+        if let Some(senders) = self.senders.get_mut(held.line as usize)
+            && (held.sender != 0 || *senders != 0)
+        {
+            *senders |= 1 << held.sender;
+        }
+    }
+
+    /// Software interrupts that are pending from nobody in particular are vCPU 0's.
+    fn name_senders(&mut self) {
+        for line in (0..SOFTWARE).filter(|line| self.pending & bit(*line) != 0) {
+            let senders = &mut self.senders[line as usize % SOFTWARE as usize];
+            *senders |= u8::from(*senders == 0);
+        }
+    }
+
+    /// Software interrupts from one sender (its number + 1) become pending or not, or from everybody (0) pending no more.
+    fn set_senders(&mut self, which: u16, pending: u16, sender: u64) {
+        for line in (0..SOFTWARE).filter(|line| which >> line & 1 == 1) {
+            let senders = &mut self.senders[line as usize % SOFTWARE as usize];
+            let on = pending >> line & 1 == 1;
+            match (sender, on) {
+                (0, false) => *senders = 0,
+                (0, true) => *senders |= u8::from(*senders != 0),
+                (from, true) => *senders |= 1 << (from - 1 & 7),
+                (from, false) => *senders &= !(1 << (from - 1 & 7)),
+            }
+            if *senders != 0 {
+                self.pending |= bit(line);
+            }
         }
     }
 
     /// Makes a line pending.
     pub fn make_pending(&mut self, line: u8) {
         self.pending |= bit(line);
+    }
+
+    /// Takes everything that is known of a line out.
+    fn clear(&mut self, line: u8) -> LineState {
+        let mut bits = 0;
+        for (number, field) in MOVING {
+            let word = self.field(field);
+            if *word & bit(line) != 0 {
+                bits |= number;
+            }
+            *word &= !bit(line);
+        }
+        LineState::new(bits, core::mem::take(&mut self.priority[line as usize & 127]))
+    }
+
+    /// Puts it in.
+    fn put(&mut self, line: u8, state: LineState) {
+        for (number, field) in MOVING {
+            let word = self.field(field);
+            *word = *word & !bit(line) | if state.has(number) { bit(line) } else { 0 };
+        }
+        self.priority[line as usize & 127] = state.priority() & 0xf8;
+    }
+
+    /// Reset state, but for what is the guest's and not this vCPU's: whether the distributor forwards, and its lines.
+    const fn after_reset(&self) -> Lines {
+        let mut lines = Lines {
+            enabled: self.enabled & SHARED,
+            pending: self.pending & SHARED,
+            level: self.level & SHARED,
+            edge: self.edge & SHARED | Lines::EMPTY.edge,
+            group: self.group & SHARED,
+            priority: self.priority,
+            forwarding: self.forwarding,
+            ..Lines::EMPTY
+        };
+        let mut line = 0;
+        while line < PRIVATE as usize {
+            lines.priority[line] = 0;
+            line += 1;
+        }
+        lines
     }
 
     fn field(&mut self, field: LineField) -> &mut u128 {
@@ -262,8 +394,8 @@ fn merge<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
         }
         let held = entry(local, machine, index, slot);
         if !held.is_empty() && edges & bit(held.line) != 0 {
-            local.vcpus.at_mut(index).lines.pending &= !bit(held.line);
-            set_entry(local, machine, index, slot, ListEntry { pending: true, ..held });
+            let entry = local.vcpus.at_mut(index).lines.join(held);
+            set_entry(local, machine, index, slot, entry);
         }
     }
 }
@@ -287,8 +419,9 @@ pub fn refresh<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
             break true;
         }
         let line = lines.first_of(waiting);
-        let value = lines.pending_entry(line);
         lines.pending &= !bit(line);
+        let value = lines.pending_entry(line);
+        let value = lines.take_sender(value);
         lines.list(line, slot);
         set_entry(local, machine, index, slot, value);
     };
@@ -362,16 +495,26 @@ pub(crate) fn arrive<M: Machine>(local: &mut Local<M>, index: u16, which: u64, f
 
 /// Takes a line out of its list register, if it is only pending there: it was disabled or withdrawn.
 fn withdraw<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, which: u128, keep_pending: bool) {
+    withdraw_of(local, machine, index, which, None, keep_pending);
+}
+
+/// The same, only of software interrupts of this sender if there is one.
+fn withdraw_of<M: Machine>(
+    local: &mut Local<M>, machine: &mut M, index: u16, which: u128, sender: Option<u8>, keep_pending: bool,
+) {
     for slot in 0..machine.list_entries() {
         let held = entry(local, machine, index, slot);
         if held.is_empty() || held.active || which & bit(held.line) == 0 {
+            continue;
+        }
+        if sender.is_some_and(|sender| sender != held.sender) {
             continue;
         }
         set_entry(local, machine, index, slot, ListEntry::default());
         let lines = &mut local.vcpus.at_mut(index).lines;
         lines.unlist(held.line);
         if keep_pending && (lines.edge & bit(held.line) != 0 || lines.hardware & bit(held.line) != 0) {
-            lines.pending |= bit(held.line);
+            lines.give_back(held);
         }
     }
 }
@@ -463,10 +606,15 @@ pub fn software<M: Machine>(
 }
 
 /// `Op::LinesWrite`.
+#[allow(clippy::too_many_arguments, reason = "the operation's arguments, one by one")]
 pub fn write<M: Machine>(
-    local: &mut Local<M>, machine: &mut M, index: u16, field: u64, first: u64, which: u64, values: u64,
+    local: &mut Local<M>, machine: &mut M, index: u16, field: u64, first: u64, which: u64, values: u64, sender: u64,
 ) -> Result<u64, Refusal> {
     let field = LineField::from_number(field).ok_or(Refusal::BadArgument)?;
+    let of_one = sender != 0;
+    if sender > SENDERS || of_one && (field != LineField::Pending || first != 0 || which >> SOFTWARE != 0) {
+        return Err(Refusal::BadArgument);
+    }
     if first >= 128 || !first.is_multiple_of(32) || which > u32::MAX as u64 || values > u32::MAX as u64 {
         return Err(Refusal::OutOfRange);
     }
@@ -474,6 +622,9 @@ pub fn write<M: Machine>(
     let mask = (which as u128) << first;
     let set = ((values & which) as u128) << first;
     let lines = &mut local.vcpus.at_mut(index).lines;
+    if of_one {
+        lines.name_senders();
+    }
     let word = lines.field(field);
     *word = *word & !mask | set;
     // Software interrupts are edge triggered, always.
@@ -481,7 +632,16 @@ pub fn write<M: Machine>(
     let gone = mask & !set;
     match field {
         LineField::Enabled => withdraw(local, machine, index, gone, true),
-        LineField::Pending => withdraw(local, machine, index, gone, false),
+        LineField::Pending if of_one => {
+            lines.set_senders(which as u16, values as u16, sender);
+            withdraw_of(local, machine, index, gone, Some(sender as u8 - 1), false);
+        }
+        LineField::Pending => {
+            if first == 0 {
+                lines.set_senders(which as u16, values as u16, 0);
+            }
+            withdraw(local, machine, index, gone, false);
+        }
         LineField::Level => {
             let level_lines = !local.vcpus.at(index).lines.edge;
             withdraw(local, machine, index, gone & level_lines, false);
@@ -505,13 +665,19 @@ fn notice<M: Machine>(local: &mut Local<M>, index: u16) {
 
 /// `Op::LinesRead`.
 pub fn read<M: Machine>(
-    local: &mut Local<M>, machine: &M, index: u16, field: u64, first: u64,
+    local: &mut Local<M>, machine: &M, index: u16, field: u64, first: u64, sender: u64,
 ) -> Result<u64, Refusal> {
     let field = LineField::from_number(field).ok_or(Refusal::BadArgument)?;
+    if sender > SENDERS || sender != 0 && (field != LineField::Pending || first != 0) {
+        return Err(Refusal::BadArgument);
+    }
     if first >= 128 || !first.is_multiple_of(32) {
         return Err(Refusal::OutOfRange);
     }
     sync(local, machine, index);
+    if sender != 0 {
+        return Ok(pending_from(local, machine, index, sender as u8 - 1).into());
+    }
     let mut extra = 0;
     if field == LineField::Pending {
         let lines = &local.vcpus.at(index).lines;
@@ -525,6 +691,52 @@ pub fn read<M: Machine>(
     }
     let word = *local.vcpus.at_mut(index).lines.field(field) | extra;
     Ok((word >> first) as u32 as u64)
+}
+
+/// Software interrupts of one sender that are pending, one bit each.
+fn pending_from<M: Machine>(local: &Local<M>, machine: &M, index: u16, sender: u8) -> u16 {
+    let lines = &local.vcpus.at(index).lines;
+    let of = |line: &u8| match lines.senders[*line as usize % SOFTWARE as usize] {
+        0 => sender == 0 && lines.pending & bit(*line) != 0,
+        senders => senders >> sender & 1 == 1,
+    };
+    let mut all = (0..SOFTWARE).filter(of).fold(0, |all, line| all | 1 << line);
+    for slot in 0..machine.list_entries() {
+        let held = entry(local, machine, index, slot);
+        if held.pending && held.line < SOFTWARE && held.sender == sender {
+            all |= 1 << held.line;
+        }
+    }
+    all
+}
+
+/// `Op::LineTake`: a guest-wide line leaves the vCPU it is in, with everything but an active state: what the guest has
+/// taken there it ends there (GICv2 4.3.12).
+pub fn take<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, line: u64) -> Result<u64, Refusal> {
+    let line = shared_line(line)?;
+    sync(local, machine, index);
+    let lines = &local.vcpus.at(index).lines;
+    if (lines.active | lines.hardware) & bit(line) != 0 {
+        return Err(Refusal::BadState);
+    }
+    withdraw(local, machine, index, bit(line), true);
+    Ok(local.vcpus.at_mut(index).lines.clear(line).0)
+}
+
+/// `Op::LineTarget`: a guest-wide line is this vCPU's from now on.
+pub fn target<M: Machine>(local: &mut Local<M>, index: u16, line: u64, state: u64) -> Result<u64, Refusal> {
+    let (line, state) = (shared_line(line)?, LineState(state));
+    if !state.is_known() {
+        return Err(Refusal::BadArgument);
+    }
+    local.vcpus.at_mut(index).lines.put(line, state);
+    notice(local, index);
+    Ok(0)
+}
+
+/// A guest-wide line.
+fn shared_line(line: u64) -> Result<u8, Refusal> {
+    if (PRIVATE as u64..128).contains(&line) { Ok(line as u8) } else { Err(Refusal::OutOfRange) }
 }
 
 /// `Op::LinesPriority`.
@@ -567,13 +779,13 @@ pub fn forward<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, on
     Ok(0)
 }
 
-/// Puts a vCPU's lines to their reset state and empties its list registers.
+/// Puts a vCPU's own lines to their reset state and empties its list registers.
 pub fn reset<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
+    withdraw(local, machine, index, SHARED, true);
     for slot in 0..machine.list_entries() {
         set_entry(local, machine, index, slot, ListEntry::default());
     }
-    // Whether the distributor forwards is the guest's, not this vCPU's.
-    let forwarding = local.vcpus.at(index).lines.forwarding;
-    local.vcpus.at_mut(index).lines = Lines { forwarding, ..Lines::EMPTY };
+    let lines = &mut local.vcpus.at_mut(index).lines;
+    *lines = lines.after_reset();
     local.vcpus.at_mut(index).hazard = false;
 }

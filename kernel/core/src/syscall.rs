@@ -160,7 +160,7 @@ impl<M: Machine> Call<'_, M> {
             Op::VcpuException => self.vcpu_exception(),
             Op::VcpuLaunch => self.vcpu_launch(),
             Op::VcpuDestroy => self.vcpu_destroy(),
-            Op::LinesWrite | Op::LinesRead | Op::LinesPriority | Op::LinesPriorityRead | Op::LineTarget
+            Op::LinesWrite | Op::LinesRead | Op::LinesPriority | Op::LinesPriorityRead | Op::LineTarget | Op::LineTake
             | Op::LinesEnable => self.lines(op),
             Op::LineBind => signal::line_bind(self.local, self.shared, self.machine, self.a[0], self.a[1]).and_then(one),
             Op::LineAck => signal::line_ack(self.local, self.shared, self.machine, self.a[0]).and_then(one),

@@ -101,7 +101,7 @@ pub struct HostedVcpu {
 }
 
 const NO_LINE: ListEntry = ListEntry {
-    line: 0, priority: 0, pending: false, active: false, group: false, hardware: false, notify: false,
+    line: 0, priority: 0, pending: false, active: false, group: false, sender: 0, hardware: false, notify: false,
 };
 
 impl HostedVcpu {

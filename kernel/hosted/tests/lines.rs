@@ -9,7 +9,7 @@ use trellis_core::trap::Trap;
 use trellis_core::vcpu::VcpuState;
 use trellis_hosted::small::{inner_slot, must, slot};
 use trellis_hosted::{Hosted, Now};
-use trellis_idl::kernel::{Answer, ExitClass, LineField, Op, VcpuRegister};
+use trellis_idl::kernel::{Answer, ExitClass, LineField, Op, Refusal, VcpuRegister};
 
 const HVC: ExitClass = ExitClass::Hypercall;
 
@@ -227,4 +227,214 @@ fn a_vcpu_with_a_pending_line_does_not_wait() {
     hosted.trap(0, Trap::SoftwareInterrupt(what));
     assert_eq!(hosted.wait_for_interrupt(0), Now::Guest(0));
     assert_eq!(take_all(&mut hosted), [3]);
+}
+
+/// The vCPU that another one's lines go to.
+const OTHER: u64 = 60;
+
+/// A second vCPU on the same CPU, which the outer server may use; its lines are forwarded too.
+fn with_another(hosted: &mut Hosted) {
+    hosted.syscall(0, Op::Signal as u16, [inner_slot::ROOT, 0, 0, 0, 0, 0], [0; 10]);
+    must(hosted, Op::VcpuCreate, [slot::GUEST, 0, 1, slot::FREE, 90, 0]);
+    must(hosted, Op::Grant, [slot::FREE, slot::DOMAINS[1], OTHER, 0xff, 0, 0]);
+    assert_eq!(wait(hosted), Now::Thread(2));
+    hosted.invoke(0, Op::LinesEnable, [OTHER, 1, 0, 0, 0, 0]).expect("it has the right");
+}
+
+fn take(hosted: &mut Hosted, vcpu: u64, line: u8) -> Result<u64, Refusal> {
+    hosted.invoke(0, Op::LineTake, [vcpu, line.into(), 0, 0, 0, 0]).map(|[state, ..]| state)
+}
+
+fn target(hosted: &mut Hosted, vcpu: u64, line: u8, state: u64) {
+    hosted.invoke(0, Op::LineTarget, [vcpu, line.into(), state, 0, 0, 0]).expect("it may go there");
+}
+
+/// Moves a line from the first vCPU to the second, as a server does.
+fn retarget(hosted: &mut Hosted, line: u8) {
+    let state = take(hosted, inner_slot::VCPU, line).expect("it is not active");
+    target(hosted, OTHER, line, state);
+}
+
+fn start_other(hosted: &mut Hosted) {
+    hosted.syscall(0, Op::Signal as u16, [inner_slot::ROOT, 0, 0, 0, 0, 0], [0; 10]);
+    must(hosted, Op::VcpuStart, [slot::FREE, 0, 0, 0, 0, 0]);
+    wait(hosted);
+    // The server of the first goes on at the first's priority, below that of the second.
+    assert_eq!(hosted.now(0), Now::Guest(1));
+}
+
+#[test]
+fn a_pending_line_goes_with_its_state_to_the_vcpu_it_is_sent_to() {
+    let mut hosted = served(&[40]);
+    with_another(&mut hosted);
+    write(&mut hosted, LineField::Group, &[40], true);
+    lines(&mut hosted, Op::LinesPriority, [40, 0x50, 1, 0]);
+    write(&mut hosted, LineField::Pending, &[40], true);
+    retarget(&mut hosted, 40);
+    assert_eq!(lines(&mut hosted, Op::LinesRead, [LineField::Enabled as u64, 32, 0, 0]), 0);
+    assert_eq!(lines(&mut hosted, Op::LinesPriorityRead, [40, 0, 0, 0]), 0);
+    start_other(&mut hosted);
+    let entry = hosted.cpus[0].machine.lists[0];
+    assert_eq!((entry.line, entry.priority, entry.group), (40, 0x50, true));
+    assert_eq!(hosted.acknowledge(0), Some(40));
+}
+
+#[test]
+fn a_line_that_is_listed_already_leaves_its_list_register() {
+    let mut hosted = served(&[40]);
+    with_another(&mut hosted);
+    write(&mut hosted, LineField::Pending, &[40], true);
+    resume(&mut hosted);
+    assert!(hosted.cpus[0].machine.lists.iter().any(|entry| entry.line == 40 && entry.pending));
+    hosted.exit(0, HVC, [0; 10]);
+    retarget(&mut hosted, 40);
+    resume(&mut hosted);
+    assert_eq!(hosted.acknowledge(0), None, "it is not this vCPU's any more");
+    hosted.exit(0, HVC, [0; 10]);
+    start_other(&mut hosted);
+    assert_eq!(take_all(&mut hosted), [40]);
+}
+
+#[test]
+fn a_level_line_is_high_at_its_new_vcpu_until_it_is_lowered_there() {
+    let mut hosted = served(&[]);
+    with_another(&mut hosted);
+    write(&mut hosted, LineField::Enabled, &[50], true);
+    write(&mut hosted, LineField::Level, &[50], true);
+    retarget(&mut hosted, 50);
+    let lower = [OTHER, LineField::Level as u64, 32, 1 << 18, 0, 0];
+    hosted.invoke(0, Op::LinesWrite, lower).expect("it has the right");
+    start_other(&mut hosted);
+    assert_eq!(hosted.acknowledge(0), None);
+}
+
+#[test]
+fn a_line_stays_where_it_is_active_until_the_guest_has_ended_it() {
+    let mut hosted = served(&[40]);
+    with_another(&mut hosted);
+    write(&mut hosted, LineField::Pending, &[40], true);
+    resume(&mut hosted);
+    assert_eq!(hosted.acknowledge(0), Some(40));
+    hosted.exit(0, HVC, [0; 10]);
+    assert_eq!(take(&mut hosted, inner_slot::VCPU, 40), Err(Refusal::BadState));
+    resume(&mut hosted);
+    hosted.end_of_interrupt(0, 40);
+    hosted.exit(0, HVC, [0; 10]);
+    retarget(&mut hosted, 40);
+    write(&mut hosted, LineField::Pending, &[40], false);
+    lawful(&hosted);
+}
+
+#[test]
+fn only_lines_of_the_guest_go_from_one_vcpu_to_another_and_only_with_states_that_exist() {
+    let mut hosted = served(&[]);
+    for line in [0, 27, 31, 128, 255] {
+        assert_eq!(take(&mut hosted, inner_slot::VCPU, line), Err(Refusal::OutOfRange));
+    }
+    let strange = [inner_slot::VCPU, 40, 1 << 5, 0, 0, 0];
+    assert_eq!(hosted.invoke(0, Op::LineTarget, strange), Err(Refusal::BadArgument));
+}
+
+#[test]
+fn a_vcpu_that_is_reset_keeps_the_lines_that_are_the_guests() {
+    let mut hosted = served(&[40]);
+    with_another(&mut hosted);
+    write(&mut hosted, LineField::Pending, &[40], true);
+    retarget(&mut hosted, 40);
+    let own = [OTHER, LineField::Enabled as u64, 0, 1 << 27, 1 << 27, 0];
+    hosted.invoke(0, Op::LinesWrite, own).expect("it has the right");
+    hosted.invoke(0, Op::VcpuReset, [OTHER, 0, 0, 0, 0, 0]).expect("it is stopped");
+    let enabled = |hosted: &mut Hosted, first| {
+        hosted.invoke(0, Op::LinesRead, [OTHER, LineField::Enabled as u64, first, 0, 0, 0]).expect("it may")[0]
+    };
+    assert_eq!((enabled(&mut hosted, 0), enabled(&mut hosted, 32)), (0, 1 << 8));
+    start_other(&mut hosted);
+    assert_eq!(hosted.acknowledge(0), Some(40));
+}
+
+/// A software interrupt from this sender.
+fn send(hosted: &mut Hosted, line: u8, sender: u64) {
+    let a = [inner_slot::VCPU, LineField::Pending as u64, 0, 1 << line, 1 << line, sender + 1];
+    hosted.invoke(0, Op::LinesWrite, a).expect("it has the right");
+}
+
+/// The senders of a pending software interrupt.
+fn senders(hosted: &mut Hosted, line: u8) -> Vec<u64> {
+    let is_pending = |sender: &u64| {
+        let a = [inner_slot::VCPU, LineField::Pending as u64, 0, sender + 1, 0, 0];
+        hosted.invoke(0, Op::LinesRead, a).expect("it has the right")[0] >> line & 1 == 1
+    };
+    (0..8).filter(is_pending).collect()
+}
+
+/// Takes and ends one interrupt: the line and who sent it.
+fn take_sent(hosted: &mut Hosted) -> Option<(u8, u8)> {
+    let line = hosted.acknowledge(0)?;
+    let sender = hosted.cpus[0].machine.lists.iter().find(|entry| entry.active)?.sender;
+    hosted.end_of_interrupt(0, line);
+    Some((line, sender))
+}
+
+#[test]
+fn a_software_interrupt_comes_once_from_each_sender() {
+    let mut hosted = served(&[1]);
+    for sender in [5, 2, 7, 2] {
+        send(&mut hosted, 1, sender);
+    }
+    assert_eq!(senders(&mut hosted, 1), [2, 5, 7]);
+    resume(&mut hosted);
+    let taken: Vec<_> = std::iter::from_fn(|| take_sent(&mut hosted)).collect();
+    assert_eq!(taken, [(1, 2), (1, 5), (1, 7)]);
+    hosted.exit(0, HVC, [0; 10]);
+    assert_eq!(senders(&mut hosted, 1), []);
+}
+
+#[test]
+fn a_sender_that_comes_while_another_is_served_follows_at_once() {
+    let mut hosted = served(&[3]);
+    send(&mut hosted, 3, 4);
+    resume(&mut hosted);
+    assert_eq!(hosted.acknowledge(0), Some(3));
+    hosted.exit(0, HVC, [0; 10]);
+    send(&mut hosted, 3, 4);
+    send(&mut hosted, 3, 0);
+    assert_eq!(senders(&mut hosted, 3), [0, 4]);
+    resume(&mut hosted);
+    hosted.end_of_interrupt(0, 3);
+    let taken: Vec<_> = std::iter::from_fn(|| take_sent(&mut hosted)).collect();
+    assert_eq!(taken, [(3, 4), (3, 0)]);
+}
+
+#[test]
+fn one_senders_interrupt_is_taken_back_and_the_others_stay() {
+    let mut hosted = served(&[1]);
+    for sender in [2, 3, 6] {
+        send(&mut hosted, 1, sender);
+    }
+    resume(&mut hosted);
+    hosted.exit(0, HVC, [0; 10]);
+    for sender in [2u64, 6] {
+        let a = [inner_slot::VCPU, LineField::Pending as u64, 0, 2, 0, sender + 1];
+        hosted.invoke(0, Op::LinesWrite, a).expect("it has the right");
+    }
+    assert_eq!(senders(&mut hosted, 1), [3]);
+    resume(&mut hosted);
+    assert_eq!(take_sent(&mut hosted), Some((1, 3)));
+    assert_eq!(take_sent(&mut hosted), None);
+}
+
+#[test]
+fn a_disabled_software_interrupt_remembers_its_senders() {
+    let mut hosted = served(&[1]);
+    for sender in [0, 4] {
+        send(&mut hosted, 1, sender);
+    }
+    resume(&mut hosted);
+    hosted.exit(0, HVC, [0; 10]);
+    write(&mut hosted, LineField::Enabled, &[1], false);
+    assert_eq!(senders(&mut hosted, 1), [0, 4]);
+    write(&mut hosted, LineField::Enabled, &[1], true);
+    resume(&mut hosted);
+    let taken: Vec<_> = std::iter::from_fn(|| take_sent(&mut hosted)).collect();
+    assert_eq!(taken, [(1, 0), (1, 4)]);
 }

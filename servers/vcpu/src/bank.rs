@@ -54,6 +54,18 @@ pub fn first_line(offset: u64) -> Option<u64> {
     find(offset).map(|(_, first)| first)
 }
 
+/// The bits of a register of the bank that are about lines for which this holds; none for other registers.
+pub fn lanes(offset: u64, holds: impl Fn(u64) -> bool) -> u32 {
+    let Some((register, first)) = find(offset) else { return 0 };
+    let bits = match register {
+        Register::Plain(_) | Register::Set(_) | Register::Clear(_) => 1,
+        Register::Configuration => 2,
+        Register::Priority => 8,
+    };
+    let mask = (1 << bits) - 1;
+    (0..32 / bits).filter(|i| holds(first + i)).fold(0, |all, i| all | mask << (i * bits))
+}
+
 /// Reads a register of the bank; others read as zero.
 pub fn read(system: &impl System, vcpu: Vcpu, offset: u64) -> u32 {
     let Some((register, first)) = find(offset) else { return 0 };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The guest's interrupt distributor (GICD), version 3 or 2. Line state is the kernel's (`bank.rs`); kept here is only
-//! what a guest reads back.
+//! what a guest reads back, and which vCPU each guest-wide line is in.
 
 use crate::bank;
 use crate::bus::{Registers, merge};
@@ -28,26 +28,88 @@ const ANY: u8 = 0x80;
 #[derive(Debug)]
 pub struct Distributor {
     control: u32,
-    /// vCPU of each guest-wide line, and [`ANY`].
+    /// vCPU that the guest sends each guest-wide line to, and [`ANY`].
     routes: [u8; SHARED_LINES],
+    /// vCPU that each is in. It goes where it is sent as soon as it is not active.
+    homes: [u8; SHARED_LINES],
+    /// Some line is not where it is sent.
+    is_late: bool,
 }
 
 impl Distributor {
     /// As after reset.
     pub const fn new() -> Distributor {
-        Distributor { control: 0, routes: [0; SHARED_LINES] }
+        Distributor { control: 0, routes: [0; SHARED_LINES], homes: [0; SHARED_LINES], is_late: false }
     }
 
     /// Everything as after reset, the kernel's part too.
     pub fn reset(&mut self, system: &impl System) {
-        *self = Distributor::new();
-        let vcpu = vcpu_at(0);
         forward(system, false);
-        for first in (32..VIRTUAL_LINES).step_by(32) {
-            bank::reset(system, vcpu, first);
+        for vcpu in (0..MAX_VCPUS as u8).filter(|vcpu| *vcpu == 0 || self.homes.contains(vcpu)) {
+            for first in (32..VIRTUAL_LINES).step_by(32) {
+                bank::reset(system, vcpu_at(vcpu), first);
+            }
         }
-        for line in 32..VIRTUAL_LINES {
-            let _ = vcpu.line_target(system, line);
+        *self = Distributor::new();
+    }
+
+    /// The input of a level line has changed.
+    pub fn set_level(&mut self, system: &impl System, line: u32, level: bool) {
+        self.settle(system);
+        let (bit, first) = (1 << (line & 31), u64::from(line & !31));
+        let home = vcpu_at(self.home(line.into()));
+        let _ = home.lines_write(system, LineField::Level, first, bit, if level { bit } else { 0 });
+    }
+
+    /// The vCPU that a guest-wide line is in.
+    fn home(&self, line: u64) -> u8 {
+        line.checked_sub(32).and_then(|index| self.homes.get(index as usize)).copied().unwrap_or(0)
+    }
+
+    /// Lines go where they are sent. One that is active stays until the guest has ended it (GICv2 4.3.12), and is tried
+    /// again whenever the guest or a device has to do with guest-wide lines.
+    fn settle(&mut self, system: &impl System) {
+        if !self.is_late {
+            return;
+        }
+        self.is_late = false;
+        for (line, (route, home)) in (32..).zip(self.routes.iter().zip(&mut self.homes)) {
+            let to = route & !ANY;
+            if to == *home {
+                continue;
+            }
+            match vcpu_at(*home).line_take(system, line) {
+                Ok(state) => {
+                    // A refusal would mean that the vCPU is gone; its line then has nobody to go to.
+                    let _ = vcpu_at(to).line_target(system, line, state);
+                    *home = to;
+                }
+                Err(_) => self.is_late = true,
+            }
+        }
+    }
+
+    /// Which bits of a register of the bank are about lines in this vCPU.
+    fn part(&self, vcpu: u8, offset: u64) -> u32 {
+        bank::lanes(offset, |line| self.home(line) == vcpu)
+    }
+
+    /// Reads a register about guest-wide lines, wherever they are.
+    fn read(&self, system: &impl System, vcpus: u8, offset: u64) -> u32 {
+        (0..vcpus).fold(0, |all, vcpu| match self.part(vcpu, offset) {
+            0 => all,
+            part => all | bank::read(system, vcpu_at(vcpu), offset) & part,
+        })
+    }
+
+    /// Writes one.
+    fn write(&mut self, system: &impl System, vcpus: u8, offset: u64, value: u32, lanes: u32) {
+        self.settle(system);
+        for vcpu in 0..vcpus {
+            let part = self.part(vcpu, offset) & lanes;
+            if part != 0 {
+                bank::write(system, vcpu_at(vcpu), offset, value & part, part);
+            }
         }
     }
 
@@ -67,7 +129,8 @@ impl Distributor {
         let place = line.checked_sub(32).and_then(|index| self.routes.get_mut(index as usize));
         if let Some(place) = place {
             *place = vcpu | if any { ANY } else { 0 };
-            let _ = vcpu_at(vcpu).line_target(system, line);
+            self.is_late = true;
+            self.settle(system);
         }
     }
 }
@@ -120,7 +183,7 @@ impl<S: System> Registers for Version3<'_, S> {
             0x8 => IMPLEMENTER,
             // GICD_PIDR2: version 3.
             0xffe8 => 0x3b,
-            _ if is_shared(offset) => bank::read(self.system, vcpu_at(0), offset),
+            _ if is_shared(offset) => self.state.read(self.system, self.vcpus, offset),
             _ => match router(offset) {
                 Some((line, false)) => {
                     let route = self.state.route(line);
@@ -137,7 +200,7 @@ impl<S: System> Registers for Version3<'_, S> {
                 let value = merge(self.state.control, value, lanes);
                 self.state.set_control(self.system, value);
             }
-            _ if is_shared(offset) => bank::write(self.system, vcpu_at(0), offset, value, lanes),
+            _ if is_shared(offset) => self.state.write(self.system, self.vcpus, offset, value, lanes),
             _ => {
                 let Some((line, false)) = router(offset) else { return };
                 let any = value >> 31 == 1;
@@ -165,6 +228,17 @@ pub struct Version2<'a, S> {
     pub vcpus: u8,
     /// The one that accesses.
     pub vcpu: u8,
+}
+
+/// The lowest bit of each byte, side by side.
+fn every_eighth(word: u32) -> u32 {
+    (0..4).fold(0, |all, i| all | (word >> (8 * i) & 1) << i)
+}
+
+/// Offsets at which a version 2 guest finds pending bits of software interrupts: they are read here and written by sender
+/// (GICv2 4.3.7, 4.3.8).
+const fn is_software_pending(offset: u64) -> bool {
+    matches!(offset, 0x200 | 0x280)
 }
 
 impl<S: System> Version2<'_, S> {
@@ -196,20 +270,25 @@ impl<S: System> Version2<'_, S> {
             _ => 0,
         };
         for vcpu in (0..self.vcpus).filter(|vcpu| targets >> vcpu & 1 == 1) {
-            let _ = vcpu_at(vcpu).lines_write(self.system, LineField::Pending, 0, 1 << line, u32::MAX);
+            let _ = vcpu_at(vcpu).software_write(self.system, self.vcpu, 1 << line, true);
         }
     }
 
-    /// GICD_CPENDSGIR, GICD_SPENDSGIR: a byte an interrupt, with the senders; they are not told apart here.
-    fn pend(&self, first: u64, lanes: u32, value: u32, pending: bool) {
-        let which = (0..4).filter(|i| value >> (8 * i) & lanes >> (8 * i) & 0xff != 0).fold(0, |all, i| all | 1 << i);
-        let values = if pending { u32::MAX } else { 0 };
-        let _ = vcpu_at(self.vcpu).lines_write(self.system, LineField::Pending, 0, which << first, values);
+    /// GICD_CPENDSGIR, GICD_SPENDSGIR: a byte an interrupt, a bit a sender.
+    fn pend(&self, first: u64, value: u32, pending: bool) {
+        for sender in 0..self.vcpus {
+            let which = every_eighth(value >> sender);
+            if which != 0 {
+                let _ = vcpu_at(self.vcpu).software_write(self.system, sender, which << first, pending);
+            }
+        }
     }
 
     fn pending(&self, first: u64) -> u32 {
-        let bits = vcpu_at(self.vcpu).lines_read(self.system, LineField::Pending, 0).unwrap_or(0);
-        (0..4).fold(0, |all, i| all | (bits >> (first + i) & 1) << (8 * i))
+        (0..self.vcpus).fold(0, |all, sender| {
+            let bits = vcpu_at(self.vcpu).software_read(self.system, sender).unwrap_or(0) >> first;
+            (0..4).fold(all, |all, i| all | (bits >> i & 1) << (8 * i + u32::from(sender)))
+        })
     }
 }
 
@@ -222,6 +301,7 @@ impl<S: System> Registers for Version2<'_, S> {
             0x800..0x880 => self.targets(offset & 0x7c),
             0xf10..0xf30 => self.pending(offset & 0xc),
             0xfe8 => 0x2b,
+            _ if is_shared(offset) => self.state.read(self.system, self.vcpus, offset),
             _ => bank::read(self.system, vcpu_at(self.vcpu), offset),
         }
     }
@@ -234,8 +314,13 @@ impl<S: System> Registers for Version2<'_, S> {
             }
             0x820..0x880 => self.set_targets(offset & 0x7c, value, lanes),
             0xf00 => self.send(value),
-            0xf10..0xf20 => self.pend(offset & 0xc, lanes, value, false),
-            0xf20..0xf30 => self.pend(offset & 0xc, lanes, value, true),
+            0xf10..0xf20 => self.pend(offset & 0xc, value, false),
+            0xf20..0xf30 => self.pend(offset & 0xc, value, true),
+            _ if is_shared(offset) => self.state.write(self.system, self.vcpus, offset, value, lanes),
+            _ if is_software_pending(offset) => {
+                let private = lanes & 0xffff_0000;
+                bank::write(self.system, vcpu_at(self.vcpu), offset, value & private, private);
+            }
             _ => bank::write(self.system, vcpu_at(self.vcpu), offset, value, lanes),
         }
     }

@@ -22,7 +22,12 @@ pub struct State {
     /// By vCPU (private lines; 0 for the guest's), field, block of 32.
     pub lines: HashMap<(u64, u64, u64), u32>,
     pub priorities: HashMap<(u64, u64), u32>,
+    /// Where guest-wide lines are; those that are not here are with vCPU 0.
     pub targets: HashMap<u64, u64>,
+    /// Lines that cannot leave their vCPU just now.
+    pub active: HashSet<u64>,
+    /// Senders of pending software interrupts, by vCPU and line.
+    pub senders: HashMap<(u64, u64), u8>,
     pub forwards: bool,
     pub running: HashSet<u64>,
     pub memory: Vec<u8>,
@@ -141,6 +146,19 @@ impl System for Fake {
                 Ok([0; 3])
             }
             Op::VcpuStart | Op::VcpuException => Ok([0; 3]),
+            Op::LinesWrite if a[5] != 0 => {
+                assert_eq!((a[1], a[2], a[3] >> 16), (LineField::Pending as u64, 0, 0));
+                for line in (0..16).filter(|line| a[3] >> line & 1 == 1) {
+                    let senders = state.senders.entry((vcpu, line)).or_default();
+                    let bit = 1 << (a[5] - 1);
+                    *senders = if a[4] >> line & 1 == 1 { *senders | bit } else { *senders & !bit };
+                }
+                Ok([0; 3])
+            }
+            Op::LinesRead if a[3] != 0 => {
+                let of = |line: &u64| state.senders.get(&(vcpu, *line)).is_some_and(|s| s >> (a[3] - 1) & 1 == 1);
+                Ok([(0..16).filter(of).fold(0, |all, line| all | 1 << line), 0, 0])
+            }
             Op::LinesWrite => {
                 assert!(LineField::from_number(a[1]).is_some() && a[2].is_multiple_of(32) && a[2] < 128);
                 assert!(a[3] <= u32::MAX.into() && a[4] <= u32::MAX.into());
@@ -163,8 +181,14 @@ impl System for Fake {
                 assert!(a[1].is_multiple_of(4) && a[1] < 128);
                 Ok([state.priorities.get(&(owner(vcpu, a[1]), a[1])).copied().unwrap_or(0).into(), 0, 0])
             }
+            Op::LineTake => {
+                assert!((32..128).contains(&a[1]));
+                assert_eq!(state.targets.get(&a[1]).copied().unwrap_or(0), vcpu, "line {} is not there", a[1]);
+                if state.active.contains(&a[1]) { Err(Refusal::BadState) } else { Ok([a[1] << 8, 0, 0]) }
+            }
             Op::LineTarget => {
                 assert!((32..128).contains(&a[1]));
+                assert_eq!(a[2], a[1] << 8, "with the state that came");
                 state.targets.insert(a[1], vcpu);
                 Ok([0; 3])
             }

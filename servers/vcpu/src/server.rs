@@ -274,9 +274,7 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
     fn settle_serial(&self, system: &impl System, serial: &mut Pl011) {
         self.serial_flags.store(serial.flags(), Ordering::Release);
         if let Some(level) = serial.level_change() {
-            let bit = 1 << (platform::SERIAL_LINE & 31);
-            let first = u64::from(platform::SERIAL_LINE & !31);
-            let _ = vcpu_at(0).lines_write(system, LineField::Level, first, bit, if level { bit } else { 0 });
+            self.distributor.lock(system).set_level(system, platform::SERIAL_LINE, level);
         }
         if serial.take_wake() {
             let _ = Signal::at(slot::CONSOLE).raise(system);

@@ -223,11 +223,13 @@ impl<M: Machine> Call<'_, M> {
         let a = self.a;
         let (local, machine) = (&mut *self.local, &mut *self.machine);
         match op {
-            Op::LinesWrite => lines::write(local, machine, index, a[1], a[2], a[3], a[4]),
-            Op::LinesRead => lines::read(local, machine, index, a[1], a[2]),
+            Op::LinesWrite => lines::write(local, machine, index, a[1], a[2], a[3], a[4], a[5]),
+            Op::LinesRead => lines::read(local, machine, index, a[1], a[2], a[3]),
             Op::LinesPriority => lines::write_priority(local, index, a[1], a[2], a[3]),
             Op::LinesPriorityRead => lines::read_priority(local, index, a[1]),
             Op::LinesEnable => lines::forward(local, machine, index, a[1]),
+            Op::LineTake => lines::take(local, machine, index, a[1]),
+            Op::LineTarget => lines::target(local, index, a[1], a[2]),
             _ => Err(Refusal::Unsupported),
         }
         .and_then(one)

@@ -5,6 +5,8 @@ use super::*;
 use crate::bus;
 use crate::fake::Fake;
 use crate::redistributor::{self, Redistributor};
+use std::collections::HashSet;
+use trellis_idl::kernel::Op;
 
 fn read(state: &mut Distributor, system: &Fake, offset: u64) -> u32 {
     bus::read(&mut Version3 { state, system, vcpus: 2 }, offset, 4) as u32
@@ -117,13 +119,65 @@ fn a_version_2_distributor_is_banked_and_sends_interrupts() {
     bus::write(&mut view, 0x100, 4, 1 << 27);
     assert!(system.line(1, LineField::Enabled, 27) && !system.line(0, LineField::Enabled, 27));
     bus::write(&mut view, 0xf00, 4, 1 << 24 | 5);
-    assert!(system.line(0, LineField::Pending, 5) && !system.line(1, LineField::Pending, 5));
+    let senders = |vcpu, line| system.state.lock().unwrap().senders.get(&(vcpu, line)).copied().unwrap_or(0);
+    assert_eq!((senders(0, 5), senders(1, 5)), (0b10, 0));
     bus::write(&mut view, 0xf00, 4, 2 << 16 | 6);
-    assert_eq!(bus::read(&mut view, 0xf14, 4), 1 << 16);
-    bus::write(&mut view, 0xf16, 1, 1);
-    assert!(!system.line(1, LineField::Pending, 6));
-    bus::write(&mut view, 0xf20, 4, 0x100);
-    assert!(system.line(1, LineField::Pending, 1));
+    assert_eq!(bus::read(&mut view, 0xf14, 4), 0b10 << 16);
+    bus::write(&mut view, 0xf26, 1, 0b01);
+    assert_eq!((senders(1, 6), bus::read(&mut view, 0xf14, 4)), (0b11, 0b11 << 16));
+    bus::write(&mut view, 0xf16, 1, 0b10);
+    assert_eq!((senders(1, 6), bus::read(&mut view, 0xf24, 4)), (0b01, 0b01 << 16));
+    bus::write(&mut view, 0x200, 4, 0xffff);
+    assert!(!system.line(1, LineField::Pending, 3), "only by sender");
+}
+
+#[test]
+fn a_line_is_looked_for_and_changed_where_it_was_sent() {
+    let (mut state, system) = (Distributor::new(), Fake::new(4));
+    let mut view = Version2 { state: &mut state, system: &system, vcpus: 4, vcpu: 3 };
+    bus::write(&mut view, 0x820, 4, 0x0401_0801);
+    system.state.lock().unwrap().done.clear();
+    bus::write(&mut view, 0x104, 4, 0b1110);
+    let written: Vec<_> = system.state.lock().unwrap().done.iter().map(|(op, a)| (*op, a[0] - slot::VCPU, a[3])).collect();
+    // Lines 33, 34 and 35 are with vCPUs 3, 0 and 2; each gets its own only.
+    let expected = [(0, 0b0100), (2, 0b1000), (3, 0b0010)].map(|(vcpu, which)| (Op::LinesWrite, vcpu, which));
+    assert_eq!(written, expected);
+    assert_eq!(bus::read(&mut view, 0x104, 4), 0b1110);
+    bus::write(&mut view, 0x420, 4, 0x8090_a0b0);
+    assert_eq!(bus::read(&mut view, 0x420, 4), 0x8090_a0b0);
+    bus::write(&mut view, 0xc08, 4, 0b10_10_00_00);
+    assert_eq!(bus::read(&mut view, 0xc08, 4), 0b10_10_00_00);
+}
+
+#[test]
+fn a_line_that_is_active_goes_later_and_is_the_old_vcpus_until_then() {
+    let (mut state, system) = (Distributor::new(), Fake::new(2));
+    let target = || system.state.lock().unwrap().targets.get(&33).copied();
+    system.state.lock().unwrap().active.insert(33);
+    write(&mut state, &system, 0x6000 + 8 * 33, 1);
+    assert_eq!((read(&mut state, &system, 0x6000 + 8 * 33), target()), (1, None));
+    state.set_level(&system, 33, true);
+    assert_eq!(target(), None);
+    assert_eq!(system.state.lock().unwrap().done.last().map(|(op, a)| (*op, a[0])), Some((Op::LinesWrite, slot::VCPU)));
+    system.state.lock().unwrap().active.clear();
+    state.set_level(&system, 33, false);
+    assert_eq!(target(), Some(1));
+    assert_eq!(system.state.lock().unwrap().done.last().map(|(op, a)| (*op, a[0])), Some((Op::LinesWrite, slot::VCPU + 1)));
+    let done = system.state.lock().unwrap().done.len();
+    state.set_level(&system, 33, true);
+    assert_eq!(system.state.lock().unwrap().done.len(), done + 1, "nothing is left to move");
+}
+
+#[test]
+fn a_reset_leaves_no_line_at_another_vcpu() {
+    let (mut state, system) = (Distributor::new(), Fake::new(2));
+    write(&mut state, &system, 0x6000 + 8 * 40, 1);
+    write(&mut state, &system, 0x104, 1 << 8);
+    state.reset(&system);
+    assert_eq!(read(&mut state, &system, 0x6000 + 8 * 40), 0);
+    assert!(!system.line(0, LineField::Enabled, 40));
+    let reset: HashSet<u64> = system.state.lock().unwrap().done.iter().map(|(_, a)| a[0]).collect();
+    assert!(reset.contains(&slot::VCPU) && reset.contains(&(slot::VCPU + 1)));
 }
 
 proptest::proptest! {
@@ -134,14 +188,14 @@ proptest::proptest! {
             1..60,
         ),
     ) {
-        let system = Fake::new(2);
+        let (system, older) = (Fake::new(2), Fake::new(2));
         let (mut three, mut two, mut private) = (Distributor::new(), Distributor::new(), Redistributor::new());
         for (offset, width, value) in accesses {
             let mut view = Version3 { state: &mut three, system: &system, vcpus: 2 };
             bus::write(&mut view, offset, width, value);
             bus::read(&mut view, offset, width);
             for offset in [offset, offset & 0xfff] {
-                let mut view = Version2 { state: &mut two, system: &system, vcpus: 2, vcpu: 1 };
+                let mut view = Version2 { state: &mut two, system: &older, vcpus: 2, vcpu: 1 };
                 bus::write(&mut view, offset, width, value);
                 bus::read(&mut view, offset, width);
             }
