@@ -79,8 +79,10 @@ pub mod slot {
     pub const CONSOLE: u64 = 2;
     /// The guest of a p2m or vcpu server.
     pub const GUEST: u64 = 3;
-    /// p2m: the guest's memory, one run.
+    /// p2m: the guest's memory, one run; [`BLANK`] and the frames of GICv2's interface follow.
     pub const MEMORY: u64 = 4;
+    /// p2m: a page of zeroes, for devices that are not there.
+    pub const BLANK: u64 = 6;
     /// vcpu: portal to p2m; slot `P2M + thread` is the one on that thread's CPU.
     pub const P2M: u64 = 16;
     /// p2m: portal to the guest's vcpu server, slot `VCPU_SERVER + thread`: exits that are not p2m's are forwarded there.
@@ -114,6 +116,49 @@ pub mod root_slot {
     pub const DEVICES: u64 = 16;
     /// First slot that root uses as it likes.
     pub const FREE: u64 = 64;
+}
+
+/// Where every guest's devices are, in guest-physical bytes. Some guests have these addresses built in, so they are fixed.
+pub mod platform {
+    use crate::kernel::PAGE;
+
+    /// Two banks of flash, neither of them there: all that lies below the interrupt controller.
+    pub const FLASH: u64 = 0;
+    /// Bytes of both.
+    pub const FLASH_BYTES: u64 = 0x0800_0000;
+    /// Interrupt distributor (GICD).
+    pub const DISTRIBUTOR: u64 = 0x0800_0000;
+    /// Bytes of it.
+    pub const DISTRIBUTOR_BYTES: u64 = 0x1_0000;
+    /// CPU interface (GICC) of a version 2 guest: the hardware's virtual one is mapped there.
+    pub const CPU_INTERFACE: u64 = 0x0801_0000;
+    /// Redistributors (GICR) of a version 3 guest, one a vCPU.
+    pub const REDISTRIBUTORS: u64 = 0x080a_0000;
+    /// Bytes of each.
+    pub const REDISTRIBUTOR_BYTES: u64 = 0x2_0000;
+    /// Serial port (PL011).
+    pub const SERIAL: u64 = 0x0900_0000;
+    /// Real-time clock (PL031).
+    pub const CLOCK: u64 = 0x0901_0000;
+    /// Slots for paravirtual devices.
+    pub const SLOTS: u64 = 0x0a00_0000;
+    /// Bytes of a slot.
+    pub const SLOT_BYTES: u64 = 0x200;
+    /// Slots that there are.
+    pub const SLOT_COUNT: u64 = 32;
+
+    /// The windows in which a guest's accesses are its vcpu server's to answer: first page and pages.
+    pub const fn windows(gic: u8, vcpus: u64) -> [(u64, u64); 6] {
+        let redistributors = if gic == 3 { REDISTRIBUTOR_BYTES * vcpus } else { 0 };
+        [
+            (DISTRIBUTOR / PAGE, DISTRIBUTOR_BYTES / PAGE),
+            (REDISTRIBUTORS / PAGE, redistributors / PAGE),
+            (SERIAL / PAGE, 1),
+            (CLOCK / PAGE, 1),
+            (SLOTS / PAGE, SLOT_BYTES * SLOT_COUNT / PAGE),
+            (FLASH / PAGE, FLASH_BYTES / PAGE),
+        ]
+    }
 }
 
 /// Bits of root's signal word.

@@ -183,6 +183,8 @@ pub enum P2mOp {
     Reset = 3,
     /// Gives `m2` guest pages from `m1` frames and the access in `m3` ([`crate::kernel::Access`] bits). Back: `m0`.
     Protect = 4,
+    /// Shows zeroes, to be read only, at the guest page `m1`, which is not memory. Back: `m0`.
+    Blank = 5,
 }
 
 impl VcpuOp {
@@ -204,6 +206,7 @@ impl P2mOp {
             2 => Some(P2mOp::Populate),
             3 => Some(P2mOp::Reset),
             4 => Some(P2mOp::Protect),
+            5 => Some(P2mOp::Blank),
             _ => None,
         }
     }

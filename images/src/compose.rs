@@ -21,7 +21,7 @@ const ROOT_PIECES: usize = 4;
 /// Most pieces of a server's program: the plan's.
 const SERVER_PIECES: usize = 6;
 /// A GICv2 guest's CPU interface.
-const GICC_PAGE: u64 = crate::device_tree::CPU_INTERFACE / PAGE;
+const GICC_PAGE: u64 = trellis_idl::layout::platform::CPU_INTERFACE / PAGE;
 
 /// What an image is composed of besides the manifest.
 #[derive(Clone, Debug, Default)]
@@ -110,7 +110,9 @@ impl System {
     }
 
     fn check_room(&self, image_bytes: u64) -> Result<(), ComposeError> {
-        let guests: u64 = self.guests.iter().map(|guest| guest.memory_bytes + u64::from(guest.table_pages()) * PAGE).sum();
+        // Each has a page of zeroes besides its memory and its page tables.
+        let of = |guest: &Guest| guest.memory_bytes + (u64::from(guest.table_pages()) + 1) * PAGE;
+        let guests: u64 = self.guests.iter().map(of).sum();
         let room = self.board.memory().saturating_sub(guests);
         let at = self.board.image_at;
         let range = self.board.ram.iter().find(|ram| (ram.base..ram.base + ram.bytes).contains(&at));

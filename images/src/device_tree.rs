@@ -5,20 +5,11 @@
 //! written: one guest's parser stops at any other.
 
 use std::ops::Range;
+use trellis_idl::layout::platform::{CPU_INTERFACE, DISTRIBUTOR, REDISTRIBUTOR_BYTES, REDISTRIBUTORS, SERIAL};
 use vm_fdt::{FdtWriter, FdtWriterResult};
 
 /// First byte of every guest's memory.
 pub const MEMORY_BASE: u64 = 0x4000_0000;
-/// GICD.
-pub const DISTRIBUTOR: u64 = 0x0800_0000;
-/// GICC of a GICv2 guest; the hardware's GICV is mapped there.
-pub const CPU_INTERFACE: u64 = 0x0801_0000;
-/// GICR of a GICv3 guest.
-pub const REDISTRIBUTORS: u64 = 0x080a_0000;
-/// Bytes of GICR for each vCPU.
-pub const REDISTRIBUTOR_BYTES: u64 = 0x2_0000;
-/// PL011.
-pub const SERIAL: u64 = 0x0900_0000;
 
 const INTC: u32 = 1;
 const CLOCK: u32 = 2;

@@ -22,6 +22,7 @@ impl P2m {
             P2mOp::Ready => Ok(()),
             P2mOp::Populate => self.map.populate(system, first, pages),
             P2mOp::Protect => self.map.protect(system, first, pages, Access(access)),
+            P2mOp::Blank => self.map.blank(system, first),
             P2mOp::Reset if !is_root => Err(Refusal::MissingRight),
             P2mOp::Reset => {
                 self.refused.store(0, Ordering::Relaxed);
@@ -68,6 +69,18 @@ mod tests {
         assert_eq!(call(&p2m, &fake, badge::ROOT, reset), Ok(()));
         assert_eq!(fake.operations(), [Op::GuestMap, Op::GuestUnmap, Op::GuestMap]);
         assert_eq!(fake.maps(), [(0x40000, 0, 0x400)]);
+    }
+
+    #[test]
+    fn a_blank_page_is_shown_where_memory_is_not() {
+        let fake = Fake::default();
+        let p2m = p2m(&fake, Populate::Lazy);
+        let blank = |page| call(&p2m, &fake, badge::VCPU_SERVER, [P2mOp::Blank as u64, page, 0, 0]);
+        // Another vCPU may have asked first.
+        assert_eq!((blank(0x4000), blank(0x4000)), (Ok(()), Ok(())));
+        assert_eq!(fake.blanks(), [0x4000]);
+        assert_eq!(blank(0x40000), Err(Refusal::OutOfRange));
+        assert_eq!(blank(u64::MAX), Err(Refusal::OutOfRange));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use crate::P2m;
 use std::cell::{Cell, RefCell};
-use trellis_idl::kernel::{Op, Refusal, WORDS};
+use trellis_idl::kernel::{Access, Op, Refusal, WORDS};
 use trellis_idl::layout::slot;
 use trellis_idl::plan::{P2mConfig, Populate};
 use trellis_runtime::System;
@@ -12,6 +12,7 @@ use trellis_runtime::System;
 #[derive(Default)]
 pub struct Fake {
     maps: RefCell<Vec<(u64, u64, u64)>>,
+    blanks: RefCell<Vec<u64>>,
     operations: RefCell<Vec<Op>>,
     refusing: Cell<bool>,
 }
@@ -19,6 +20,11 @@ pub struct Fake {
 impl Fake {
     pub fn maps(&self) -> Vec<(u64, u64, u64)> {
         self.maps.borrow().clone()
+    }
+
+    /// Guest pages that show zeroes.
+    pub fn blanks(&self) -> Vec<u64> {
+        self.blanks.borrow().clone()
     }
 
     pub fn operations(&self) -> Vec<Op> {
@@ -36,6 +42,14 @@ impl System for Fake {
         self.operations.borrow_mut().push(op);
         let mut maps = self.maps.borrow_mut();
         match op {
+            Op::GuestMap if a[2] == slot::BLANK => {
+                assert_eq!((a[3], a[4], a[5]), (0, 1, Access::READ.0));
+                let mut blanks = self.blanks.borrow_mut();
+                if blanks.contains(&a[1]) {
+                    return Err(Refusal::Occupied);
+                }
+                blanks.push(a[1]);
+            }
             Op::GuestMap => {
                 assert_eq!(a[2], slot::MEMORY);
                 if self.refusing.get() {

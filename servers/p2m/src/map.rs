@@ -107,6 +107,18 @@ impl Map {
         GUEST.protect(system, 0, first, pages, access)
     }
 
+    /// Shows the page of zeroes at a guest page that is not memory. It stays when memory is cleared: it is the same always.
+    pub fn blank(&self, system: &impl System, page: u64) -> Result<(), Refusal> {
+        if self.has(page) || page >= LIMIT {
+            return Err(Refusal::OutOfRange);
+        }
+        match GUEST.map(system, 0, page, Frames::at(slot::BLANK), 0, 1, Access::READ) {
+            // Another vCPU read it first.
+            Err(Refusal::Occupied) => Ok(()),
+            other => other,
+        }
+    }
+
     /// Takes every mapping away.
     pub fn clear(&self, system: &impl System) -> Result<(), Refusal> {
         GUEST.unmap(system, 0, self.first, self.pages)

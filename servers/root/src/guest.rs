@@ -6,7 +6,7 @@ use crate::supply::Supply;
 use crate::{Board, StartError, Step};
 use heapless::Vec;
 use trellis_idl::kernel::{Access, ExitClass, Groups, PAGE, Rights};
-use trellis_idl::layout::{PAYLOAD, badge, root_slot, slot, vcpu_signal};
+use trellis_idl::layout::{PAYLOAD, badge, platform, root_slot, slot, vcpu_signal};
 use trellis_idl::plan::{GuestPlan, MAX_VCPUS, ServerPlan, VcpuConfig};
 use trellis_runtime::handle::{VcpuSetup, budget};
 use trellis_runtime::memory::decode_config;
@@ -37,14 +37,6 @@ pub struct Made {
     pub input: Signal,
 }
 
-/// The devices that every guest sees, as windows: guest page and pages. GICv2 has its CPU interface mapped instead of
-/// redistributors.
-fn windows(gic: u8, vcpus: u64) -> [(u64, u64); 6] {
-    let redistributors = if gic == 3 { 32 * vcpus } else { 0 };
-    // The last is where the platform has flash: guests look for it and must find none.
-    [(0x08000, 16), (0x080a0, redistributors), (0x09000, 1), (0x09010, 1), (0x0a000, 4), (0, 0x08000)]
-}
-
 /// What each class of exits is sent with; memory faults go to p2m, all others to vcpu.
 fn groups(class: ExitClass) -> Groups {
     match class {
@@ -70,6 +62,10 @@ pub fn make(
     let memory = supply.take_aligned(system, pages, if pages >= GIANT { GIANT } else { BLOCK })?;
     guest.grant(system, p2m.domain, slot::GUEST, Rights::EDIT).step("grant a guest")?;
     grant_memory(system, memory, p2m)?;
+    // All rights, though it is mapped to be read only: a guest's maps never get more access than every one of its frames
+    // allows.
+    let blank = supply.take(system, 1)?;
+    blank.grant(system, p2m.domain, slot::BLANK, READ_WRITE_EXECUTE).step("grant a blank page")?;
     let access = Rights::READ.with(Rights::WRITE).with(Rights::LINES);
     guest.grant(system, vcpu.domain, slot::GUEST, access).step("grant a guest")?;
 
@@ -132,7 +128,7 @@ fn exits(
         let portal = if class == ExitClass::Memory { faults } else { others };
         one.route(system, class, portal, groups(class), badge).step("route exits")?;
     }
-    for (number, (page, pages)) in (0u8..).zip(windows(gic, plan.cpus.len() as u64)) {
+    for (number, (page, pages)) in (0u8..).zip(platform::windows(gic, plan.cpus.len() as u64)) {
         one.window(system, number, page, pages, ExitClass::Device).step("make a window")?;
     }
     Ok(())

@@ -1,27 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Where the guest's devices live. Some guests have these addresses built in, so they are fixed.
+//! Which of the guest's devices an address means.
 
 use crate::bus::Registers;
-use crate::redistributor::STRIDE;
+use trellis_idl::layout::platform::{
+    CLOCK, DISTRIBUTOR, DISTRIBUTOR_BYTES, FLASH, FLASH_BYTES, REDISTRIBUTOR_BYTES, REDISTRIBUTORS, SLOT_BYTES, SLOT_COUNT, SLOTS,
+};
+pub use trellis_idl::layout::platform::SERIAL;
 
-/// Interrupt distributor, 64 KiB.
-pub const DISTRIBUTOR: u64 = 0x0800_0000;
-/// Redistributors, 128 KiB a vCPU (version 3 only).
-pub const REDISTRIBUTORS: u64 = 0x080a_0000;
-/// Serial port.
-pub const SERIAL: u64 = 0x0900_0000;
-/// Its interrupt line.
+/// The serial port's interrupt line.
 pub const SERIAL_LINE: u32 = 33;
-/// Real-time clock.
-pub const CLOCK: u64 = 0x0901_0000;
-/// Flash ends here; it begins at 0.
-const FLASH_END: u64 = 0x0800_0000;
-/// Slots for paravirtual devices, 512 bytes each.
-pub const SLOTS: u64 = 0x0a00_0000;
-/// Bytes of a slot.
-const SLOT_BYTES: u64 = 0x200;
-/// Slots that there are.
-const SLOT_COUNT: u64 = 32;
 
 /// A device but the serial port, which is looked for first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,14 +28,14 @@ pub enum Device {
 /// The device at an address, and the offset in it.
 pub fn find(address: u64, gic: u8, vcpus: u8) -> Option<(Device, u64)> {
     let within = |base: u64, bytes: u64| address.checked_sub(base).filter(|offset| *offset < bytes);
-    if let Some(offset) = within(DISTRIBUTOR, 0x1_0000) {
+    if let Some(offset) = within(DISTRIBUTOR, DISTRIBUTOR_BYTES) {
         return Some((Device::Distributor, offset));
     }
-    if let Some(offset) = within(REDISTRIBUTORS, STRIDE * u64::from(vcpus)) {
-        return (gic == 3).then_some((Device::Redistributor((offset / STRIDE) as u8), offset % STRIDE));
+    if let Some(offset) = within(REDISTRIBUTORS, REDISTRIBUTOR_BYTES * u64::from(vcpus)) {
+        return (gic == 3).then_some((Device::Redistributor((offset / REDISTRIBUTOR_BYTES) as u8), offset % REDISTRIBUTOR_BYTES));
     }
-    if address < FLASH_END {
-        return Some((Device::EmptyFlash, address));
+    if let Some(offset) = within(FLASH, FLASH_BYTES) {
+        return Some((Device::EmptyFlash, offset));
     }
     if let Some(offset) = within(CLOCK, 0x1000) {
         return Some((Device::Clock, offset));
@@ -73,7 +60,8 @@ impl Registers for EmptySlots {
     fn write(&mut self, _offset: u64, _value: u32, _lanes: u32) {}
 }
 
-/// Flash that is not there: nothing answers the query command, so a probe finds no chip.
+/// Flash that is not there: nothing answers the query command, so a probe finds no chip. Once a page of it was read, p2m
+/// shows zeroes there, so that a guest that reads all of it does so at the speed of memory; writes come here always.
 #[derive(Clone, Copy, Debug)]
 pub struct EmptyFlash;
 

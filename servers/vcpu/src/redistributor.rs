@@ -6,8 +6,6 @@ use crate::bus::Registers;
 use crate::distributor::IMPLEMENTER;
 use trellis_runtime::{System, Vcpu};
 
-/// Bytes of one redistributor.
-pub const STRIDE: u64 = 0x2_0000;
 /// GICR_WAKER.ProcessorSleep; ChildrenAsleep follows it.
 const SLEEP: u32 = 1 << 1;
 /// GICR_WAKER.ChildrenAsleep.

@@ -18,11 +18,11 @@ use crate::sysreg::{Outcome, Processor, Trapped};
 use crate::timer::{self, PhysicalTimer};
 use crate::{bank, bus, crash, hypercall, platform};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use trellis_idl::kernel::{Answer, Exit, ExitClass, ExitHeader, Fact, LineField, Op, Refusal, WORDS};
+use trellis_idl::kernel::{Answer, Exit, ExitClass, ExitHeader, Fact, LineField, Op, PAGE, Refusal, WORDS};
 use trellis_idl::layout::{badge as badges, slot};
 use trellis_idl::plan::{MAX_VCPUS, VcpuConfig};
-use trellis_idl::wire::{GuestEnd, ToRoot, VcpuOp};
-use trellis_runtime::{Guest, Reply, Server, Shared, Signal, System, Vcpu};
+use trellis_idl::wire::{GuestEnd, P2mOp, ToRoot, VcpuOp};
+use trellis_runtime::{Guest, Portal, Reply, Server, Shared, Signal, System, Vcpu};
 
 /// What lies outside the server: the wire of the serial port, the payload, the ear of root.
 pub trait Outside: Wire + Payload + Sync {
@@ -256,7 +256,12 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
                 let mut state = self.clock.lock(system);
                 transact(&mut pl031::View { state: &mut state, seconds }, offset, width, write)
             }
-            platform::Device::EmptyFlash => transact(&mut platform::EmptyFlash, offset, width, write),
+            platform::Device::EmptyFlash => {
+                if write.is_none() {
+                    blank(system, index, address / PAGE);
+                }
+                transact(&mut platform::EmptyFlash, offset, width, write)
+            }
             platform::Device::EmptySlots => transact(&mut platform::EmptySlots, offset, width, write),
         })
     }
@@ -453,6 +458,13 @@ impl<O: Outside, S: System> Devices for On<'_, '_, O, S> {
     fn access(&self, address: u64, bytes: u8, write: Option<u64>) -> Option<u64> {
         self.server.access(self.system, self.index, address, bytes, write)
     }
+}
+
+/// Has p2m show zeroes at a guest page. When it does not (it may have no page tables left), reads go on coming here.
+fn blank(system: &impl System, index: u8, page: u64) {
+    let mut words = [0; WORDS];
+    (words[0], words[1]) = (P2mOp::Blank as u64, page);
+    let _ = Portal::at(slot::P2M + u64::from(index)).call(system, words);
 }
 
 #[inline]

@@ -40,11 +40,13 @@ fn p2m_gets_what_the_layout_says_and_nothing_else() {
         let (Object::Run(memory), rights) = table[&slot::MEMORY] else { panic!() };
         assert_eq!(rights.0, 7);
         assert_eq!((fake.run(memory).0 % 512, fake.run(memory).1), (0, 1024));
+        let (Object::Run(blank), rights) = table[&slot::BLANK] else { panic!() };
+        assert_eq!((rights.0, fake.run(blank).1), (7, 1));
         for index in 0..vcpus {
             let forward = (Object::Portal(vcpu, index, badge::EXIT | index as u64), Rights::USE);
             assert_eq!(table[&(slot::VCPU_SERVER + index as u64)], forward);
         }
-        assert_eq!(table.len(), 4 + vcpus);
+        assert_eq!(table.len(), 5 + vcpus);
     }
 }
 
