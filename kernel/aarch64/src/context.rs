@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Saved state of threads and vCPUs, laid out as `entry.S` reads it.
 
+use crate::debug::Debug;
 use crate::registers::{self, Pstate};
 use core::mem::offset_of;
 use trellis_core::lines::{LIST_ENTRIES, ListEntry};
@@ -172,6 +173,8 @@ pub struct Vcpu {
     pub timer_active: bool,
     /// Lines wait for a list register: ask for the maintenance interrupt while loaded.
     pub underflow: bool,
+    /// Breakpoints, watchpoints, single step.
+    pub debug: Debug,
     /// Vector registers, valid while another owns the hardware's.
     pub vectors: Vectors,
 }
@@ -187,7 +190,7 @@ impl VcpuContext for Vcpu {
     const EMPTY: Self = Vcpu {
         x: [0; 32], pc: 0, sp_el0: 0, pstate: 0, vttbr: 0, hcr: 0, cptr: 0, sctlr: 0, reserved: 0, exit: [0; 10],
         el1: El1::EMPTY, lists: [0; LIST_ENTRIES], vmcr: 0, active_priorities: 0, timer_active: false, underflow: false,
-        vectors: Vectors { v: [0; 64], fpsr: 0, fpcr: 0 },
+        debug: Debug::EMPTY, vectors: Vectors { v: [0; 64], fpsr: 0, fpcr: 0 },
     };
 
     fn exit(&self) -> &[u64; 10] {
@@ -258,6 +261,7 @@ impl VcpuContext for Vcpu {
 
     fn advance(&mut self) {
         self.pc = self.pc.wrapping_add(4);
+        self.step_done();
     }
 
     /// Arm ARM D1.3.6: the vector by where it came from, the state saved, everything masked.
@@ -302,6 +306,11 @@ impl Vcpu {
     /// Does the last instructions again.
     pub fn step_back(&mut self, bytes: u64) {
         self.pc = self.pc.wrapping_sub(bytes);
+    }
+
+    /// An instruction that was done for the guest counts as its single step (PSTATE.SS, Arm ARM D2.12).
+    pub fn step_done(&mut self) {
+        self.pstate &= !(1 << 21);
     }
 
     fn place(&self, register: u64) -> Option<u64> {

@@ -23,7 +23,7 @@ use trellis_core::trap::{self, Next, Trap, take};
 use trellis_core::vcpu::mask_words;
 use trellis_core::{lines, portal, signal, vcpu};
 use trellis_idl::boot::BootHeader;
-use trellis_idl::kernel::{ExitClass, Groups, Op, Refusal};
+use trellis_idl::kernel::{Answer, ExitClass, Groups, Op, Refusal};
 
 /// A CPU's block. SP_EL2 at rest points at `current`; the stack lies below.
 #[derive(Debug)]
@@ -102,6 +102,8 @@ impl Cpu {
             machine: Aarch64 {
                 gic: crate::gic::Gic::None,
                 loaded: core::ptr::null_mut(),
+                direct: core::ptr::null_mut(),
+                debug_owner: core::ptr::null_mut(),
                 float_owner: core::ptr::null_mut(),
                 last: [core::ptr::null_mut(); 64],
                 hertz: 0,
@@ -138,7 +140,7 @@ impl Cpu {
     pub fn set_up(&mut self, header: &BootHeader) {
         self.machine.policy = silicon::choose(header);
         self.guard = self.machine.policy.guard() | u64::from(isa::features().has(Features::ERRORS)) << 41;
-        self.set_vectors();
+        self.set_vectors(false);
         write!("hcr_el2", registers::HCR_SERVER);
         write!("cptr_el2", registers::CPTR_TRAP_ALL);
         write!("cnthctl_el2", registers::CNTHCTL);
@@ -157,8 +159,8 @@ impl Cpu {
     }
 
     /// Plain vectors where nothing is to be done at entry.
-    fn set_vectors(&mut self) {
-        let table = if self.guard != 0 { &raw const guarded_vectors } else { &raw const vectors };
+    fn set_vectors(&mut self, debugging: bool) {
+        let table = if self.guard != 0 || debugging { &raw const guarded_vectors } else { &raw const vectors };
         write!("vbar_el2", table as u64);
     }
 
@@ -215,12 +217,21 @@ impl Cpu {
     /// Puts a vCPU's state into the hardware, if it is not there.
     fn load(&mut self, index: u16) {
         let context = self.vcpu(index);
+        if self.machine.direct != context {
+            self.load_indirect(context, index);
+        }
+    }
+
+    #[inline(never)]
+    fn load_indirect(&mut self, context: *mut Vcpu, index: u16) {
         if self.machine.loaded != context {
             let guest = self.local.vcpus.at(index).guest;
             self.machine.guest_mode = self.mode == 1;
             self.machine.load(context, guest);
             self.mode = 0;
         }
+        let debugging = self.machine.load_debug(context);
+        self.set_vectors(debugging);
     }
 
     /// Acknowledges an interrupt and says what it means.
@@ -290,7 +301,7 @@ extern "C" fn svc_door(a0: u64, a1: u64, a2: u64, a3: u64, a4: u64, a5: u64, num
         Next::Ride { thread, value } => Obey { target: cpu.thread(thread) as u64 + 1, value },
         Next::Answered { vcpu, mask } => {
             let context = cpu.vcpu(vcpu);
-            if cpu.machine.loaded != context {
+            if cpu.machine.direct != context {
                 return answer_another(cpu, vcpu, mask);
             }
             Obey { target: context as u64 + 2, value: mask }
@@ -304,11 +315,14 @@ extern "C" fn svc_door(a0: u64, a1: u64, a2: u64, a3: u64, a4: u64, a5: u64, num
     }
 }
 
-/// An answer to a vCPU whose state is not in the hardware.
+/// An answer to a vCPU whose state is not in the hardware, or whose debug registers are in use.
 #[cold]
 #[inline(never)]
 fn answer_another(cpu: &mut Cpu, vcpu: u16, mask: u64) -> Obey {
     cpu.load(vcpu);
+    if Answer(mask).has(Answer::ADVANCE) {
+        cpu.local.vcpus.at_mut(vcpu).context.step_done();
+    }
     Obey { target: cpu.vcpu(vcpu) as u64 + 2, value: mask }
 }
 
@@ -361,7 +375,26 @@ extern "C" fn exit_door(at: *mut u8, esr: u64) -> Obey {
         decode::Common::SoftwareInterrupt { value } => return software_interrupt(cpu, value),
         decode::Common::Rare => return exit_rare(cpu, index, esr),
     };
-    vcpu.context.exit[0] |= class as u64;
+    deliver(cpu, index, class)
+}
+
+/// An exit that is not decoded in a few instructions.
+#[cold]
+#[inline(never)]
+fn exit_rare(cpu: &mut Cpu, index: u16, esr: u64) -> Obey {
+    let vcpu = cpu.local.vcpus.at_mut(index);
+    let class = match decode::rare(&mut vcpu.context, Esr(esr)) {
+        decode::Decoded::Exit(class) => class as u8,
+        decode::Decoded::Fault { page } => vcpu.class_of(page),
+        other => return exit_in_kernel(cpu, index, other),
+    };
+    deliver(cpu, index, class)
+}
+
+/// Sends an exit whose words are filled in to its server.
+#[inline(always)]
+fn deliver(cpu: &mut Cpu, index: u16, class: u8) -> Obey {
+    cpu.local.vcpus.at_mut(index).context.exit[0] |= class as u64;
     match vcpu::exited(&mut cpu.local, index, class) {
         Next::Deliver { thread, vcpu, badge, groups } => {
             mask_words(&mut cpu.local.vcpus.at_mut(vcpu).context.exit, Groups(groups));
@@ -401,16 +434,11 @@ fn software_interrupts(cpu: &mut Cpu, value: u64) -> Obey {
     }
 }
 
-/// Exits of other classes, and those that the kernel answers itself.
-#[cold]
+/// Exits that the kernel answers itself.
 #[inline(never)]
-fn exit_rare(cpu: &mut Cpu, index: u16, esr: u64) -> Obey {
+fn exit_in_kernel(cpu: &mut Cpu, index: u16, what: decode::Decoded) -> Obey {
     cpu.machine.guest_mode = true;
-    let trap = match decode::rare(&mut cpu.local.vcpus.at_mut(index).context, Esr(esr)) {
-        decode::Decoded::Exit(class) => {
-            cpu.local.vcpus.at_mut(index).context.exit[0] |= class as u64;
-            return exit_slow(cpu, class as u8);
-        }
+    let trap = match what {
         decode::Decoded::Wait => {
             let context = &mut cpu.local.vcpus.at_mut(index).context;
             context.el1.cntv_ctl = read!("cntv_ctl_el0");
@@ -433,7 +461,11 @@ fn exit_rare(cpu: &mut Cpu, index: u16, esr: u64) -> Obey {
             cpu.mode = 0;
             Trap::Spurious
         }
-        decode::Decoded::Retry => Trap::Spurious,
+        decode::Decoded::DebugRegister => {
+            cpu.machine.debug_changed();
+            Trap::Spurious
+        }
+        decode::Decoded::Retry | decode::Decoded::Exit(_) | decode::Decoded::Fault { .. } => Trap::Spurious,
     };
     let next = take(&mut cpu.local, &SHARED, &mut cpu.machine, trap);
     cpu.obey(next)
@@ -508,17 +540,35 @@ extern "C" fn irq_slow_door(at: *mut u8) -> Obey {
     cpu.obey(next)
 }
 
-/// A guest's EL0 was in AArch32: not supported, the guest stops with a report.
+/// A guest's EL0 was in AArch32 (narrow.rs). It has no devices: a touch of one stops the guest with a report.
 #[unsafe(no_mangle)]
 extern "C" fn exit_32_door(at: *mut u8, esr: u64) -> Obey {
     // SAFETY: `entry.S` passes SP_EL2 at rest.
     let cpu = unsafe { Cpu::from_stack(at) };
     match cpu.local.running {
         Running::Vcpu(index) => {
-            decode::describe(&mut cpu.local.vcpus.at_mut(index).context, Esr(esr), ExitClass::Illegal);
-            exit_slow(cpu, ExitClass::Illegal as u8)
+            let vcpu = cpu.local.vcpus.at_mut(index);
+            let class = match decode::narrow(&mut vcpu.context, Esr(esr)) {
+                decode::Decoded::Fault { page } if vcpu.class_of(page) == ExitClass::Memory as u8 => ExitClass::Memory,
+                decode::Decoded::Exit(class) => class,
+                decode::Decoded::Fault { .. } => ExitClass::Illegal,
+                other => return exit_in_kernel(cpu, index, other),
+            };
+            vcpu.context.exit[0] |= class as u64;
+            exit_slow(cpu, class as u8)
         }
         _ => server_fault(cpu, esr),
+    }
+}
+
+/// What was interrupted goes on as it is, but the guarded vectors took MDSCR_EL1 from it.
+#[unsafe(no_mangle)]
+extern "C" fn again_door(at: *mut u8) {
+    // SAFETY: `entry.S` passes SP_EL2 at rest.
+    let cpu = unsafe { Cpu::from_stack(at) };
+    if let Running::Vcpu(index) = cpu.local.running {
+        let context = cpu.vcpu(index);
+        cpu.machine.load_debug(context);
     }
 }
 

@@ -2,8 +2,11 @@
 //! ESR and fault addresses → what a guest stopped for, in the neutral words of the exit message.
 
 use crate::context::Vcpu;
+use crate::debug::Count;
+use crate::narrow::{self, Meaning};
 use crate::registers::{Esr, ICC_SGI1R};
 use trellis_core::lines::SoftwareInterrupt;
+use trellis_core::machine::VcpuContext;
 use trellis_idl::kernel::{ExitClass, ExitHeader};
 
 /// What the exit is, for the classes that come often.
@@ -30,6 +33,13 @@ pub enum Common {
 pub enum Decoded {
     /// As [`Common::Exit`].
     Exit(ExitClass),
+    /// As [`Common::Fault`].
+    Fault {
+        /// Guest page.
+        page: u64,
+    },
+    /// A debug register was written or read.
+    DebugRegister,
     /// WFI.
     Wait,
     /// Floating point, to be loaded.
@@ -61,7 +71,10 @@ mod ec {
 #[inline(always)]
 pub fn common(context: &mut Vcpu, esr: Esr) -> Common {
     match esr.class() {
-        ec::DATA | ec::FETCH => abort(context, esr),
+        ec::DATA | ec::FETCH => match plain_address(esr) {
+            Some((physical, far)) => abort(context, esr, physical, far),
+            None => Common::Rare,
+        },
         ec::HVC => {
             // The program counter is past an HVC already (Arm ARM D1.3.5).
             words(context, esr, 0, 0);
@@ -71,7 +84,8 @@ pub fn common(context: &mut Vcpu, esr: Esr) -> Common {
             words(context, esr, LENGTH_4, 0);
             Common::Exit(ExitClass::Firmware)
         }
-        ec::SYSTEM => system(context, esr),
+        // op0 = 2: debug registers.
+        ec::SYSTEM if esr.0 >> 20 & 3 != 2 => system(context, esr),
         _ => Common::Rare,
     }
 }
@@ -103,8 +117,12 @@ fn general(context: &Vcpu, n: u64) -> u64 {
 pub fn rare(context: &mut Vcpu, esr: Esr) -> Decoded {
     let class = esr.class();
     match class {
-        // Its own translation is gone meanwhile.
-        ec::DATA | ec::FETCH => return Decoded::Retry,
+        ec::DATA | ec::FETCH => return match fault_address(esr) {
+            Some((physical, far)) => uncommon(abort(context, esr, physical, far)),
+            None => Decoded::Retry,
+        },
+        ec::SYSTEM if debug_register(context, esr) => return Decoded::DebugRegister,
+        ec::SYSTEM => return uncommon(system(context, esr)),
         ec::WAIT if esr.0 & 1 == 0 => return Decoded::Wait,
         ec::FLOAT => return Decoded::Float,
         ec::SVE | ec::SME => return Decoded::Undefined,
@@ -136,6 +154,56 @@ fn system(context: &mut Vcpu, esr: Esr) -> Common {
     Common::Exit(ExitClass::Register)
 }
 
+/// What a decoder of common exits says, where more was needed first.
+fn uncommon(decoded: Common) -> Decoded {
+    match decoded {
+        Common::Exit(class) => Decoded::Exit(class),
+        Common::Fault { page } => Decoded::Fault { page },
+        // No debug register is one; neither is an abort.
+        Common::SoftwareInterrupt { .. } | Common::Rare => Decoded::Retry,
+    }
+}
+
+/// A debug register that the kernel keeps: done, and past it.
+fn debug_register(context: &mut Vcpu, esr: Esr) -> bool {
+    let register = esr.system_register();
+    let written = general(context, register);
+    let Some(value) = context.debug.access(esr.0, written, debug_count()) else { return false };
+    if esr.is_read() {
+        // Register 31 is a dead place.
+        context.x[register as usize & 31] = value;
+    }
+    context.advance();
+    true
+}
+
+#[cfg(target_os = "none")]
+fn debug_count() -> Count {
+    Count::of(crate::silicon::id_register(0x28))
+}
+
+#[cfg(not(target_os = "none"))]
+fn debug_count() -> Count {
+    Count::of(0x1030_5106)
+}
+
+/// An exit of 32-bit code at EL0.
+pub fn narrow(context: &mut Vcpu, esr: Esr) -> Decoded {
+    match narrow::meaning(esr, context.pstate) {
+        Meaning::Memory => rare(context, esr),
+        Meaning::Float => Decoded::Float,
+        Meaning::Undefined => Decoded::Undefined,
+        Meaning::Skip => {
+            (context.pc, context.pstate) = narrow::after(context.pc, context.pstate, esr);
+            Decoded::Retry
+        }
+        Meaning::Stop => {
+            words(context, esr, 0, 0);
+            Decoded::Exit(ExitClass::Illegal)
+        }
+    }
+}
+
 /// ICC_SGI1R_EL1 (GICv3 12.2.19). vCPUs have affinity 0.0.0.number: the target list counts for cluster 0 only.
 pub fn software_interrupt(value: u64) -> SoftwareInterrupt {
     let others = value >> 40 & 1 == 1;
@@ -148,10 +216,7 @@ pub fn software_interrupt(value: u64) -> SoftwareInterrupt {
 }
 
 #[inline(always)]
-fn abort(context: &mut Vcpu, esr: Esr) -> Common {
-    let Some((physical, far)) = fault_address(esr) else {
-        return Common::Rare;
-    };
+fn abort(context: &mut Vcpu, esr: Esr, physical: u64, far: u64) -> Common {
     let fetch = esr.class() == ec::FETCH;
     let mut header = LENGTH_4;
     let mut value = 0;
@@ -209,31 +274,39 @@ fn guest_sctlr() -> u64 {
     0
 }
 
-/// The guest-physical and virtual address of an abort. HPFAR_EL2 is not valid for permission faults outside a table
-/// walk (Arm ARM D19.2.57): then the guest's own translation is asked; none if it is gone meanwhile.
+/// The guest-physical and virtual address of an abort where the registers tell it. HPFAR_EL2 is not valid for permission
+/// faults outside a table walk (Arm ARM D19.2.57). Near the end of a page somebody must look twice (erratum 834220); no
+/// access is wider than 64 bytes.
 #[cfg(target_os = "none")]
 #[inline(always)]
+fn plain_address(esr: Esr) -> Option<(u64, u64)> {
+    use crate::isa::read;
+    let far = read!("far_el2");
+    if esr.is_permission() && !esr.is_walk() || far & 0xfc0 == 0xfc0 {
+        return None;
+    }
+    Some((read!("hpfar_el2") >> 4 << 12 | far & 0xfff, far))
+}
+
+/// The same for every abort: where registers do not tell, the guest's own translation is asked; none if it is gone
+/// meanwhile, or if the fault is the first stage's: let the guest try again.
+#[cfg(target_os = "none")]
 fn fault_address(esr: Esr) -> Option<(u64, u64)> {
-    use crate::isa::{self, read};
+    use crate::{features::Features, isa, isa::read};
     let far = read!("far_el2");
     if esr.is_permission() && !esr.is_walk() {
         return Some((isa::translate(far, esr.is_write())?, far));
     }
-    // Erratum 834220: an access over the end of a page may report the second stage though the first has a fault. No
-    // access is wider than 64 bytes.
-    if far & 0xfc0 == 0xfc0 && !esr.is_walk() && is_first_stages(far, esr.is_write()) {
-        return None;
+    // Erratum 834220: an access over the end of a page may report the second stage though the first has a fault.
+    if !esr.is_walk() && isa::features().has(Features::ASK_FIRST_STAGE) {
+        isa::translate(far, esr.is_write())?;
     }
-    let page = read!("hpfar_el2") >> 4;
-    Some((page << 12 | far & 0xfff, far))
+    Some((read!("hpfar_el2") >> 4 << 12 | far & 0xfff, far))
 }
 
-#[cfg(target_os = "none")]
-#[cold]
-#[inline(never)]
-fn is_first_stages(far: u64, write: bool) -> bool {
-    use crate::{features::Features, isa};
-    isa::features().has(Features::ASK_FIRST_STAGE) && isa::translate(far, write).is_none()
+#[cfg(not(target_os = "none"))]
+fn plain_address(esr: Esr) -> Option<(u64, u64)> {
+    if esr.is_permission() && !esr.is_walk() { None } else { fault_address(esr) }
 }
 
 #[cfg(not(target_os = "none"))]
@@ -244,7 +317,6 @@ fn fault_address(esr: Esr) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use trellis_core::machine::VcpuContext;
 
     #[test]
     fn a_device_write_carries_its_value_and_place() {
@@ -290,6 +362,34 @@ mod tests {
     fn whole(context: &mut Vcpu, esr: Esr) -> Decoded {
         assert_eq!(common(context, esr), Common::Rare);
         rare(context, esr)
+    }
+
+    #[test]
+    fn debug_registers_are_answered_and_stepped_over() {
+        let mut context = Vcpu::EMPTY;
+        context.x[3] = u64::MAX;
+        context.pstate = 1 << 21 | 0x3c5;
+        let class = 0x18 << 26 | 1 << 25;
+        let monitor = crate::registers::encode(2, 0, 0, 2, 2);
+        assert_eq!(whole(&mut context, Esr(class | monitor | 3 << 5)), Decoded::DebugRegister);
+        assert_eq!((context.debug.monitor, context.pc, context.pstate), (0xb001, 4, 0x3c5), "its single step is done");
+        assert_eq!(whole(&mut context, Esr(class | monitor | 4 << 5 | 1)), Decoded::DebugRegister);
+        assert_eq!(context.x[4], 0xb001);
+        let lock = crate::registers::encode(2, 0, 1, 0, 4);
+        assert_eq!(whole(&mut context, Esr(class | lock)), Decoded::Exit(ExitClass::Register));
+    }
+
+    #[test]
+    fn narrow_code_faults_as_wide_code_does_and_skips_what_it_does_not_do() {
+        let mut context = Vcpu::EMPTY;
+        context.pstate = 0x10;
+        assert_eq!(narrow(&mut context, Esr(0x9381_0047 | 0x4000_0018 << 32)), Decoded::Fault { page: 0x40000 });
+        context.pc = 0x8000;
+        assert_eq!(narrow(&mut context, Esr(0x03 << 26 | 1 << 25 | 1 << 24)), Decoded::Retry);
+        assert_eq!(context.pc, 0x8004, "MRCEQ without Z");
+        assert_eq!(narrow(&mut context, Esr(0x03 << 26 | 1 << 25 | 0x1e << 20)), Decoded::Undefined);
+        assert_eq!(narrow(&mut context, Esr(0x0e << 26)), Decoded::Exit(ExitClass::Illegal));
+        assert_eq!((context.exit[1], context.exit[4]), (0x0e << 26, 0x8004));
     }
 
     #[test]

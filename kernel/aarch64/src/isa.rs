@@ -2,6 +2,7 @@
 //! Every instruction that Rust cannot say. On the board only.
 
 use crate::context::El1;
+use crate::debug::{Count, Debug};
 use crate::features::Features;
 use core::arch::asm;
 
@@ -229,4 +230,29 @@ el1_registers! {
     afsr1 "afsr1_el1", par "par_el1", cpacr "cpacr_el1", contextidr "contextidr_el1", tpidr_el1 "tpidr_el1",
     tpidr_el0 "tpidr_el0", tpidrro_el0 "tpidrro_el0", cntkctl "cntkctl_el1", csselr "csselr_el1",
     vmpidr "vmpidr_el2", vpidr "vpidr_el2", cntvoff "cntvoff_el2", cntv_cval "cntv_cval_el0", cntv_ctl "cntv_ctl_el0",
+}
+
+macro_rules! debug_registers {
+    ($($n:literal $value:literal $control:literal),*; $($m:literal $watched:literal $watch:literal),*) => {
+        /// Loads breakpoints and watchpoints, as many as there are. The hardware's OS lock is open meanwhile; the guest's
+        /// is played by its vcpu server.
+        pub fn load_debug(debug: &Debug, count: Count) {
+            write!("oslar_el1", 0);
+            $(if $n < count.breakpoints {
+                write!($value, debug.breakpoints[$n][0]);
+                write!($control, debug.breakpoints[$n][1]);
+            })*
+            $(if $m < count.watchpoints {
+                write!($watched, debug.watchpoints[$m][0]);
+                write!($watch, debug.watchpoints[$m][1]);
+            })*
+        }
+    };
+}
+
+debug_registers! {
+    0 "dbgbvr0_el1" "dbgbcr0_el1", 1 "dbgbvr1_el1" "dbgbcr1_el1", 2 "dbgbvr2_el1" "dbgbcr2_el1",
+    3 "dbgbvr3_el1" "dbgbcr3_el1", 4 "dbgbvr4_el1" "dbgbcr4_el1", 5 "dbgbvr5_el1" "dbgbcr5_el1";
+    0 "dbgwvr0_el1" "dbgwcr0_el1", 1 "dbgwvr1_el1" "dbgwcr1_el1", 2 "dbgwvr2_el1" "dbgwcr2_el1",
+    3 "dbgwvr3_el1" "dbgwcr3_el1"
 }

@@ -8,10 +8,12 @@
 #![warn(missing_docs)]
 
 pub mod context;
+pub mod debug;
 pub mod decode;
 pub mod errata;
 pub mod errors;
 pub mod features;
+pub mod narrow;
 pub mod part;
 pub mod predictor;
 pub mod registers;

@@ -2,6 +2,7 @@
 //! The machine that the core asks: physical memory, maps, clock, lines, switching vCPUs.
 
 use crate::context::{Thread, Vcpu};
+use crate::debug::Count;
 use crate::features::Features;
 use crate::gic::Gic;
 use crate::isa::{self, read, write};
@@ -24,6 +25,10 @@ pub struct Aarch64 {
     pub gic: Gic,
     /// The vCPU whose EL1, timer and list registers are in the hardware (null = none).
     pub loaded: *mut Vcpu,
+    /// The vCPU that a hot answer may enter at once: the loaded one, unless its debug registers are in use.
+    pub direct: *mut Vcpu,
+    /// The vCPU whose breakpoints are in the hardware (null = none, or they changed).
+    pub debug_owner: *mut Vcpu,
     /// The vCPU whose vector registers are in the hardware (null = none).
     pub float_owner: *mut Vcpu,
     /// Per VMID (low bits): the vCPU that ran here last, so that stage 1 entries of another are dropped.
@@ -229,6 +234,31 @@ impl Aarch64 {
         context.timer_active = self.gic.timer_active();
         self.gic.set_timer_active(false);
         self.loaded = core::ptr::null_mut();
+        self.direct = core::ptr::null_mut();
+    }
+
+    /// Before a vCPU is entered that is not `direct`: loads what its debug registers need. True while they are in use:
+    /// the guarded vectors then take MDSCR_EL1 back at every entry.
+    pub fn load_debug(&mut self, vcpu: *mut Vcpu) -> bool {
+        // SAFETY: as in `load`.
+        let debug = unsafe { &(*vcpu).debug };
+        if !debug.is_active() {
+            self.direct = vcpu;
+            return false;
+        }
+        self.direct = core::ptr::null_mut();
+        if self.debug_owner != vcpu {
+            isa::load_debug(debug, Count::of(silicon::id_register(0x28)));
+            self.debug_owner = vcpu;
+        }
+        write!("mdscr_el1", debug.monitor);
+        true
+    }
+
+    /// Debug registers of the running vCPU changed.
+    pub fn debug_changed(&mut self) {
+        self.direct = core::ptr::null_mut();
+        self.debug_owner = core::ptr::null_mut();
     }
 
     /// Saves the vector registers of their owner, who traps at its next use.

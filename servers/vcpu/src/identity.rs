@@ -50,8 +50,8 @@ const TABLE: &[Row] = &[
     (4, 4, "ID_AA64ZFR0_EL1", &[], "SVE hidden"),
     (4, 5, "ID_AA64SMFR0_EL1", &[], "SME hidden"),
     (4, 7, "ID_AA64FPFR0_EL1", &[], "FPMR is not switched"),
-    (5, 0, "ID_AA64DFR0_EL1", &[(0, Exactly(6)), (12, Exactly(1)), (20, Exactly(1))],
-        "the least debug there is: Armv8.0, two breakpoints, two watchpoints; PMU, SPE, TRBE, trace, BRBE hidden"),
+    (5, 0, "ID_AA64DFR0_EL1", &[(0, Exactly(6)), (12, AtMost(5)), (20, AtMost(3)), (28, AtMost(1))],
+        "Armv8.0 debug with what the kernel keeps: six breakpoints, four watchpoints; PMU, SPE, TRBE, trace, BRBE hidden"),
     (5, 1, "ID_AA64DFR1_EL1", &[], "PMU and debug extensions hidden"),
     (5, 2, "ID_AA64DFR2_EL1", &[], "debug extensions hidden"),
     (5, 4, "ID_AA64AFR0_EL1", &[], "the maker's own"),
@@ -136,7 +136,8 @@ mod tests {
     fn a_cortex_a57_looks_like_one_without_higher_levels() {
         // As QEMU's cortex-a57 with EL2, EL3 and GICv3 has them.
         assert_eq!(of("ID_AA64PFR0_EL1", 0x0100_2222), 0x0100_0011);
-        assert_eq!(of("ID_AA64DFR0_EL1", 0x1030_5106), 0x0010_1006);
+        assert_eq!(of("ID_AA64DFR0_EL1", 0x1030_5106), 0x1030_5006);
+        assert_eq!(of("ID_AA64DFR0_EL1", u64::MAX), 0x1030_5006);
         assert_eq!(of("ID_AA64ISAR0_EL1", 0x0001_1120), 0x0001_1120);
         assert_eq!(of("ID_AA64MMFR0_EL1", 0x0000_1124), 0x0000_1122);
         assert_eq!(of("ID_AA64MMFR0_EL1", 0xf000_1124), 0xf000_1122);
