@@ -42,7 +42,23 @@ fn a_machine_with_too_few_cpus_says_so_and_switches_itself_off() {
     let (mut arguments, _image, _) = run.command_line().expect("it composes");
     let count = arguments.iter().position(|argument| argument == "-smp").expect("it has four") + 1;
     arguments[count] = "2".into();
-    let emulator = Emulator::start(&arguments).expect("the emulator starts");
+    let text = serial(&arguments);
+    assert!(text.contains("the system cannot be started"), "{text}");
+}
+
+/// Without EL2 there is nothing to do but to say so.
+#[test]
+fn a_start_at_el1_is_refused_with_a_sentence() {
+    let (mut arguments, _image, _) = story::of("hello.toml", Duration::from_secs(60)).command_line().expect("it composes");
+    let machine = arguments.iter_mut().find(|argument| argument.contains("virtualization=on")).expect("it has EL2");
+    *machine = machine.replace("virtualization=on,", "");
+    let text = serial(&arguments);
+    assert!(text.contains("Trellis cannot run here: started at EL1"), "{text}");
+}
+
+/// What such a machine writes until it switches itself off.
+fn serial(arguments: &[String]) -> String {
+    let emulator = Emulator::start(arguments).expect("the emulator starts");
     let (mut seen, limit) = (Vec::new(), Instant::now() + Duration::from_secs(60));
     loop {
         match emulator.next(Some(limit)) {
@@ -52,6 +68,5 @@ fn a_machine_with_too_few_cpus_says_so_and_switches_itself_off() {
             Event::Closed => break,
         }
     }
-    let text = String::from_utf8_lossy(&seen).into_owned();
-    assert!(text.contains("the system cannot be started"), "{text}");
+    String::from_utf8_lossy(&seen).into_owned()
 }
