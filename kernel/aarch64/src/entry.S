@@ -145,6 +145,7 @@ lower_sync:                             // lower EL, AArch64
     lsr     x1, x0, 26
     cmp     x1, 0x15                    // SVC: only a server's comes here (a guest's goes to its EL1)
     b.ne    exit
+server_call:
     and     w6, w0, 0xffff
     ldp     x0, x1, [sp, -16]
     mov     x7, sp
@@ -174,13 +175,13 @@ guarded_vectors:
     vector  own_fault
     vector  own_fault
     vector  own_error
-    guarded lower_sync, deferred_sync
-    guarded irq, deferred_irq
-    guarded irq, deferred_irq
+    guarded guarded_sync, deferred_sync
+    guarded guarded_irq, deferred_irq
+    guarded guarded_irq, deferred_irq
     guarded system_error, deferred_irq
     guarded exit_32, deferred_sync
-    guarded irq, deferred_irq
-    guarded irq, deferred_irq
+    guarded guarded_irq, deferred_irq
+    guarded guarded_irq, deferred_irq
     guarded system_error, deferred_irq
 
     .text
@@ -284,6 +285,7 @@ exit:
     bl      exit_door
     tbz     x0, 0, not_delivered
 
+delivered:
 // A thread gets the exit of the vCPU that ran. x0 = its context + 1, x1 = badge.
     sub     x0, x0, 1
     ldr     x3, [sp, {CURRENT}]
@@ -363,11 +365,39 @@ irq:
     mov     x0, sp
     bl      irq_door
     cbz     x0, again
+irq_rest:
     save_rest
     tbz     x0, 0, obey
     mov     x0, sp
     bl      irq_slow_door
     b       obey
+
+// After the guarded vectors, what goes on as it was gets MDSCR_EL1 back, which they took.
+guarded_sync:
+    stp     x0, x1, [sp, -16]
+    mrs     x0, esr_el2
+    lsr     x1, x0, 26
+    cmp     x1, 0x15
+    b.eq    server_call
+    save_all
+    mov     x1, x0
+    mov     x0, sp
+    bl      exit_door
+    tbnz    x0, 0, delivered
+    cbnz    x0, obey
+    mov     x0, sp
+    bl      again_door
+    mov     x0, xzr
+    b       not_delivered
+
+guarded_irq:
+    save_scratch
+    mov     x0, sp
+    bl      irq_door
+    cbnz    x0, irq_rest
+    mov     x0, sp
+    bl      again_door
+    b       again
 
 exit_32:
     stp     x0, x1, [sp, -16]
