@@ -36,6 +36,7 @@ pub fn refusal() -> Option<&'static str> {
 }
 
 /// Chooses for this CPU, and tells it. Features go into TPIDR_EL2, where [`isa::features`] finds them.
+#[inline(never)]
 pub fn choose(header: &BootHeader) -> Policy {
     let seen = registers();
     let features = Features::of(&seen);
@@ -140,6 +141,7 @@ pub fn join_common(cpu: u16) {
 }
 
 /// An ID register by CRm << 3 | op2: what all CPUs have; identities are this CPU's own.
+#[inline(never)]
 pub fn id_register(place: u64) -> u64 {
     match PLACES.iter().position(|known| u64::from(*known) == place) {
         Some(index) => COMMON[index].load(Ordering::Acquire),
@@ -154,6 +156,7 @@ macro_rules! id_registers {
         const PLACES: [u8; [$($place as u8),*].len()] = [$($place),*];
 
         /// This CPU's own.
+        #[inline(never)]
         fn own(place: u8) -> u64 {
             match place {
                 $($place => read!($name),)*
