@@ -3,7 +3,7 @@
 //!
 //! Whoever takes something away keeps a *mark*. Before it is used again, [`crate::shared::Shared::settled`] compares the
 //! mark with what every CPU has seen; those that lag are kicked, and nobody waits in the kernel. A CPU says what it has
-//! seen when it enters for a kick ([`Grace::pass`]), so the hot doors know nothing of this.
+//! seen when it enters for a kick or an operation off the hot doors ([`Grace::pass`]); those know nothing of this.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use trellis_idl::boot::MAX_CPUS;

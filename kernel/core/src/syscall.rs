@@ -63,6 +63,8 @@ pub fn dispatch<M: Machine>(
             Ok(schedule::yield_now(local, shared, machine))
         }
         Some(op) => {
+            // Nothing that was read in an earlier entry is in use any more.
+            shared.grace.pass(local.cpu);
             let table = local.threads.at(me).table;
             let ready = local.ready;
             let mut call = Call { local, shared, machine, table, a, caller: Some(me), elsewhere: None };

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The kernel core on the hosted machine with the real server libraries on it, in one process; the guest is a script.
 //!
-//! [`world`] binds p2m and vcpu to threads of the hosted kernel, [`handle`] is the kernel as such a thread sees it.
+//! [`world`] binds p2m and vcpu to threads of the hosted kernel, [`handle`] is the kernel as such a thread sees it;
+//! [`whole`] lets the real root make them, on several CPUs, and [`body`] is the kernel as a thread there sees it.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod body;
 pub mod handle;
+pub mod whole;
 pub mod world;
 
 pub use handle::Handle;

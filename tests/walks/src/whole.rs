@@ -1,0 +1,392 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A whole system: the real root makes the console, a guest with a vCPU on each of two CPUs and its real servers; what
+//! the guest does, and what befalls a server in the middle of an exit, is a script.
+
+use crate::body::Body;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+use trellis_core::local::Running;
+use trellis_core::thread::FaultRecord;
+use trellis_core::trap::Trap;
+use trellis_hosted::guest::Touch;
+use trellis_hosted::{Hosted, Now, Settings, laws};
+use trellis_idl::kernel::{Access, ExitClass, Op, PAGE, WORDS};
+use trellis_idl::layout::{PROGRAM, SCRATCH, badge, ring};
+use trellis_idl::plan::*;
+use trellis_idl::wire::Report;
+use trellis_p2m::P2m;
+use trellis_root::{Board, Root};
+use trellis_runtime::{Consumer, Reply, RingPage, dispatch};
+use trellis_vcpu::{Rings, VcpuServer};
+
+/// CPUs, each with a vCPU of the guest.
+pub const CPUS: u16 = 2;
+/// First byte of the guest's memory.
+pub const BASE: u64 = 0x4000_0000;
+/// Bytes of it.
+pub const BYTES: u64 = 4 << 20;
+/// Where it starts.
+pub const ENTRY: u64 = BASE + 0x8_0000;
+/// The payload: configuration of vcpu, a program, the guest's image.
+const PAYLOAD_BYTES: usize = 4 * PAGE as usize;
+const IMAGE: Part = Part { offset: 2 * PAGE, bytes: 5000 };
+/// Ranks tell servers apart.
+const P2M: u8 = 1;
+const VCPU: u8 = 2;
+
+/// What a server does with the next exit it gets, instead of answering.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// It touches what it may not.
+    Crash,
+    /// It goes on for ever.
+    Hang,
+}
+
+/// What the guest does next.
+#[derive(Clone, Copy, Debug)]
+pub enum Act {
+    /// Writes to its memory.
+    Write(u64),
+    /// `hvc #0` with this in x0.
+    Hypercall(u64),
+}
+
+type Rings3 = Rings<&'static RingPage>;
+
+/// A server's program, with the state it has in all its threads.
+enum Program {
+    P2m(P2m),
+    Vcpu(Box<VcpuServer<'static, Rings3>>),
+    Console,
+}
+
+/// How far a thread's program is.
+#[derive(Clone)]
+struct Thread {
+    number: u64,
+    program: Rc<Program>,
+}
+
+/// The system.
+pub struct Whole {
+    /// The kernel on its machine.
+    pub hosted: RefCell<Hosted>,
+    /// Threads that have begun, by name.
+    threads: RefCell<BTreeMap<u64, Thread>>,
+    /// Programs by the domain they run in.
+    programs: RefCell<BTreeMap<u64, Rc<Program>>>,
+    /// Threads in the middle of something.
+    busy: RefCell<BTreeSet<u64>>,
+    script: RefCell<VecDeque<Act>>,
+    /// What the guest's first vCPU had in x0 before each act.
+    pub found: RefCell<Vec<u64>>,
+    /// What befalls the server of this rank at its next exit.
+    pub fate: Cell<Option<(u8, Fate)>>,
+    payload: &'static [u8],
+    pages: &'static [RingPage],
+}
+
+impl std::fmt::Debug for Whole {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Whole").field("hosted", &self.hosted).finish_non_exhaustive()
+    }
+}
+
+/// Root's view of the machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Sight<'a>(&'a Whole);
+
+impl Board for Sight<'_> {
+    fn payload(&self, part: Part) -> Option<&'static [u8]> {
+        self.0.payload.get(part.offset as usize..(part.offset + part.bytes) as usize)
+    }
+
+    fn scratch(&self, offset: u64, bytes: &[u8]) -> bool {
+        let hosted = self.0.hosted.borrow();
+        let space = hosted.shared.domains[0].lock().space;
+        (SCRATCH + offset..).zip(bytes).all(|(address, byte)| {
+            let Some(leaf) = hosted.board.borrow().walk(space.root, address / PAGE) else { return false };
+            hosted.board.borrow_mut().set_byte(leaf.page * PAGE + address % PAGE, *byte);
+            leaf.access.covers(Access::WRITE)
+        })
+    }
+
+    fn ring(&self, index: usize) -> &'static RingPage {
+        &self.0.pages[index]
+    }
+}
+
+fn vcpu_config() -> VcpuConfig<'static> {
+    let loads = [Load { part: IMAGE, address: ENTRY }];
+    VcpuConfig {
+        guest: "script",
+        vcpus: CPUS as u8,
+        memory_base: BASE,
+        memory_bytes: BYTES,
+        loads: loads.into_iter().collect(),
+        entry: ENTRY,
+        x0: BASE,
+        gic: 3,
+        aarch32: false,
+    }
+}
+
+fn payload() -> &'static [u8] {
+    let mut bytes = vec![0x5a; PAYLOAD_BYTES];
+    let used = postcard::to_slice(&vcpu_config(), &mut bytes[8..]).expect("a page is enough").len() as u64;
+    bytes[..8].copy_from_slice(&used.to_le_bytes());
+    bytes.leak()
+}
+
+/// What the guest's image looks like from its server.
+fn image(offset: u64, bytes: u64) -> Option<&'static [u8]> {
+    static IMAGE_BYTES: [u8; PAYLOAD_BYTES] = [0x5a; PAYLOAD_BYTES];
+    IMAGE_BYTES.get(offset as usize..(offset + bytes) as usize)
+}
+
+fn server(name: &'static str, role: Role, cpus: &[u8], config: Part) -> ServerPlan<'static> {
+    let text = Segment { part: Part { offset: PAGE, bytes: PAGE }, address: PROGRAM, memory_bytes: PAGE, access: 5 };
+    let data = Segment { part: Part { offset: PAGE, bytes: 100 }, address: PROGRAM + PAGE, memory_bytes: 9000, access: 3 };
+    ServerPlan {
+        name,
+        role,
+        entry: PROGRAM,
+        segments: [text, data].into_iter().collect(),
+        cpus: cpus.iter().copied().collect(),
+        table_pages: 24,
+        slots: 64,
+        config,
+    }
+}
+
+/// One guest with a vCPU on each CPU.
+pub fn plan(on_reset: OnReset) -> Plan<'static> {
+    let servers = [
+        server("console", Role::Console, &[0], Part::default()),
+        server("p2m.script", Role::P2m(0), &[0, 1, 0], Part::default()),
+        server("vcpu.script", Role::Vcpu(0), &[0, 1, 0], Part { offset: 0, bytes: 400 }),
+    ];
+    let guest = GuestPlan {
+        name: "script",
+        memory_base: BASE,
+        memory_bytes: BYTES,
+        cpus: [0, 1].into_iter().collect(),
+        priority: 100,
+        budget: None,
+        table_pages: 16,
+        essential: true,
+        on_reset,
+        p2m: 1,
+        vcpu: 2,
+        manifest_line: 1,
+    };
+    Plan {
+        version: VERSION,
+        name: "walk",
+        servers: servers.into_iter().collect(),
+        guests: [guest].into_iter().collect(),
+        manifest: Part::default(),
+        uart_line: 33,
+    }
+}
+
+impl Whole {
+    /// A machine on which root is about to begin.
+    pub fn new() -> &'static Whole {
+        let settings = Settings { cpus: CPUS, pages: 8192, ..Settings::default() };
+        Box::leak(Box::new(Whole {
+            hosted: RefCell::new(Hosted::new(settings)),
+            threads: RefCell::default(),
+            programs: RefCell::default(),
+            busy: RefCell::default(),
+            script: RefCell::default(),
+            found: RefCell::default(),
+            fate: Cell::new(None),
+            payload: payload(),
+            pages: Vec::leak((0..trellis_idl::layout::MAX_RINGS).map(|_| RingPage::new()).collect()),
+        }))
+    }
+
+    /// Root, when it has started everything.
+    pub fn root(&'static self, plan: Plan<'static>) -> Root<'static, Sight<'static>> {
+        let plan: &'static Plan<'static> = Box::leak(Box::new(plan));
+        Root::start(&self.body(0, 0), Sight(self), plan, |_| {}).expect("the plan suits the machine")
+    }
+
+    /// The kernel as this thread of this CPU sees it; root is thread 0 of CPU 0.
+    pub fn body(&'static self, cpu: u16, thread: u16) -> Body {
+        Body { whole: self, cpu, thread }
+    }
+
+    /// What the guest's first vCPU does when it runs.
+    pub fn does(&self, acts: impl IntoIterator<Item = Act>) {
+        self.script.borrow_mut().extend(acts);
+    }
+
+    /// Acts that the guest has not come to.
+    pub fn left(&self) -> usize {
+        self.script.borrow().len()
+    }
+
+    /// What root told the host since this was asked last.
+    pub fn reports(&self) -> Vec<Report> {
+        let mut ring = Consumer::new(&self.pages[ring::ROOT_REPORT]);
+        std::iter::from_fn(|| ring.receive().map(|report| report.expect("a report that is understood"))).collect()
+    }
+
+    /// The name of the thread that has this CPU.
+    fn name(&self, cpu: u16) -> Option<u64> {
+        let hosted = self.hosted.borrow();
+        match hosted.now(cpu) {
+            Now::Thread(index) => Some(hosted.cpus[cpu as usize].local.threads.name_at(index).0),
+            _ => None,
+        }
+    }
+
+    /// Lets others work, and time pass, until this thread goes on. False: the machine was switched off.
+    pub(crate) fn run_until(&'static self, cpu: u16, thread: u16) -> bool {
+        let mut idle = 0;
+        loop {
+            self.hosted.borrow_mut().deliver_kicks();
+            if self.hosted.borrow().now(cpu) == Now::Thread(thread) {
+                return true;
+            }
+            if self.hosted.borrow().board.borrow().power.is_some() {
+                return false;
+            }
+            if self.someone_works() || self.guest_acts() {
+                continue;
+            }
+            idle += 1;
+            assert!(idle < 50_000, "thread {thread} of CPU {cpu} waits for ever");
+            self.hosted.borrow_mut().advance(1_000);
+        }
+    }
+
+    /// Lets a thread work that has a CPU and is not in the middle of something.
+    fn someone_works(&'static self) -> bool {
+        let free = |cpu: &u16| {
+            let name = self.name(*cpu);
+            name.is_some_and(|name| !self.busy.borrow().contains(&name) && name as u32 != 0)
+        };
+        let Some(cpu) = (0..CPUS).find(free) else { return false };
+        let Some(name) = self.name(cpu) else { return false };
+        self.busy.borrow_mut().insert(name);
+        let ended = self.activate(cpu, name);
+        if ended {
+            self.busy.borrow_mut().remove(&name);
+        }
+        true
+    }
+
+    /// The first vCPU takes its next act.
+    fn guest_acts(&self) -> bool {
+        let Now::Guest(index) = self.hosted.borrow().now(0) else { return false };
+        let Some(act) = self.script.borrow_mut().pop_front() else { return false };
+        let x0 = self.hosted.borrow().cpus[0].local.vcpus.at(index).context.general(0);
+        self.found.borrow_mut().push(x0);
+        let mut hosted = self.hosted.borrow_mut();
+        match act {
+            Act::Write(address) => {
+                // Whoever was stopped there tries again.
+                if let Touch::Stopped(_) = hosted.touch(0, address, Access::WRITE) {
+                    self.script.borrow_mut().push_front(act);
+                }
+            }
+            Act::Hypercall(x0) => {
+                let words = [0, 0x16 << 26 | 1 << 25, 0, 0, ENTRY, 0, x0, 0, 0, 0];
+                hosted.exit(0, ExitClass::Hypercall, words);
+            }
+        }
+        true
+    }
+
+    /// A thread that got the CPU does what it has to, and waits again. False: it will never be done.
+    fn activate(&'static self, cpu: u16, name: u64) -> bool {
+        let (index, rank, domain, x0, words) = {
+            let hosted = self.hosted.borrow();
+            let Running::Thread(index) = hosted.cpus[cpu as usize].local.running else { return true };
+            let thread = hosted.cpus[cpu as usize].local.threads.at(index);
+            let domain = hosted.shared.control.lock().domains.name_at(thread.domain).0;
+            let registers = hosted.registers(cpu);
+            (index, thread.rank, domain, registers.x[0], registers.words)
+        };
+        let body = self.body(cpu, index);
+        let known = self.threads.borrow().get(&name).cloned();
+        let Some(thread) = known else {
+            let program = self.program(domain, rank);
+            self.threads.borrow_mut().insert(name, Thread { number: x0, program: program.clone() });
+            self.rest(&body, &program, x0);
+            return true;
+        };
+        let reply = match &*thread.program {
+            Program::Console => return self.rest(&body, &thread.program, thread.number),
+            Program::Vcpu(server) if thread.number > CPUS.into() => {
+                server.attend(&body);
+                return self.rest(&body, &thread.program, thread.number);
+            }
+            _ if badge::kind(x0) == badge::EXIT && self.fate.get().is_some_and(|(whose, _)| whose == rank) => {
+                let fate = self.fate.take().map(|(_, fate)| fate);
+                if fate == Some(Fate::Crash) {
+                    let record = FaultRecord { syndrome: 0x9200_0046, address: 0xdead };
+                    self.hosted.borrow_mut().trap(cpu, Trap::Fault(record));
+                }
+                return fate == Some(Fate::Crash);
+            }
+            Program::P2m(server) => dispatch(server, &body, x0, words),
+            Program::Vcpu(server) => dispatch(&**server, &body, x0, words),
+        };
+        let (op, a0, words) = match reply {
+            Reply::Exit(answer, words) => (Op::ReplyAndWait, answer.0, words),
+            Reply::Call(words) => (Op::ReplyAndWait, 0, words),
+            Reply::Forward(portal, words) => (Op::Forward, portal, words),
+        };
+        if self.name(cpu) == Some(name) {
+            self.hosted.borrow_mut().syscall(cpu, op as u16, [a0, 0, 0, 0, 0, 0], words);
+        }
+        true
+    }
+
+    /// A thread waits for what comes next.
+    fn rest(&self, body: &Body, program: &Program, number: u64) -> bool {
+        let waits = match program {
+            Program::Console => true,
+            Program::Vcpu(_) => number > CPUS.into(),
+            Program::P2m(_) => false,
+        };
+        let (op, a0) = if waits { (Op::Wait, 7) } else { (Op::ReplyAndWait, 0) };
+        self.hosted.borrow_mut().syscall(body.cpu, op as u16, [a0, 0, 0, 0, 0, 0], [0; WORDS]);
+        true
+    }
+
+    /// The program of a domain, which is known by its capability table's place and map.
+    fn program(&'static self, domain: u64, rank: u8) -> Rc<Program> {
+        let make = || {
+            Rc::new(match rank {
+                P2M => Program::P2m(self.p2m()),
+                VCPU => Program::Vcpu(Box::new(self.vcpu())),
+                _ => Program::Console,
+            })
+        };
+        self.programs.borrow_mut().entry(domain).or_insert_with(make).clone()
+    }
+
+    fn p2m(&'static self) -> P2m {
+        let (first_page, pages) = (BASE / PAGE, BYTES / PAGE);
+        let populate = Populate::Lazy;
+        let config = P2mConfig { guest: "script", first_page, pages, populate, vcpus: CPUS as u8, gicv_page: None };
+        P2m::start(&self.body(0, 0), &config).expect("lazy population asks for nothing")
+    }
+
+    fn vcpu(&self) -> VcpuServer<'static, Rings3> {
+        let page = || -> &'static RingPage { Box::leak(Box::new(RingPage::new())) };
+        VcpuServer::new(vcpu_config(), Rings::new(page(), page(), &self.pages[ring::root_report(2)], image))
+    }
+
+    /// Every law holds.
+    pub fn lawful(&self) {
+        laws::full(&self.hosted.borrow()).expect("the laws hold");
+    }
+}
