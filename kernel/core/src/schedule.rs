@@ -20,6 +20,9 @@ pub type BudgetId = u16;
 /// No budget: the CPU is idle.
 pub const NO_BUDGET: BudgetId = u16::MAX;
 
+/// Order of what has just woken with time left: before all that wait.
+const WOKEN: u64 = 0;
+
 /// Turns of equal priority last this many milliseconds.
 const SLICE_MS: u64 = 10;
 
@@ -134,6 +137,28 @@ pub fn ready<M: Machine>(local: &mut Local<M>, id: BudgetId, head: Running) {
     }
     local.timed &= !bit(id);
     wants_cpu(local);
+}
+
+/// [`ready`] for something that slept on a budget of its own: with time left it goes before its equals.
+pub fn wake<M: Machine>(local: &mut Local<M>, id: BudgetId, head: Running) {
+    ready(local, id, head);
+    if let Some(budget) = local.budgets.get_mut(id as usize)
+        && budget.is_limited()
+        && !budget.is_spent()
+    {
+        budget.order = WOKEN;
+    }
+}
+
+/// Whether one that woke takes the CPU from an equal: it has been promised time, and has had less of its own than the
+/// other of its. One that is promised nothing gives way; one that wakes without end uses up what it has.
+fn goes_before<M: Machine>(local: &Local<M>, woken: BudgetId, now: Ticks) -> bool {
+    let (mine, theirs) = (&local.budgets[local.budget as usize % BUDGETS], &local.budgets[woken as usize % BUDGETS]);
+    if theirs.raised != mine.raised || theirs.order != WOKEN {
+        return false;
+    }
+    let left = mine.left.saturating_sub(now.saturating_sub(local.since) as i64);
+    !mine.is_limited() || i128::from(theirs.left) * i128::from(mine.time) > i128::from(left) * i128::from(theirs.time)
 }
 
 /// Whether the vCPU that runs may not keep the CPU while it waits: others can run, or it would pay for its sleep.
@@ -283,7 +308,7 @@ pub fn go_on<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M)
     }
     let mine = local.budgets[current as usize].raised;
     match pick(local) {
-        Some(id) if id != current && local.budgets[id as usize].raised > mine => {
+        Some(id) if id != current && (local.budgets[id as usize].raised > mine || goes_before(local, id, machine.now())) => {
             let running = local.running;
             ready(local, current, running);
             let now = machine.now();
@@ -390,6 +415,8 @@ fn begin_turn<M: Machine>(local: &mut Local<M>, machine: &mut M, id: BudgetId, n
     local.overdue = false;
     local.budget = id;
     local.ready |= bit(id);
+    // It has had its turn: whoever waits longer now comes before it among equals, and who wakes even more so.
+    local.budgets[id as usize % BUDGETS].order = local.turn;
     let slice = SLICE_MS * machine.hertz() / 1000;
     let budget = &local.budgets[id as usize];
     local.slice_end = match budget.is_limited() {

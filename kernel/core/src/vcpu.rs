@@ -241,7 +241,7 @@ pub fn wake<M: Machine>(local: &mut Local<M>, index: u16) {
     if vcpu.state == VcpuState::Waiting {
         vcpu.state = VcpuState::Running;
         let budget = vcpu.budget();
-        schedule::ready(local, budget, Running::Vcpu(index));
+        schedule::wake(local, budget, Running::Vcpu(index));
     }
 }
 

@@ -186,3 +186,77 @@ fn an_exit_is_paid_by_the_vcpu() {
     assert!(used(&hosted, id) - before >= 800);
     assert_eq!(small::VCPU_PRIORITY, 50);
 }
+
+/// Two vCPUs of one priority on CPU 0: their budgets, in microseconds of each 10 ms (0: none). The second sleeps.
+fn equals(first: u64, second: u64) -> Hosted {
+    let mut hosted = system();
+    let share = |time: u64| if time == 0 { 0 } else { budget(time, 10_000) };
+    for (number, time) in [(1, first), (2, second)] {
+        must(&mut hosted, Op::VcpuCreate, [slot::GUEST, 0, number, slot::FREE + number, 50, share(time)]);
+    }
+    arm(&mut hosted, 2, 500);
+    must(&mut hosted, Op::VcpuStart, [slot::FREE + 2, 0, 0, 0, 0, 0]);
+    assert_eq!(hosted.syscall(0, Op::Wait as u16, [1, 300, 0, 0, 0, 0], [0; 10]), Now::Guest(2));
+    hosted.advance(10);
+    assert_eq!(hosted.trap(0, trellis_core::trap::Trap::WaitForInterrupt), Now::Idle);
+    while hosted.now(0) != Now::Thread(ROOT) {
+        hosted.advance(10);
+    }
+    must(&mut hosted, Op::VcpuStart, [slot::FREE + 1, 0, 0, 0, 0, 0]);
+    assert_eq!(wait(&mut hosted), Now::Guest(1));
+    hosted
+}
+
+/// Sets a vCPU's timer, whatever it does.
+fn arm(hosted: &mut Hosted, index: u16, due: u64) {
+    let context = &mut hosted.cpus[0].local.vcpus.at_mut(index).context;
+    context.set_special(trellis_idl::kernel::VcpuRegister::CntvCval, due);
+    context.set_special(trellis_idl::kernel::VcpuRegister::CntvCtl, 1);
+}
+
+#[test]
+fn one_that_wakes_with_time_left_goes_before_an_equal_that_has_had_more() {
+    for first in [0, 4000] {
+        let mut hosted = equals(first, 4000);
+        let now = hosted.board.borrow().now;
+        hosted.advance(502 - now);
+        assert_eq!(hosted.now(0), Now::Guest(2), "beside {first}");
+        lawful(&hosted);
+    }
+}
+
+#[test]
+fn one_that_was_promised_nothing_waits_for_its_turn_when_it_wakes() {
+    for first in [0, 4000] {
+        let mut hosted = equals(first, 0);
+        let now = hosted.board.borrow().now;
+        hosted.advance(600 - now);
+        assert_eq!(hosted.now(0), Now::Guest(1), "beside {first}");
+        hosted.advance(10_000);
+        assert_eq!(hosted.now(0), Now::Guest(2), "and gets it");
+    }
+}
+
+#[test]
+fn one_that_wakes_without_end_gets_its_share_and_no_more() {
+    let mut hosted = equals(4000, 4000);
+    let [spins, storms] = [1, 2].map(|number| trellis_core::local::THREADS as u16 + number);
+    let mut ran = 0;
+    for _ in 0..20_000 {
+        hosted.advance(5);
+        if hosted.now(0) == Now::Guest(2) {
+            ran += 1;
+            // It sleeps for 5 µs at a time; its interrupt is not taken, its timer only set again.
+            let now = hosted.board.borrow().now;
+            arm(&mut hosted, 2, now + 5);
+            hosted.acknowledge(0);
+            hosted.end_of_interrupt(0, 27);
+            hosted.wait_for_interrupt(0);
+        }
+    }
+    assert!(ran > 1000, "{ran}");
+    // A tenth of a second: four tenths of it for each, if they want them.
+    assert!(used(&hosted, storms) <= 42_000, "{}", used(&hosted, storms));
+    assert!(used(&hosted, spins) >= 38_000, "{}", used(&hosted, spins));
+    lawful(&hosted);
+}

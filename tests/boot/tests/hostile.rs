@@ -35,8 +35,8 @@ const ENDINGS: &[(&str, u32, &str)] = &[
     ("jump-device", 3, "jumped to 0x80a0000"),
 ];
 
-/// A manifest with `hello` and, if there are misdeeds, the guest that does them beside it. `hello` goes first when both
-/// can run: budgets divide time, priorities say who waits for whom.
+/// A manifest with `hello` and, if there are misdeeds, the guest that does them beside it. Their priority is the same:
+/// budgets divide time, and who wakes with time left goes before an equal that has had more of its own.
 struct Pair<'a> {
     name: &'a str,
     misdeeds: &'a str,
@@ -55,7 +55,7 @@ impl Pair<'_> {
         let Pair { name, misdeeds, cpus, budget } = self;
         let common = "memory = \"16M\"\non-reset = \"end\"\n";
         let mut text = format!("name = \"{name}\"\nboard = \"virt\"\n\n[guest.hello]\nkernel = \"hello\"\n{common}");
-        text += &format!("cpus = [0]\npriority = 110\nbudget = {BUDGET}\n");
+        text += &format!("cpus = [0]\npriority = 100\nbudget = {BUDGET}\n");
         if !misdeeds.is_empty() {
             text += &format!("\n[guest.hostile]\nkernel = \"hostile\"\ncommand-line = \"{misdeeds}\"\n{common}");
             text += &format!("cpus = {cpus}\npriority = 100\nbudget = {budget}\n");
