@@ -5,6 +5,7 @@
 //! header. All numbers are little-endian. Offsets count from the first byte of the image, which is loaded at a 2 MiB
 //! boundary. The payload (plan, programs, guests) follows the kernel.
 
+use crate::kernel::{Access, PAGE};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Where the header stands in the image.
@@ -148,11 +149,91 @@ impl BootHeader {
         root_entry: 0,
         root: [Segment { offset: 0, address: 0, file_bytes: 0, memory_bytes: 0, access: 0 }; 4],
     };
+
+    /// First byte of the PL011's registers; 0 = the board has none.
+    pub const fn uart_base(&self) -> u64 {
+        if self.uart.kind == 1 { self.uart.base } else { 0 }
+    }
+
+    /// Whether its numbers fit together: everything in the image is inside of it, and no page is two things at once.
+    /// What a damaged image says would else become addresses that the kernel uses.
+    pub fn holds_together(&self) -> bool {
+        let image = Range { base: 0, bytes: self.image_bytes };
+        let places = self.ram.iter().chain(&self.devices);
+        self.cpus as usize <= MAX_CPUS
+            && (self.payload.base | self.image_bytes).is_multiple_of(PAGE)
+            && image.holds(self.payload)
+            && Range { base: 0, bytes: self.payload.bytes }.holds(self.plan)
+            && self.root.iter().filter(|piece| piece.memory_bytes != 0).all(|piece| piece.fits(image))
+            && places.clone().all(|range| range.end().is_some_and(|end| end <= MOST_MEMORY))
+            && places.clone().enumerate().all(|(i, range)| places.clone().skip(i + 1).all(|other| !range.pages_meet(*other)))
+    }
+}
+
+/// One past the highest address that any machine has (48 bits).
+const MOST_MEMORY: u64 = 1 << 48;
+
+impl Range {
+    fn end(self) -> Option<u64> {
+        self.base.checked_add(self.bytes)
+    }
+
+    fn holds(self, part: Range) -> bool {
+        part.base >= self.base && part.end().zip(self.end()).is_some_and(|(end, whole)| end <= whole)
+    }
+
+    /// Whether the two have a page in common; both end.
+    fn pages_meet(self, other: Range) -> bool {
+        let pages = |range: Range| (range.base / PAGE, (range.base + range.bytes).div_ceil(PAGE));
+        let ((first, end), (other_first, other_end)) = (pages(self), pages(other));
+        self.bytes != 0 && other.bytes != 0 && first < other_end && other_first < end
+    }
+}
+
+impl Segment {
+    /// Whether its bytes are in the image, its pages whole, and it is not writable code.
+    fn fits(&self, image: Range) -> bool {
+        let access = Access(self.access);
+        image.holds(Range { base: self.offset, bytes: self.file_bytes })
+            && (self.offset | self.address).is_multiple_of(PAGE)
+            && self.file_bytes <= self.memory_bytes
+            && self.memory_bytes <= MOST_MEMORY
+            && !access.covers(Access::WRITE.with(Access::EXECUTE))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn contradictions_are_seen() {
+        let mut good = BootHeader { cpus: 1, image_bytes: 8 * PAGE, ..BootHeader::EMPTY };
+        good.payload = Range { base: 4 * PAGE, bytes: 4 * PAGE };
+        good.plan = Range { base: 0, bytes: 100 };
+        good.ram[0] = Range { base: 0x4000_0000, bytes: 0x4000_0000 };
+        good.devices[0] = Range { base: 0x900_0000, bytes: PAGE };
+        good.root[0] = Segment { offset: PAGE, address: PAGE, file_bytes: 10, memory_bytes: 2 * PAGE, access: 3 };
+        assert!(good.holds_together());
+        let spoilt: [fn(&mut BootHeader); 11] = [
+            |header| header.cpus = 65,
+            |header| header.image_bytes = 7 * PAGE,
+            |header| header.payload.base += 8,
+            |header| header.plan.base = u64::MAX,
+            |header| header.plan.bytes = 5 * PAGE,
+            |header| header.ram[1] = Range { base: 0x7fff_ffff, bytes: 1 },
+            |header| header.ram[3] = Range { base: u64::MAX, bytes: 2 },
+            |header| header.devices[1] = Range { base: 0x900_0ffc, bytes: 4 },
+            |header| header.devices[1] = Range { base: 0x4000_0000, bytes: 4 },
+            |header| header.root[0].offset = 8 * PAGE,
+            |header| header.root[0].access = 7,
+        ];
+        for (index, spoil) in spoilt.iter().enumerate() {
+            let mut header = good;
+            spoil(&mut header);
+            assert!(!header.holds_together(), "{index}");
+        }
+    }
 
     #[test]
     fn the_header_keeps_its_layout() {

@@ -49,7 +49,8 @@ extern "C" fn boot_main(image: u64, first_tick: u64, _device_tree: u64, level: u
     if header.magic != MAGIC || header.version != VERSION {
         stop();
     }
-    if let Some(why) = level_refusal(level).or_else(silicon::refusal) {
+    let contradiction = (!header.holds_together()).then_some("the image's header contradicts itself");
+    if let Some(why) = contradiction.or_else(|| level_refusal(level)).or_else(silicon::refusal) {
         refuse(header, level, why);
     }
     let linked = Image {
@@ -71,7 +72,7 @@ extern "C" fn boot_main(image: u64, first_tick: u64, _device_tree: u64, level: u
     cpu.machine.gic = Gic::start(&header.gic);
     greet(cpu);
     silicon::report(cpu);
-    let mut free = free_memory(header, image);
+    let mut free = init::free_memory(header, image >> 12);
     SHARED.running.fetch_or(1, Ordering::AcqRel);
     let [(first_free, pages_free), ..] = &mut free;
     let others = secondary::start_all(cpu, header, *first_free, *pages_free);
@@ -100,22 +101,9 @@ fn greet(cpu: &Cpu) {
     );
 }
 
-/// Free memory: of each range of the header the part behind the image, in pages.
-fn free_memory(header: &BootHeader, image: u64) -> [(u64, u64); 4] {
-    let mut free = [(0, 0); 4];
-    let image_end = image + header.image_bytes;
-    for (slot, range) in free.iter_mut().zip(&header.ram) {
-        let end = range.base + range.bytes;
-        let begin = if image_end > range.base && image < end { image_end } else { range.base };
-        let first = begin.div_ceil(4096);
-        *slot = (first, (end / 4096).saturating_sub(first));
-    }
-    free
-}
-
 /// Says why the kernel cannot run here, and switches off where firmware can.
 fn refuse(header: &BootHeader, level: u64, why: &str) -> ! {
-    let mut serial = Serial(if header.uart.kind == 1 { header.uart.base } else { 0 });
+    let mut serial = serial(header);
     let _ = writeln!(serial, "Trellis cannot run here: {why}.");
     if header.start == trellis_idl::boot::start::PSCI {
         // PSCI 5.9, SYSTEM_OFF: at EL1 it is a hypervisor that listens.
@@ -126,7 +114,7 @@ fn refuse(header: &BootHeader, level: u64, why: &str) -> ! {
 
 /// The serial port, polled: nobody else uses it any more.
 fn serial(header: &BootHeader) -> Serial {
-    Serial(if header.uart.kind == 1 { header.uart.base } else { 0 })
+    Serial(header.uart_base())
 }
 
 /// Puts what is left of the log out.

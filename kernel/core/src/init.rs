@@ -44,6 +44,16 @@ impl Supply {
     }
 }
 
+/// Free memory: of each range of the header the part behind the image, whose first page this is; first page and pages.
+pub fn free_memory(header: &BootHeader, image: Page) -> [(Page, u64); 4] {
+    let image_end = image + header.image_bytes / PAGE;
+    header.ram.map(|range| {
+        let (base, end) = (range.base.div_ceil(PAGE), (range.base + range.bytes) / PAGE);
+        let first = if image_end > base && image < end { image_end } else { base };
+        (first, end.saturating_sub(first))
+    })
+}
+
 /// Makes root. `image` is the image's first page, `free` the ranges of free memory (first page, pages), of which the
 /// first is used for root itself; they have the order of the header's `ram`.
 pub fn root<M: Machine>(

@@ -104,24 +104,37 @@ pub fn header(settings: &Settings) -> BootHeader {
     header
 }
 
+fn has_memory(board: &RefCell<Board>, first: u64, pages: u64) -> bool {
+    board.borrow().is_memory(first) && board.borrow().is_memory(first + pages - 1)
+}
+
 impl Hosted {
     /// A machine on which root is about to execute its first instruction.
     pub fn new(settings: Settings) -> Hosted {
+        Hosted::with_header(settings, &header(&settings)).expect("the made-up header suits")
+    }
+
+    /// The same with an image whose header says this.
+    pub fn with_header(settings: Settings, header: &BootHeader) -> Result<Hosted, Refusal> {
+        if !header.holds_together() {
+            return Err(Refusal::BadArgument);
+        }
         let board = Rc::new(RefCell::new(Board::new(FIRST_PAGE, settings.pages)));
         board.borrow_mut().zero(FIRST_PAGE, IMAGE_PAGES);
         let shared = Box::new(Shared::new());
         let mut cpus: Vec<Cpu> = (0..settings.cpus).map(|cpu| Cpu::new(cpu, &settings, &board)).collect();
         shared.running.store((1 << settings.cpus) - 1, Ordering::Release);
-        let header = header(&settings);
-        let free = [(FIRST_PAGE + IMAGE_PAGES, settings.pages - IMAGE_PAGES), (0, 0), (0, 0), (0, 0)];
+        let free = init::free_memory(header, FIRST_PAGE);
+        if free.iter().any(|(first, pages)| *pages != 0 && !has_memory(&board, *first, *pages)) {
+            return Err(Refusal::BadArgument);
+        }
         let first = &mut cpus[0];
-        init::root(&mut first.local, &shared, &mut first.machine, &header, FIRST_PAGE, &free)
-            .expect("the made-up header suits");
+        init::root(&mut first.local, &shared, &mut first.machine, header, FIRST_PAGE, &free)?;
         let mut hosted = Hosted { cpus, shared, board, only_slow: false };
         for cpu in 0..settings.cpus {
             hosted.trap(cpu, Trap::Spurious);
         }
-        hosted
+        Ok(hosted)
     }
 
     /// What this CPU does now.
