@@ -16,10 +16,59 @@ const SPINS: u32 = 64;
 /// Times that it lets others of its priority run before it sleeps.
 const YIELDS: u32 = 4;
 
+/// A word of the lock; a trait, so that a model checker can stand in for the processor.
+trait Word {
+    fn load(&self, order: Ordering) -> u32;
+    fn store(&self, value: u32, order: Ordering);
+    fn count_up(&self) -> u32;
+}
+
+impl Word for AtomicU32 {
+    #[inline(always)]
+    fn load(&self, order: Ordering) -> u32 {
+        AtomicU32::load(self, order)
+    }
+
+    #[inline(always)]
+    fn store(&self, value: u32, order: Ordering) {
+        AtomicU32::store(self, value, order);
+    }
+
+    #[inline(always)]
+    fn count_up(&self) -> u32 {
+        self.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// Whose turn it is: everybody draws a number, and numbers are served in order.
+#[derive(Debug)]
+struct Turns<W = AtomicU32> {
+    next: W,
+    serving: W,
+}
+
+impl<W: Word> Turns<W> {
+    #[inline(always)]
+    fn draw(&self) -> u32 {
+        self.next.count_up()
+    }
+
+    #[inline(always)]
+    fn is(&self, number: u32) -> bool {
+        self.serving.load(Ordering::Acquire) == number
+    }
+
+    /// Whoever has the turn gives it to the next.
+    #[inline(always)]
+    fn pass(&self) {
+        let next = self.serving.load(Ordering::Relaxed).wrapping_add(1);
+        self.serving.store(next, Ordering::Release);
+    }
+}
+
 /// A value behind a FIFO lock.
 pub struct Shared<T> {
-    next: AtomicU32,
-    serving: AtomicU32,
+    turns: Turns,
     value: UnsafeCell<T>,
 }
 
@@ -29,14 +78,14 @@ unsafe impl<T: Send> Sync for Shared<T> {}
 impl<T> Shared<T> {
     /// Puts a value behind a lock.
     pub const fn new(value: T) -> Shared<T> {
-        Shared { next: AtomicU32::new(0), serving: AtomicU32::new(0), value: UnsafeCell::new(value) }
+        Shared { turns: Turns { next: AtomicU32::new(0), serving: AtomicU32::new(0) }, value: UnsafeCell::new(value) }
     }
 
     /// Waits for the turn and takes the value.
     #[inline]
     pub fn lock(&self, system: &impl System) -> Guard<'_, T> {
-        let ticket = self.next.fetch_add(1, Ordering::Relaxed);
-        if self.serving.load(Ordering::Acquire) != ticket {
+        let ticket = self.turns.draw();
+        if !self.turns.is(ticket) {
             self.wait(system, ticket);
         }
         Guard { shared: self }
@@ -46,7 +95,7 @@ impl<T> Shared<T> {
     #[cold]
     fn wait(&self, system: &impl System, ticket: u32) {
         let mut tries = 0u32;
-        while self.serving.load(Ordering::Acquire) != ticket {
+        while !self.turns.is(ticket) {
             tries = tries.saturating_add(1);
             match tries {
                 0..=SPINS => core::hint::spin_loop(),
@@ -76,7 +125,7 @@ fn sleep(system: &impl System) {
 
 impl<T> core::fmt::Debug for Shared<T> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Shared").field("next", &self.next).field("serving", &self.serving).finish_non_exhaustive()
+        f.debug_struct("Shared").field("turns", &self.turns).finish_non_exhaustive()
     }
 }
 
@@ -106,8 +155,7 @@ impl<T> DerefMut for Guard<'_, T> {
 impl<T> Drop for Guard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        let next = self.shared.serving.load(Ordering::Relaxed).wrapping_add(1);
-        self.shared.serving.store(next, Ordering::Release);
+        self.shared.turns.pass();
     }
 }
 
@@ -190,5 +238,53 @@ mod tests {
         assert_eq!(once.get_or_build(&Nothing, || Err::<u8, _>("not yet")), Err("not yet"));
         assert_eq!(once.get_or_build(&Nothing, || Ok::<_, &str>(5)), Ok(&5));
         assert_eq!(once.get_or_build(&Nothing, || Ok::<_, &str>(6)), Ok(&5));
+    }
+
+    impl Word for loom::sync::atomic::AtomicU32 {
+        fn load(&self, order: Ordering) -> u32 {
+            self.load(order)
+        }
+
+        fn store(&self, value: u32, order: Ordering) {
+            self.store(value, order);
+        }
+
+        fn count_up(&self) -> u32 {
+            self.fetch_add(1, Ordering::Relaxed)
+        }
+    }
+
+    type LoomTurns = Turns<loom::sync::atomic::AtomicU32>;
+
+    /// What two threads do in turn; loom reports every access of the value that is not ordered.
+    fn two_in_turn(pass: fn(&LoomTurns)) {
+        let word = || loom::sync::atomic::AtomicU32::new(0);
+        let shared = loom::sync::Arc::new((Turns { next: word(), serving: word() }, loom::cell::UnsafeCell::new(0)));
+        let visit = move |shared: &(LoomTurns, loom::cell::UnsafeCell<u32>)| {
+            let ticket = shared.0.draw();
+            while !shared.0.is(ticket) {
+                loom::thread::yield_now();
+            }
+            // SAFETY: this is what the model shows: loom fails when somebody else touches it meanwhile.
+            shared.1.with_mut(|value| unsafe { *value += 1 });
+            pass(&shared.0);
+        };
+        let other = shared.clone();
+        let thread = loom::thread::spawn(move || visit(&other));
+        visit(&shared);
+        thread.join().unwrap();
+        // SAFETY: the other thread has ended.
+        assert_eq!(shared.1.with(|value| unsafe { *value }), 2);
+    }
+
+    #[test]
+    fn no_order_of_memory_lets_two_in_at_once() {
+        loom::model(|| two_in_turn(|turns| turns.pass()));
+    }
+
+    #[test]
+    fn a_turn_that_is_passed_without_order_is_found_out() {
+        let model = || two_in_turn(|turns| turns.serving.store(turns.serving.load(Ordering::Relaxed) + 1, Ordering::Relaxed));
+        assert!(std::panic::catch_unwind(|| loom::model(model)).is_err());
     }
 }

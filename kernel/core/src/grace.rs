@@ -5,6 +5,7 @@
 //! mark with what every CPU has seen; those that lag are kicked, and nobody waits in the kernel. A CPU says what it has
 //! seen when it enters for a kick or an operation off the hot doors ([`Grace::pass`]); those know nothing of this.
 
+use crate::word::Word;
 use core::sync::atomic::{AtomicU64, Ordering};
 use trellis_idl::boot::MAX_CPUS;
 
@@ -13,9 +14,9 @@ pub type Mark = u64;
 
 /// The epoch, and the last one that each CPU has entered the kernel in.
 #[derive(Debug)]
-pub struct Grace {
-    epoch: AtomicU64,
-    seen: [AtomicU64; MAX_CPUS],
+pub struct Grace<W = AtomicU64> {
+    epoch: W,
+    seen: [W; MAX_CPUS],
 }
 
 impl Default for Grace {
@@ -29,7 +30,9 @@ impl Grace {
     pub const fn new() -> Self {
         Grace { epoch: AtomicU64::new(0), seen: [const { AtomicU64::new(0) }; MAX_CPUS] }
     }
+}
 
+impl<W: Word> Grace<W> {
     /// The mark of what was taken away just now.
     pub fn mark(&self) -> Mark {
         self.epoch.load(Ordering::Acquire) + 1
@@ -50,15 +53,21 @@ impl Grace {
         let behind = (0..MAX_CPUS.min(64)).filter(|cpu| cpus >> cpu & 1 == 1 && lags(*cpu));
         let behind = behind.fold(0, |all, cpu| all | 1 << cpu);
         if behind != 0 {
-            self.epoch.fetch_max(mark, Ordering::AcqRel);
+            self.epoch.raise_to(mark);
         }
         behind
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// One in loom's memory.
+    pub fn model() -> Grace<loom::sync::atomic::AtomicU64> {
+        let word = || loom::sync::atomic::AtomicU64::new(0);
+        Grace { epoch: word(), seen: [(); MAX_CPUS].map(|()| word()) }
+    }
 
     #[test]
     fn a_mark_is_passed_by_an_entry_after_it_and_by_none_before() {

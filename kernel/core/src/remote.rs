@@ -9,10 +9,10 @@ use crate::lines;
 use crate::local::{Local, Running, VCPUS};
 use crate::machine::{Machine, ThreadContext};
 use crate::pool::Id;
+use crate::request::Asked;
 use crate::schedule;
-use crate::shared::{GUEST_VCPUS, GUESTS, Request, Shared};
+use crate::shared::{GUEST_VCPUS, GUESTS, Shared};
 use crate::syscall;
-use crate::table::TableRange;
 use crate::thread::{Entry, Thread, ThreadState};
 use crate::trap::Next;
 use crate::vcpu;
@@ -32,12 +32,13 @@ pub fn send<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, 
 pub fn ask<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, target: u16, number: u16, a: &[u64; 6],
 ) -> Result<Next, Refusal> {
-    if target == local.cpu || shared.running.load(Ordering::Acquire) >> (target & 63) & 1 == 0 {
+    let runs = (target as usize) < MAX_CPUS && shared.running.load(Ordering::Acquire) >> target & 1 == 1;
+    if target == local.cpu || !runs {
         return Err(Refusal::WrongCpu);
     }
     let me = local.thread();
     let wish = Wish { number, target, a: *a };
-    if shared.requests[local.cpu as usize % MAX_CPUS].state.load(Ordering::Acquire) == 0 {
+    if shared.requests[local.cpu as usize % MAX_CPUS].is_free() {
         post(local, shared, machine, me, &wish);
     } else {
         // Another thread of this CPU is asking: this one's turn comes when that has its answer.
@@ -74,13 +75,8 @@ impl Wish {
 fn post<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, thread: u16, wish: &Wish) {
     let slot = &shared.requests[local.cpu as usize % MAX_CPUS];
     let table = local.threads.at(thread).table;
-    for (word, value) in slot.words.iter().zip(wish.a) {
-        word.store(value, Ordering::Relaxed);
-    }
-    slot.number.store(wish.number as u64, Ordering::Relaxed);
-    slot.table.store(table.first as u64 | (table.count as u64) << 32, Ordering::Relaxed);
-    slot.thread.store(local.threads.name_at(thread).0, Ordering::Relaxed);
-    slot.state.store(Request::asked(wish.target), Ordering::Release);
+    let name = local.threads.name_at(thread).0;
+    slot.ask(wish.target, &Asked { number: wish.number, arguments: wish.a, table, thread: name });
     local.threads.at_mut(thread).state = ThreadState::Remote;
     let errand = Errand::Request(local.cpu);
     send(local, shared, machine, wish.target, errand);
@@ -103,15 +99,15 @@ pub fn attend<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M
     let errands = shared.cpus[me].errands.take();
     for asker in each(errands.askers) {
         let slot = &shared.requests[asker as usize % MAX_CPUS];
-        let asked = Request::asked(me as u16);
-        if slot.state.compare_exchange(asked, Request::TAKEN, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-            serve(local, shared, machine, slot);
+        if let Some(asked) = slot.take_asked(local.cpu) {
+            slot.answer(serve(local, shared, machine, &asked));
             send(local, shared, machine, asker, Errand::Answer);
         }
     }
-    let own = &shared.requests[me];
-    if errands.answered && own.state.load(Ordering::Acquire) == Request::DONE {
-        finish(local, own);
+    if errands.answered
+        && let Some((thread, values)) = shared.requests[me].take_answer()
+    {
+        finish(local, thread, values);
         next_wish(local, shared, machine);
     }
     for index in each(errands.vcpus) {
@@ -142,33 +138,18 @@ pub fn lines_at_once<M: Machine>(local: &mut Local<M>, shared: &Shared, machine:
 
 /// A thread that goes asks for nothing any more: what nobody has begun to do for it is not done, and the next may ask.
 pub(crate) fn retract<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, thread: Id<Thread<M>>) {
-    let slot = &shared.requests[local.cpu as usize % MAX_CPUS];
-    let state = slot.state.load(Ordering::Acquire);
-    let waits = state & 0xff == Request::asked(0) && slot.thread.load(Ordering::Relaxed) == thread.0;
-    if waits && slot.state.compare_exchange(state, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+    if shared.requests[local.cpu as usize % MAX_CPUS].retract(thread.0) {
         next_wish(local, shared, machine);
     }
 }
 
-fn serve<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, slot: &Request) {
-    let a = core::array::from_fn(|i| slot.words[i].load(Ordering::Relaxed));
-    let packed = slot.table.load(Ordering::Relaxed);
-    let table = TableRange { first: packed as u32, count: (packed >> 32) as u32 };
-    let number = slot.number.load(Ordering::Relaxed) as u16;
-    let values = match syscall::perform_for(local, shared, machine, table, number, &a) {
-        Ok(values) => values,
-        Err(refusal) => [refusal.to_register(), 0, 0],
-    };
-    for (word, value) in slot.words.iter().zip(values) {
-        word.store(value, Ordering::Relaxed);
-    }
-    slot.state.store(Request::DONE, Ordering::Release);
+fn serve<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, asked: &Asked) -> [u64; 3] {
+    syscall::perform_for(local, shared, machine, asked.table, asked.number, &asked.arguments)
+        .unwrap_or_else(|refusal| [refusal.to_register(), 0, 0])
 }
 
-fn finish<M: Machine>(local: &mut Local<M>, slot: &Request) {
-    let id = Id::<Thread<M>>::from_word(slot.thread.load(Ordering::Relaxed));
-    let values = core::array::from_fn(|i| slot.words[i].load(Ordering::Relaxed));
-    slot.state.store(0, Ordering::Release);
+fn finish<M: Machine>(local: &mut Local<M>, thread: u64, values: [u64; 3]) {
+    let id = Id::<Thread<M>>::from_word(thread);
     let Some(thread) = local.threads.get_mut(id) else { return };
     if thread.state != ThreadState::Remote {
         return;

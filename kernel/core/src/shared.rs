@@ -11,6 +11,8 @@ use crate::lock::Lock;
 use crate::machine::Machine;
 use crate::pool::{Pool, SHARED_HOME};
 use crate::range::Ranges;
+use crate::request::Request;
+use crate::signal_word;
 use crate::table::Table;
 use core::sync::atomic::{AtomicU64, Ordering};
 use trellis_idl::boot::MAX_CPUS;
@@ -33,32 +35,6 @@ pub struct CpuMail {
     pub signals: [AtomicU64; THREADS],
     /// Pages of their message buffers (0 = none), so that no other CPU takes one of them back.
     pub buffers: [AtomicU64; THREADS],
-}
-
-/// An operation that a thread of one CPU asks of another: the object it means lives there. One slot a CPU that asks.
-#[derive(Debug)]
-pub struct Request {
-    /// 0 free, else [`Request::asked`] of a CPU, [`Request::TAKEN`] or [`Request::DONE`].
-    pub state: AtomicU64,
-    /// The operation's number.
-    pub number: AtomicU64,
-    /// Its arguments, then its results.
-    pub words: [AtomicU64; 6],
-    /// The asking domain's capability table: first slot, and count in the high half.
-    pub table: AtomicU64,
-    /// The asking thread's name.
-    pub thread: AtomicU64,
-}
-
-impl Request {
-    /// Waits to be done by this CPU. One word, so that nobody takes what was taken back and asked of another meanwhile.
-    pub const fn asked(target: u16) -> u64 {
-        1 | (target as u64) << 8
-    }
-    /// Results are there.
-    pub const DONE: u64 = 2;
-    /// Is being done: whoever asked cannot take it back any more.
-    pub const TAKEN: u64 = 3;
 }
 
 /// What other CPUs may touch of a vCPU.
@@ -162,15 +138,7 @@ impl Shared {
                     buffers: [ZERO; THREADS],
                 }
             }; MAX_CPUS],
-            requests: [const {
-                Request {
-                    state: ZERO,
-                    number: ZERO,
-                    words: [ZERO; 6],
-                    table: ZERO,
-                    thread: ZERO,
-                }
-            }; MAX_CPUS],
+            requests: [const { Request::EMPTY }; MAX_CPUS],
             vcpus: [const { [const { VcpuMail { name: ZERO, pending: [ZERO; 2] } }; GUEST_VCPUS] }; GUESTS],
             running: ZERO,
             grace: Grace::new(),
@@ -209,10 +177,9 @@ impl Shared {
     /// Puts a thread's name where other CPUs see it (0 = gone), with an empty signal word.
     pub fn publish(&self, cpu: u16, index: u16, name: u64) {
         let mail = &self.cpus[cpu as usize % MAX_CPUS];
-        mail.names[index as usize % THREADS].store(0, Ordering::Release);
-        mail.buffers[index as usize % THREADS].store(0, Ordering::Release);
-        mail.signals[index as usize % THREADS].store(0, Ordering::Release);
-        mail.names[index as usize % THREADS].store(name, Ordering::Release);
+        let index = index as usize % THREADS;
+        mail.buffers[index].store(0, Ordering::Release);
+        signal_word::publish(&mail.names[index], &mail.signals[index], name);
     }
 }
 

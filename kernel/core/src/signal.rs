@@ -8,6 +8,7 @@ use crate::pool::Id;
 use crate::remote;
 use crate::schedule;
 use crate::shared::{LINES, Shared};
+use crate::signal_word;
 use crate::thread::{Entry, Thread, ThreadName, ThreadState};
 use crate::trap::Next;
 use core::sync::atomic::Ordering;
@@ -22,17 +23,16 @@ pub fn raise<M: Machine>(
     let home = to.home();
     let Some(cpu) = shared.cpus.get(home as usize) else { return false };
     if home != local.cpu {
-        if cpu.names[index].load(Ordering::Acquire) != to.0 {
+        if !signal_word::raise(&cpu.names[index], &cpu.signals[index], to.0, bits) {
             return false;
         }
-        cpu.signals[index].fetch_or(bits, Ordering::AcqRel);
         remote::send(local, shared, machine, home, Errand::Signal(index as u16));
         return true;
     }
     if local.by_name(to).is_none() {
         return false;
     }
-    cpu.signals[index].fetch_or(bits, Ordering::AcqRel);
+    signal_word::raise(&cpu.names[index], &cpu.signals[index], to.0, bits);
     wake(local, shared, index as u16);
     true
 }
@@ -43,12 +43,10 @@ fn wake<M: Machine>(local: &mut Local<M>, shared: &Shared, index: u16) {
     if thread.state != ThreadState::Waiting {
         return;
     }
-    let word = &shared.cpus[local.cpu as usize].signals[index as usize];
-    let bits = word.load(Ordering::Acquire) & thread.mask;
+    let bits = signal_word::take(&shared.cpus[local.cpu as usize].signals[index as usize], thread.mask);
     if bits == 0 {
         return;
     }
-    word.fetch_and(!bits, Ordering::AcqRel);
     thread.state = ThreadState::Ready;
     thread.entry = Entry::Parked;
     thread.context.set_return([bits, 0, 0]);
@@ -81,7 +79,7 @@ fn overtake<M: Machine>(
 ) -> Next {
     let index = id.index() as u16 % THREADS as u16;
     let Some(thread) = local.threads.get(id) else { return Next::Slow };
-    let others = shared.cpus[local.cpu as usize % MAX_CPUS].signals[index as usize].load(Ordering::Acquire);
+    let others = signal_word::waiting(&shared.cpus[local.cpu as usize % MAX_CPUS].signals[index as usize], u64::MAX);
     if thread.state != ThreadState::Waiting || bits & !thread.mask != 0 || others != 0 {
         return Next::Slow;
     }
@@ -110,10 +108,9 @@ pub fn wait<M: Machine>(
     }
     let me = local.thread();
     let word = &shared.cpus[local.cpu as usize].signals[me as usize];
-    let bits = word.load(Ordering::Acquire) & mask;
+    let bits = signal_word::take(word, mask);
     let late = deadline != 0 && machine.now() >= deadline;
     if bits != 0 || late {
-        word.fetch_and(!bits, Ordering::AcqRel);
         local.threads.at_mut(me).context.set_return([bits, 0, 0]);
         return Ok(schedule::go_on(local, shared, machine));
     }

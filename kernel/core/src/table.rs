@@ -8,6 +8,7 @@
 
 use crate::cap::{Cap, CapWord};
 use crate::grace::Mark;
+use crate::word::Word;
 use core::sync::atomic::{AtomicU64, Ordering};
 use trellis_idl::kernel::{Kind, Refusal, Rights};
 
@@ -15,9 +16,9 @@ use trellis_idl::kernel::{Kind, Refusal, Rights};
 pub const SLOTS: usize = 4096;
 
 #[derive(Debug)]
-struct Slot {
-    word: AtomicU64,
-    name: AtomicU64,
+struct Slot<W = AtomicU64> {
+    word: W,
+    name: W,
 }
 
 /// The range of slots that a domain owns.
@@ -59,10 +60,7 @@ impl Table {
     #[inline(always)]
     pub fn read(&self, range: TableRange, selector: u64) -> Cap {
         match self.slot(range, selector) {
-            Some(slot) => {
-                let name = slot.name.load(Ordering::Acquire);
-                Cap { word: CapWord(slot.word.load(Ordering::Relaxed)), name }
-            }
+            Some(slot) => slot.read(),
             None => Cap::default(),
         }
     }
@@ -88,8 +86,7 @@ impl Table {
     pub fn put(&self, range: TableRange, selector: u64, cap: Cap) -> Result<(), Refusal> {
         self.check_empty(range, selector)?;
         let slot = self.slot(range, selector).ok_or(Refusal::OutOfRange)?;
-        slot.word.store(cap.word.0, Ordering::Relaxed);
-        slot.name.store(cap.name, Ordering::Release);
+        slot.put(cap);
         Ok(())
     }
 
@@ -115,7 +112,18 @@ impl Table {
     }
 }
 
-impl Slot {
+impl<W: Word> Slot<W> {
+    #[inline(always)]
+    fn read(&self) -> Cap {
+        let name = self.name.load(Ordering::Acquire);
+        Cap { word: CapWord(self.word.load(Ordering::Relaxed)), name }
+    }
+
+    fn put(&self, cap: Cap) {
+        self.word.store(cap.word.0, Ordering::Relaxed);
+        self.name.store(cap.name, Ordering::Release);
+    }
+
     fn clear(&self, mark: Mark) {
         let empty = CapWord(self.word.load(Ordering::Relaxed)).is_empty();
         if !empty {
@@ -128,6 +136,50 @@ impl Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grace::tests::model as grace;
+    use crate::word::model::is_broken;
+    use loom::sync::Arc;
+    use loom::sync::atomic::AtomicU64 as LoomWord;
+
+    const OLD: Cap = Cap { word: CapWord::new(Kind::Frames, Rights::READ, 3), name: 7 };
+    const NEW: Cap = Cap { word: CapWord::new(Kind::Frames, Rights::ALL, 4), name: 8 };
+
+    /// CPU 1 enters the kernel twice and looks a capability up each time; CPU 0 deletes it, and puts another one into
+    /// the same slot as soon as it may.
+    fn a_slot_changes_hands(waits: bool) {
+        let shared = Arc::new((Slot { word: LoomWord::new(0), name: LoomWord::new(0) }, grace()));
+        shared.0.put(OLD);
+        let reader = shared.clone();
+        let looking = loom::thread::spawn(move || {
+            for _ in 0..2 {
+                reader.1.pass(1);
+                let found = reader.0.read();
+                let usable = found.word.is(Kind::Frames, Rights::READ) && found.name != 0;
+                assert!(!usable || found == OLD || found == NEW, "{found:x?} was never granted");
+            }
+            // It leaves, and comes again for a kick.
+            reader.1.pass(1);
+        });
+        let mark = shared.1.mark();
+        shared.0.clear(mark);
+        for _ in 0..2 {
+            if !waits || shared.1.behind(mark, 0b10) == 0 {
+                shared.0.put(NEW);
+                break;
+            }
+        }
+        looking.join().unwrap();
+    }
+
+    #[test]
+    fn no_order_of_memory_mixes_two_capabilities() {
+        loom::model(|| a_slot_changes_hands(true));
+    }
+
+    #[test]
+    fn a_slot_that_is_used_again_at_once_is_found_out() {
+        assert!(is_broken(|| a_slot_changes_hands(false)));
+    }
 
     #[test]
     fn a_selector_outside_the_range_finds_nothing() {
