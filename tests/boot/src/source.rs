@@ -81,12 +81,75 @@ pub fn defines(text: &str, function: &str) -> bool {
     let code = code(text);
     let words: Vec<&str> = code.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).collect();
     let is_label = |line: &str| line.trim().strip_suffix(':').is_some_and(|label| label.trim() == function);
-    words.windows(2).any(|pair| pair == ["fn", function]) || text.lines().any(is_label)
+    words.windows(2).any(|pair| pair == ["fn", function]) || code.lines().any(is_label)
+}
+
+/// What stands between a function's braces, or behind a label up to the next one that is not local; one text for every
+/// function of that name. Comments and texts are blank.
+pub fn bodies(text: &str, function: &str) -> Vec<String> {
+    let code = code(text);
+    let rust = positions(&code, function).into_iter().filter(|at| code[..*at].trim_end().ends_with("fn"));
+    let mut found: Vec<String> = rust.filter_map(|at| braces(&code[at..])).collect();
+    found.extend(assembly(&code, function));
+    found
+}
+
+/// Where a word stands in code.
+pub fn positions(code: &str, word: &str) -> Vec<usize> {
+    let is_part = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    let whole = |at: &usize| !is_part(code[..*at].chars().next_back()) && !is_part(code[at + word.len()..].chars().next());
+    code.match_indices(word).map(|(at, _)| at).filter(whole).collect()
+}
+
+/// From the first brace to the one that closes it; none for a function without a body.
+fn braces(code: &str) -> Option<String> {
+    // A semicolon ends a function without a body, but not within the type of an array.
+    let mut arrays = 0;
+    let start = code.find(|c: char| {
+        arrays += match c {
+            '[' => 1,
+            ']' => -1,
+            _ => 0,
+        };
+        c == '{' || (c == ';' && arrays == 0)
+    });
+    let start = start.filter(|at| code[*at..].starts_with('{'))?;
+    let mut depth = 0;
+    for (at, c) in code[start..].char_indices() {
+        depth += match c {
+            '{' => 1,
+            '}' => -1,
+            _ => 0,
+        };
+        if depth == 0 {
+            return Some(code[start..start + at].to_owned());
+        }
+    }
+    None
+}
+
+fn assembly(code: &str, label: &str) -> Option<String> {
+    let names = |line: &str| line.trim().strip_suffix(':').map(|name| name.trim().to_owned());
+    let mut lines = code.lines().skip_while(|line| names(line).as_deref() != Some(label)).skip(1).peekable();
+    lines.peek()?;
+    // A global label ends the piece; numbers and names with a dot are local to it.
+    let is_next = |line: &&str| names(line).is_some_and(|name| name.starts_with(|c: char| c.is_alphabetic() || c == '_'));
+    Some(lines.take_while(|line| !is_next(line)).collect::<Vec<_>>().join("\n"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bodies_end_where_they_end() {
+        let text = "fn a() -> u8 { if x { b() } /* c() */ }\nfn d(a: [u8; 2]);\nfn g(a: [u8; 2]) { d() }\nimpl T { fn a(&self) { e(\"f\") } }";
+        assert_eq!(bodies(text, "a").iter().map(|body| positions(body, "b").len()).collect::<Vec<_>>(), [1, 0]);
+        assert!(bodies(text, "a").iter().all(|body| positions(body, "c").is_empty() && positions(body, "f").is_empty()));
+        assert!(bodies(text, "d").is_empty() && bodies(text, "g").len() == 1);
+        let text = "one:\n    bl helper\n1:  b 1b\ntwo:\n    eret";
+        assert!(bodies(text, "one")[0].contains("1b") && !bodies(text, "one")[0].contains("eret"));
+    }
 
     #[test]
     fn comments_and_texts_are_no_code() {
