@@ -123,7 +123,7 @@ impl Hosted {
         board.borrow_mut().zero(FIRST_PAGE, IMAGE_PAGES);
         let shared = Box::new(Shared::new());
         let mut cpus: Vec<Cpu> = (0..settings.cpus).map(|cpu| Cpu::new(cpu, &settings, &board)).collect();
-        shared.running.store((1 << settings.cpus) - 1, Ordering::Release);
+        shared.running.store(u64::MAX >> (64 - settings.cpus), Ordering::Release);
         let free = init::free_memory(header, FIRST_PAGE);
         if free.iter().any(|(first, pages)| *pages != 0 && !has_memory(&board, *first, *pages)) {
             return Err(Refusal::BadArgument);

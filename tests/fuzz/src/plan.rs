@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The plan and each server's configuration, as root and the servers read them.
+
+use serde::{Deserialize, Serialize};
+use std::fmt::Debug;
+use trellis_idl::plan::{
+    Channel, ConsoleConfig, GuestPlan, Load, OnReset, P2mConfig, Part, Plan, Populate, Role, Segment, ServerPlan, VERSION,
+    VcpuConfig,
+};
+
+/// The first byte says which type the others are.
+pub fn run(bytes: &[u8]) {
+    let Some((which, bytes)) = bytes.split_first() else { return };
+    match which % 4 {
+        0 => {
+            if let Some(plan) = decoded::<Plan<'_>>(bytes) {
+                // Root starts from what passes; either word is an answer.
+                let _ = trellis_root::check::check(&plan);
+            }
+        }
+        1 => drop(decoded::<P2mConfig<'_>>(bytes)),
+        2 => drop(decoded::<VcpuConfig<'_>>(bytes)),
+        _ => drop(decoded::<ConsoleConfig<'_>>(bytes)),
+    }
+}
+
+/// What the bytes say; said again and read again it is the same.
+pub fn decoded<'a, T: Serialize + Deserialize<'a> + PartialEq + Debug + Clone>(bytes: &'a [u8]) -> Option<T> {
+    let value: T = postcard::from_bytes(bytes).ok()?;
+    let again = postcard::to_stdvec(&value).expect("what was decoded encodes");
+    // Lengths may be written longer than they need be, so the bytes may differ; encoding its own words changes nothing.
+    let longest = bytes.len();
+    assert!(again.len() <= longest, "{longest} bytes became {}", again.len());
+    Some(value)
+}
+
+fn message(which: u8, value: &impl Serialize) -> Vec<u8> {
+    [vec![which], postcard::to_stdvec(value).expect("it encodes")].concat()
+}
+
+/// A system with one guest, and each configuration.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let part = Part { offset: 4096, bytes: 100 };
+    let segment = Segment { part, address: trellis_idl::layout::PROGRAM, memory_bytes: 4096, access: 5 };
+    let server = |name, role, cpus: &[u8]| ServerPlan {
+        name,
+        role,
+        entry: trellis_idl::layout::PROGRAM,
+        segments: [segment].into_iter().collect(),
+        cpus: cpus.iter().copied().collect(),
+        table_pages: 16,
+        slots: 64,
+        config: part,
+    };
+    let servers =
+        [server("console", Role::Console, &[0]), server("p2m.a", Role::P2m(0), &[0, 0]), server("vcpu.a", Role::Vcpu(0), &[0, 0])];
+    let guest = GuestPlan {
+        name: "a",
+        memory_base: 0x4000_0000,
+        memory_bytes: 2 << 20,
+        cpus: [0].into_iter().collect(),
+        priority: 100,
+        budget: None,
+        table_pages: 8,
+        essential: true,
+        on_reset: OnReset::End,
+        p2m: 1,
+        vcpu: 2,
+        manifest_line: 3,
+    };
+    let plan = Plan {
+        version: VERSION,
+        name: "one",
+        servers: servers.into_iter().collect(),
+        guests: [guest].into_iter().collect(),
+        manifest: part,
+        uart_line: 33,
+    };
+    assert_eq!(trellis_root::check::check(&plan), Ok(()), "the seed is a good plan");
+    let p2m =
+        P2mConfig { guest: "a", first_page: 0x4_0000, pages: 512, populate: Populate::Lazy, vcpus: 1, gicv_page: Some(0x8010) };
+    let vcpu = VcpuConfig {
+        guest: "a",
+        vcpus: 1,
+        memory_base: 0x4000_0000,
+        memory_bytes: 2 << 20,
+        loads: [Load { part, address: 0x4000_0000 }].into_iter().collect(),
+        entry: 0x4000_0000,
+        x0: 0x4010_0000,
+        gic: 3,
+        aarch32: false,
+    };
+    let channel = Channel { name: "a", is_guest: true };
+    let console = ConsoleConfig { channels: [channel; 3].into_iter().collect(), uart: true };
+    vec![message(0, &plan), message(1, &p2m), message(2, &vcpu), message(3, &console)]
+}
