@@ -110,7 +110,7 @@ fn shape(op: Op) -> [Shape; 6] {
         Op::VcpuRoute => of(&[Of(Kind::Vcpu), Below(17), Of(Kind::Portal), Below(8), Word]),
         Op::VcpuWindow => of(&[Of(Kind::Vcpu), Below(17), GuestPage, Pages, Below(11)]),
         Op::VcpuGet => of(&[Of(Kind::Vcpu), Below(64)]),
-        Op::VcpuSet => of(&[Of(Kind::Vcpu), Below(64), Soon]),
+        Op::VcpuSet => of(&[Of(Kind::Vcpu), Below(64), Word]),
         Op::VcpuLaunch => of(&[Of(Kind::Vcpu), GuestPage, Word]),
         Op::VcpuStart | Op::VcpuReset | Op::VcpuStop | Op::VcpuDestroy => of(&[Of(Kind::Vcpu)]),
         Op::VcpuException => of(&[Of(Kind::Vcpu), Word, Word]),
@@ -318,7 +318,14 @@ fn after(hosted: &Hosted, cpu: u16, caller: &Caller, op: Op, a: &[u64; 6]) -> Re
                 return Err(format!("{source:x?} became {target:x?}"));
             }
         }
-        Op::FramesSplit => is_clean(hosted, &run(hosted, table.read(caller.table, a[3]))?)?,
+        Op::FramesSplit => {
+            let (whole, part) = (table.read(caller.table, a[0]), table.read(caller.table, a[3]));
+            let grew = part.word.rights().0 & !whole.word.rights().0 != 0;
+            if grew {
+                return Err(format!("{part:x?} was split off {whole:x?}"));
+            }
+            is_clean(hosted, &run(hosted, part)?)?;
+        }
         // With more to do it is not to be used, and that is all.
         Op::FramesReclaim | Op::Revoke if hosted.registers(cpu).x[0] != 0 => {}
         Op::FramesReclaim => {
@@ -337,7 +344,14 @@ fn after(hosted: &Hosted, cpu: u16, caller: &Caller, op: Op, a: &[u64; 6]) -> Re
                 alone(hosted, cap)?;
             }
         }
-        Op::DomainMap | Op::GuestMap | Op::GuestProtect | Op::DomainDestroy | Op::GuestDestroy => laws::full(hosted)?,
+        Op::DomainMap | Op::GuestMap => {
+            let held = u64::from(table.read(caller.table, a[2]).word.rights().0);
+            if a[5] & !held != 0 {
+                return Err(format!("access {:x} through a capability with rights {held:x}", a[5]));
+            }
+            laws::full(hosted)?;
+        }
+        Op::GuestProtect | Op::DomainDestroy | Op::GuestDestroy => laws::full(hosted)?,
         _ => {}
     }
     Ok(())

@@ -240,6 +240,6 @@ impl VcpuContext for HostedVcpu {
 }
 
 /// EL0t, EL1t or EL1h with any flags and masks, and nothing else.
-fn is_guest_state(pstate: u64) -> bool {
+pub fn is_guest_state(pstate: u64) -> bool {
     pstate & !(0xf << 28 | 0xf << 6 | 0xf) == 0 && matches!(pstate & 0xf, 0 | 4 | 5)
 }

@@ -2,17 +2,19 @@
 //! What must hold after whatever happened. [`quick`] looks at queues, clients, budgets and TLBs; [`full`] at every leaf
 //! of every map as well.
 
+use crate::context::is_guest_state;
 use crate::hosted::{Cpu, Hosted};
 use crate::machine::HostedMachine;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use trellis_core::frame::{MapName, Run, Use};
 use trellis_core::local::{BUDGETS, Local, Running, THREADS, VCPUS};
-use trellis_core::machine::{Entry, Leaf, Page};
+use trellis_core::machine::{Entry, Leaf, Page, VcpuContext};
 use trellis_core::portal::Client;
 use trellis_core::shared::{DOMAINS, GUEST_VCPUS, GUESTS};
 use trellis_core::thread::{Thread, ThreadState};
 use trellis_core::vcpu::{Vcpu, VcpuState};
+use trellis_idl::kernel::VcpuRegister;
 
 /// A law that was broken, as a sentence.
 pub type Broken = String;
@@ -81,6 +83,8 @@ fn alive(hosted: &Hosted) -> Result<(), Broken> {
             let space = hosted.shared.guests[v.guest as usize % GUESTS].lock().space;
             let same = (space.root, space.tag) == (v.context.root, v.context.tag);
             law!(same, "vCPU {index} runs in a map that is gone");
+            let state = v.context.get(VcpuRegister::Pstate as u64).unwrap_or_default();
+            law!(is_guest_state(state), "vCPU {index} is in the state {state:#x}, which no guest may be in");
         }
     }
     Ok(())
