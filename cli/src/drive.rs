@@ -8,7 +8,7 @@ use crate::names::Names;
 use crate::session::{Outputs, Session, Started};
 use crate::status::{Doing, Failure, Status};
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -39,6 +39,8 @@ pub struct Wish {
     pub icount: bool,
     /// The only thing here that depends on the host's clock.
     pub timeout: Option<Duration>,
+    /// Where the trace goes, of an image that sends one.
+    pub trace: Option<PathBuf>,
     /// The guest whose console is raw, by index, with the keys that go to it.
     pub console: Option<(u8, Box<dyn Read + Send>)>,
 }
@@ -74,6 +76,11 @@ pub fn drive(board: &[String], image: &Path, names: Names, wish: Wish, outputs: 
     let mut complaints = Vec::new();
     let end = follow(&emulator, &mut session, &mut complaints, deadline, outputs);
     let finished = session.finish(outputs).and_then(|()| complain(&session, &complaints, outputs.log));
+    if let Some(file) = &wish.trace {
+        session.timeline().save(file, session.names())?;
+        let records = session.timeline().len();
+        writeln!(outputs.log, "trellis| {records} records of the trace in {}", file.display()).doing(|| "write the output".into())?;
+    }
     let end = end?;
     finished.doing(|| "write the output".into())?;
     let status = conclude(end, emulator, &session, wish.timeout, outputs.log)?;

@@ -3,7 +3,8 @@
 //!
 //! One file a subcommand (`args` lists them); `system` loads and composes, `programs` builds what runs on the board,
 //! `debian` fetches guests; `drive` runs an image in the `emulator`; `frame`, `session` and `report` turn its serial
-//! port into lines and an exit status; `trace` looks at single instructions.
+//! port into lines and an exit status, `timeline` what it says of each CPU into a trace; `trace` looks at single
+//! instructions.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -33,4 +34,5 @@ pub mod status;
 pub mod syndrome;
 pub mod system;
 pub mod terminal;
+pub mod timeline;
 pub mod trace;

@@ -3,11 +3,12 @@
 
 use crate::names::Names;
 use crate::syndrome::{Syndrome, stopped_for};
+use crate::timeline::before_fault;
 use trellis_idl::kernel::ExitClass;
 use trellis_idl::wire::{Crash, Fault, GuestEnd, Report};
 
-/// The lines that say what a report means.
-pub fn sentences(report: &Report, names: &Names) -> Vec<String> {
+/// The lines that say what a report means, on a board whose clock has so many ticks a second.
+pub fn sentences(report: &Report, names: &Names, hertz: u64) -> Vec<String> {
     match report {
         Report::Started { boot_ticks, clock_hz, kernel_memory } => vec![started(*boot_ticks, *clock_hz, *kernel_memory)],
         Report::GuestEnded { guest, end } => ended(*guest, end, names),
@@ -16,6 +17,9 @@ pub fn sentences(report: &Report, names: &Names) -> Vec<String> {
         }
         Report::ServerFaulted { server, record } => faulted(*server, record, names),
         Report::ServerLate { server, exit } => vec![late(*server, *exit, names)],
+        // They go into the timeline.
+        Report::Trace { .. } => Vec::new(),
+        Report::Last { cpu, records } => before_fault(*cpu, records, hertz, names),
         Report::Off { well: true } => vec!["all guests have ended well, switching off".into()],
         Report::Off { well: false } => vec!["not every guest has ended well, switching off".into()],
     }
@@ -145,7 +149,7 @@ mod tests {
     }
 
     fn end(end: GuestEnd) -> String {
-        sentences(&Report::GuestEnded { guest: 0, end }, &two_guests()).join("\n")
+        sentences(&Report::GuestEnded { guest: 0, end }, &two_guests(), 1_000_000_000).join("\n")
     }
 
     #[test]
@@ -182,7 +186,7 @@ mod tests {
     #[test]
     fn a_server_fault_names_the_server_and_its_registers() {
         let record = Fault { syndrome: 0x9200_0006, address: 8, pc: 0x20_0000, sp: 0x2001_0000, general: (0..31).collect() };
-        let lines = sentences(&Report::ServerFaulted { server: 3, record }, &two_guests());
+        let lines = sentences(&Report::ServerFaulted { server: 3, record }, &two_guests(), 1_000_000_000);
         assert_eq!(lines[0], "server p2m-db faulted: it read from 0x8, where it may not");
         assert_eq!(lines[2], "  pc  0000000000200000  sp     0000000020010000");
     }
@@ -191,8 +195,8 @@ mod tests {
     fn a_start_says_how_long_it_took() {
         let report = Report::Started { boot_ticks: 812_034, clock_hz: 1_000_000_000, kernel_memory: 1_048_577 };
         let expected = "runs 812 µs (812034 ticks) after the kernel's first instruction; the kernel keeps 1025 KiB";
-        assert_eq!(sentences(&report, &two_guests()), [expected]);
+        assert_eq!(sentences(&report, &two_guests(), 1_000_000_000), [expected]);
         let report = Report::Started { boot_ticks: 1, clock_hz: 0, kernel_memory: 0 };
-        assert_eq!(sentences(&report, &two_guests()).len(), 1);
+        assert_eq!(sentences(&report, &two_guests(), 1_000_000_000).len(), 1);
     }
 }

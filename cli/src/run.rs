@@ -37,6 +37,10 @@ pub struct Run {
     /// Connects the terminal to this guest: its bytes raw to the standard output, the standard input to it
     #[arg(long, value_name = "GUEST")]
     pub console: Option<String>,
+    /// Writes what every CPU did to this file: as text, or, if its name ends in .json, as trace events for
+    /// ui.perfetto.dev
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// Folder of the program that stands in root's place, for measuring.
     #[arg(skip)]
     pub root: Option<&'static str>,
@@ -75,12 +79,12 @@ impl Run {
         let host = Host::default();
         let system = load(&manifest, self.board.as_deref(), &host)?;
         let board = emulation(&system, self.cpu.as_deref(), self.icount)?;
-        let image = host.compose_with(&system, self.root.unwrap_or(ROOT))?;
+        let image = host.compose_with(&system, self.root.unwrap_or(ROOT), self.trace.is_some())?;
         let names = Names::from_image(&image, &manifest.display().to_string())?;
         let console = self.console_guest(&names)?;
-        let (icount, timeout) = (self.icount, self.timeout);
+        let (icount, timeout, trace) = (self.icount, self.timeout, self.trace.clone());
         let image_at = system.board().image_at;
-        Ok(Ready { board, image: temporary(&image)?, names, console, icount, timeout, image_at })
+        Ok(Ready { board, image: temporary(&image)?, names, console, icount, timeout, trace, image_at })
     }
 
     fn console_guest(&self, names: &Names) -> Result<Option<u8>, Failure> {
@@ -99,6 +103,7 @@ struct Ready {
     console: Option<u8>,
     icount: bool,
     timeout: Option<Duration>,
+    trace: Option<PathBuf>,
     /// Where the board's loader puts the image.
     image_at: u64,
 }
@@ -106,7 +111,7 @@ struct Ready {
 impl Ready {
     fn go(self, keys: Box<dyn Read + Send>, outputs: &mut Outputs) -> Result<Outcome, Failure> {
         let console = self.console.map(|guest| (guest, keys));
-        let wish = Wish { icount: self.icount, timeout: self.timeout, console };
+        let wish = Wish { icount: self.icount, timeout: self.timeout, trace: self.trace, console };
         drive(&self.board, self.image.path(), self.names, wish, outputs)
     }
 }

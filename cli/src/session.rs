@@ -6,6 +6,7 @@ use crate::lines::Lines;
 use crate::names::Names;
 use crate::report;
 use crate::status::Status;
+use crate::timeline::Timeline;
 use std::io::{self, Write};
 use trellis_idl::wire::{FrameKind, ROOT_CHANNEL, Report};
 
@@ -48,6 +49,8 @@ pub struct Session {
     started: Option<Started>,
     off: Option<bool>,
     has_bad_end: bool,
+    hertz: u64,
+    timeline: Timeline,
 }
 
 impl Session {
@@ -65,6 +68,8 @@ impl Session {
             started: None,
             off: None,
             has_bad_end: false,
+            hertz: 0,
+            timeline: Timeline::default(),
         }
     }
 
@@ -78,6 +83,16 @@ impl Session {
     /// Root has said that the machine goes off.
     pub fn is_off(&self) -> bool {
         self.off.is_some()
+    }
+
+    /// What CPUs did, if the image sends that.
+    pub fn timeline(&self) -> &Timeline {
+        &self.timeline
+    }
+
+    /// Who is who.
+    pub fn names(&self) -> &Names {
+        &self.names
     }
 
     /// What root said when it started, if it did.
@@ -151,14 +166,17 @@ impl Session {
             return writeln!(outputs.log, "root| sent a report that this tool cannot read");
         };
         match &report {
-            Report::Started { boot_ticks, kernel_memory, .. } => {
+            Report::Trace { cpu, is_gap, records } => self.timeline.add(*cpu, *is_gap, records),
+            Report::Started { boot_ticks, kernel_memory, clock_hz } => {
+                self.hertz = *clock_hz;
+                self.timeline.set_hertz(*clock_hz);
                 self.started = Some(Started { boot_ticks: *boot_ticks, kernel_memory: *kernel_memory });
             }
             Report::GuestEnded { end, .. } if !report::is_good_end(end) => self.has_bad_end = true,
             Report::Off { well } => self.off = Some(*well),
             _ => {}
         }
-        for line in report::sentences(&report, &self.names) {
+        for line in report::sentences(&report, &self.names, self.hertz) {
             writeln!(outputs.log, "root| {line}")?;
         }
         Ok(())

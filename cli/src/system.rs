@@ -35,11 +35,11 @@ impl Host {
 
     /// Makes the image.
     pub fn compose(&self, system: &System) -> Result<Vec<u8>, Failure> {
-        self.compose_with(system, ROOT)
+        self.compose_with(system, ROOT, false)
     }
 
-    /// Makes an image with the program of this folder as its first server.
-    pub fn compose_with(&self, system: &System, root: &str) -> Result<Vec<u8>, Failure> {
+    /// Makes an image with the program of this folder as its first server, which may send a trace to the host.
+    pub fn compose_with(&self, system: &System, root: &str, trace: bool) -> Result<Vec<u8>, Failure> {
         let kernel = flatten(&self.program(KERNEL)?)?;
         let server = |name: &str| self.program(&format!("servers/{name}"));
         let programs = trellis_images::Programs {
@@ -48,6 +48,7 @@ impl Host {
             console: server("console")?,
             p2m: server("p2m")?,
             vcpu: server("vcpu")?,
+            trace,
         };
         Ok(system.compose(&programs)?)
     }

@@ -163,6 +163,11 @@ pub enum Op {
     LogRead = 0x62,
     /// Facts about the machine: `x0` system capability, `x1` which [`Fact`]. Back: `x1` = its value.
     Fact = 0x63,
+    /// Copies records of a CPU's trace ([`crate::trace`]) into the buffer, oldest first: `x0` system capability with
+    /// [`Rights::CONTROL`], `x1` CPU, `x2` place in the ring to begin at (counted modulo its length). Back: `x0` =
+    /// records copied, at most [`crate::trace::MOST_READ`]; `x1` = place behind them; `x2` = place of the next record to
+    /// be noted, where the oldest one stands too.
+    TraceRead = 0x68,
 }
 
 impl Op {
@@ -179,8 +184,11 @@ impl Op {
         Op::LinesWrite, Op::LinesRead, Op::LinesPriority, Op::LinesPriorityRead, Op::LineTarget, Op::LinesEnable,
         Op::LineTake,
         Op::LineBind, Op::LineAck, Op::LineCreate,
-        Op::SystemOff, Op::Log, Op::LogRead, Op::Fact,
+        Op::SystemOff, Op::Log, Op::LogRead, Op::Fact, Op::TraceRead,
     ];
+
+    /// The highest number of an operation.
+    pub const LAST: u16 = Op::ALL[Op::ALL.len() - 1] as u16;
 
     /// The operation with this number, if there is one.
     #[inline(always)]
@@ -190,8 +198,8 @@ impl Op {
 }
 
 /// Operations by number, so that the kernel needs one load for each.
-static BY_NUMBER: [Option<Op>; 0x64] = {
-    let mut table = [None; 0x64];
+static BY_NUMBER: [Option<Op>; Op::LAST as usize + 1] = {
+    let mut table = [None; Op::LAST as usize + 1];
     let mut i = 0;
     while i < Op::ALL.len() {
         table[Op::ALL[i] as usize] = Some(Op::ALL[i]);
@@ -723,6 +731,9 @@ mod tests {
             assert!((pair[0] as u8) < pair[1] as u8);
         }
         assert_eq!(Op::from_number(0x63), Some(Op::Fact));
+        assert_eq!(Op::from_number(0x64), None);
+        assert_eq!(Op::from_number(Op::LAST), Op::ALL.last().copied());
+        assert_eq!(Op::from_number(Op::LAST + 1), None);
         assert_eq!(Op::from_number(0xff), None);
     }
 

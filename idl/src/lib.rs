@@ -2,7 +2,8 @@
 //! The interfaces of Trellis: what the kernel offers, what crosses between servers, and what an image holds.
 //!
 //! Read in this order: [`kernel`] (system calls, capabilities, exits), [`boot`] (what the kernel finds in its
-//! image), [`plan`] (what root and the servers find there), [`wire`] (what travels over the serial port).
+//! image), [`plan`] (what root and the servers find there), [`wire`] (what travels over the serial port), [`trace`] (what
+//! each CPU did last).
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -14,4 +15,5 @@ pub mod boot;
 pub mod kernel;
 pub mod layout;
 pub mod plan;
+pub mod trace;
 pub mod wire;

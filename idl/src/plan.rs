@@ -8,7 +8,7 @@ use heapless::Vec;
 use serde::{Deserialize, Serialize};
 
 /// Version of this file's types.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Most servers in an image (root's signal word has one bit each).
 pub const MAX_SERVERS: usize = 48;
 /// Most guests in an image.
@@ -42,6 +42,8 @@ pub struct Plan<'a> {
     pub manifest: Part,
     /// Physical line of the board's first serial port.
     pub uart_line: u32,
+    /// Root sends what every CPU does to the host, for as long as the system runs.
+    pub trace: bool,
 }
 
 /// A piece of a program: mapped straight from the payload, or copied when it is writable.

@@ -7,6 +7,7 @@
 
 use crate::kernel::{ExitClass, Refusal};
 use crate::plan::OnReset;
+use crate::trace::Record;
 use heapless::{String, Vec};
 use serde::{Deserialize, Serialize};
 
@@ -88,7 +89,26 @@ pub enum Report {
         /// The vCPU whose exit it was and the exit's class, unless it was a thread's call.
         exit: Option<(u8, u8)>,
     },
+    /// What a CPU did, piece by piece from the start ([`Plan::trace`](crate::plan::Plan::trace)).
+    Trace {
+        /// Which CPU.
+        cpu: u8,
+        /// Records between the last piece of this CPU and this one are lost.
+        is_gap: bool,
+        /// In the order they were noted.
+        records: Vec<Record, TRACE_PIECE>,
+    },
+    /// What a CPU did before something faulted there; comes right after the report of that.
+    Last {
+        /// Which CPU.
+        cpu: u8,
+        /// In the order they were noted.
+        records: Vec<Record, TRACE_PIECE>,
+    },
 }
+
+/// Most records in a report: none takes more than 40 bytes, and a report has to fit [`MAX_PAYLOAD`].
+pub const TRACE_PIECE: usize = 12;
 
 /// How a guest ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

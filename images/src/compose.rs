@@ -36,6 +36,8 @@ pub struct Programs {
     pub p2m: Vec<u8>,
     /// The vcpu server's.
     pub vcpu: Vec<u8>,
+    /// The image shall send its trace to the host.
+    pub trace: bool,
 }
 
 struct Placed {
@@ -54,7 +56,7 @@ impl System {
         let console = place(&mut payload, "console", &programs.console, SERVER_PIECES)?;
         let p2m = place(&mut payload, "p2m", &programs.p2m, SERVER_PIECES)?;
         let vcpu = place(&mut payload, "vcpu", &programs.vcpu, SERVER_PIECES)?;
-        let mut plan = Plan { manifest, ..self.plan() };
+        let mut plan = Plan { manifest, trace: programs.trace, ..self.plan() };
         for server in &mut plan.servers {
             let program = match server.role {
                 Role::Console => &console,

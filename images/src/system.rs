@@ -103,6 +103,7 @@ impl System {
             guests: bounded(guests),
             manifest: Part::default(),
             uart_line: self.board.uart.line,
+            trace: false,
         }
     }
 

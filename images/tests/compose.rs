@@ -59,7 +59,7 @@ fn kernel(version: u32, magic: u64) -> Vec<u8> {
 
 fn programs() -> Programs {
     let program = program(6);
-    Programs { kernel: kernel(1, 0), root: program.clone(), console: program.clone(), p2m: program.clone(), vcpu: program }
+    Programs { kernel: kernel(1, 0), root: program.clone(), console: program.clone(), p2m: program.clone(), vcpu: program, trace: false }
 }
 
 fn header(image: &[u8]) -> BootHeader {

@@ -500,4 +500,10 @@ impl Machine {
     pub fn fact(self, system: &impl System, fact: Fact, detail: u64) -> Result<u64, Refusal> {
         ask(system, Op::Fact, [self.slot, fact as u64, detail]).map(|[_, value, _]| value)
     }
+
+    /// [`Op::TraceRead`]: records of a CPU that are in this thread's buffer now, the place behind them, and the place of
+    /// the next one to be noted.
+    pub fn trace_read(self, system: &impl System, cpu: u8, from: u64) -> Result<[u64; 3], Refusal> {
+        ask(system, Op::TraceRead, [self.slot, cpu.into(), from])
+    }
 }

@@ -137,7 +137,7 @@ fn by_number(op: Op, a: [u64; 6]) -> [u64; 3] {
         Drop Revoke GuestCreate GuestMap GuestUnmap GuestProtect GuestWrite GuestDestroy VcpuCreate VcpuRoute
         VcpuWindow VcpuGet VcpuSet VcpuStart VcpuReset VcpuStop VcpuException VcpuLaunch VcpuDestroy LinesWrite LinesRead
         LinesPriority LinesPriorityRead LineTarget LinesEnable LineTake LineBind LineAck LineCreate SystemOff Log LogRead
-        Fact
+        Fact TraceRead
     }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! From the loader to root: check the header, map, start the interrupt controller, make root.
 
-use crate::cpu::{BLOCK_OFFSET, Cpu, SHARED, first};
+use crate::cpu::{BLOCK_OFFSET, Cpu, SHARED, first, last_records};
 use crate::features::level_refusal;
 use crate::gic::Gic;
 use crate::isa::{self, stop};
@@ -126,11 +126,18 @@ pub(crate) fn say_all(header: &BootHeader) {
     }
 }
 
+/// Records of the trace that a panic prints.
+const LAST_WORDS: u64 = 16;
+
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     let header = header();
     let _ = writeln!(serial(header), "\nkernel panic: {info}");
     say_all(header);
+    let _ = writeln!(serial(header), "what this CPU did last:");
+    last_records(LAST_WORDS, |record| {
+        let _ = writeln!(serial(header), "{record}");
+    });
     if header.start == trellis_idl::boot::start::PSCI {
         isa::smc(0x8400_0008, 0, 0, 0);
     }

@@ -8,14 +8,14 @@ use crate::features::Features;
 use crate::gic;
 use crate::isa::{self, read, write};
 use crate::log::LOG;
-use crate::machine::Aarch64;
+use crate::machine::{Aarch64, TRACE_BYTES};
 use crate::predictor::Policy;
 use crate::registers::{self, Esr};
 use crate::silicon;
 use core::fmt::Write;
 use core::mem::offset_of;
 use trellis_core::local::{Local, Running, THREADS, VCPUS};
-use trellis_core::machine::VcpuContext;
+use trellis_core::machine::{Machine, VcpuContext};
 use trellis_core::shared::Shared;
 use trellis_core::syscall::dispatch;
 use trellis_core::thread::{Entry, FaultRecord};
@@ -24,11 +24,15 @@ use trellis_core::vcpu::mask_words;
 use trellis_core::{lines, portal, signal, vcpu};
 use trellis_idl::boot::BootHeader;
 use trellis_idl::kernel::{Answer, ExitClass, Groups, Op, Refusal};
+use trellis_idl::trace::{RECORD_WORDS, RECORDS, TraceKind};
 
-/// A CPU's block. SP_EL2 at rest points at `current`; the stack lies below.
+/// A CPU's block. SP_EL2 at rest points at `current`; the stack lies below, and below that the trace.
+///
+/// Its alignment is twice the trace's size, so that clearing one bit of a pointer goes round the ring.
 #[derive(Debug)]
-#[repr(C, align(4096))]
+#[repr(C, align(32768))]
 pub struct Cpu {
+    trace: [[u64; RECORD_WORDS]; RECORDS as usize],
     stack: [u8; STACK],
     current: *mut Thread,
     mode: u64,
@@ -39,11 +43,13 @@ pub struct Cpu {
     interrupt: Trap,
     /// What the guarded vectors do at every entry.
     guard: u64,
-    /// The core's state of this CPU.
-    pub local: Local<Aarch64>,
     /// The hardware.
     pub machine: Aarch64,
+    /// The core's state of this CPU.
+    pub local: Local<Aarch64>,
 }
+
+const _: () = assert!(align_of::<Cpu>() as u64 == 2 * TRACE_BYTES && offset_of!(Cpu, trace) == 0);
 
 const STACK: usize = 16 * 1024;
 
@@ -53,9 +59,16 @@ const CURRENT: usize = 0;
 const MODE: usize = offset_of!(Cpu, mode) - BLOCK_OFFSET;
 const SERVER: usize = offset_of!(Cpu, server) - BLOCK_OFFSET;
 const GUARD: usize = offset_of!(Cpu, guard) - BLOCK_OFFSET;
+const NOTE: usize = offset_of!(Cpu, machine) + offset_of!(Aarch64, next_note) - BLOCK_OFFSET;
 
 core::arch::global_asm!(
-    include_str!("entry.S"), CURRENT = const CURRENT, MODE = const MODE, SERVER = const SERVER, GUARD = const GUARD,
+    include_str!("entry.S"),
+    CURRENT = const CURRENT,
+    MODE = const MODE,
+    SERVER = const SERVER,
+    GUARD = const GUARD,
+    NOTE = const NOTE,
+    NOTE_WRAP = const !TRACE_BYTES,
 );
 
 core::arch::global_asm!(include_str!("memory.S"));
@@ -90,6 +103,7 @@ impl Cpu {
     /// A CPU's block before boot.
     pub const fn new(cpu: u16) -> Self {
         Cpu {
+            trace: [[0; RECORD_WORDS]; RECORDS as usize],
             stack: [0; STACK],
             current: core::ptr::null_mut(),
             mode: 0,
@@ -113,6 +127,7 @@ impl Cpu {
                 kernel_bytes: 0,
                 header: &crate::boot::NO_HEADER,
                 guest_mode: false,
+                next_note: core::ptr::null_mut(),
             },
         }
     }
@@ -136,8 +151,11 @@ impl Cpu {
         &raw mut self.local.vcpus.at_mut(index).context
     }
 
-    /// Registers that every CPU sets once.
+    /// Registers that every CPU sets once; from here on it notes what it does.
     pub fn set_up(&mut self, header: &BootHeader) {
+        self.machine.next_note = (&raw mut self.trace).cast();
+        // Nothing but a panic looks there: whose block this CPU has.
+        write!("tpidr_el2", &raw const *self as u64);
         self.machine.policy = silicon::choose(header);
         self.guard = self.machine.policy.guard() | u64::from(isa::features().has(Features::ERRORS)) << 41;
         self.set_vectors(false);
@@ -166,9 +184,12 @@ impl Cpu {
 
     /// Turns the core's word into what `entry.S` obeys; sleeps while there is nothing to run.
     fn obey(&mut self, mut next: Next) -> Obey {
+        let mut slept = false;
         loop {
             match next {
                 Next::Thread(index) => {
+                    let context = self.thread(index) as u64;
+                    self.note_change(context, slept);
                     let kind = match self.local.threads.at(index).entry {
                         Entry::Parked => PARKED,
                         Entry::Full => 8,
@@ -178,11 +199,17 @@ impl Cpu {
                     return Obey { target: self.thread(index) as u64 | kind, value: 0 };
                 }
                 Next::Guest(index) => {
+                    let context = self.vcpu(index) as u64;
+                    self.note_change(context, slept);
                     self.load(index);
                     self.machine.guest_mode = true;
                     return Obey { target: self.vcpu(index) as u64, value: 0 };
                 }
                 Next::Idle => {
+                    if !slept {
+                        self.machine.note(TraceKind::Idle.with(0), 0, 0);
+                    }
+                    slept = true;
                     isa::wfi();
                     // An SError pending now is the kernel's own; it would keep the CPU awake (ISR_EL1.A).
                     if read!("isr_el1") & 1 << 8 != 0 {
@@ -196,6 +223,14 @@ impl Cpu {
                     next = take(&mut self.local, &SHARED, &mut self.machine, Trap::Spurious);
                 }
             }
+        }
+    }
+
+    /// Another than the one that came in goes on. That the same one does shows by what it does next.
+    #[inline(always)]
+    fn note_change(&mut self, context: u64, slept: bool) {
+        if slept || self.current as u64 != context {
+            self.machine.note(TraceKind::Runs.with(0), 0, context);
         }
     }
 
@@ -237,12 +272,15 @@ impl Cpu {
     /// Acknowledges an interrupt and says what it means.
     fn interrupt(&mut self) -> Trap {
         let line = self.machine.gic.acknowledge();
+        let context = if self.local.running == Running::Idle { 0 } else { self.current as u64 };
+        self.machine.note(TraceKind::Interrupt.with(0), line.into(), context);
         self.meaning(line)
     }
 
     /// More must be decided about an interrupt than its hot door does.
     #[cold]
-    fn undecided(&mut self, trap: Trap) -> u64 {
+    fn undecided(&mut self, trap: Trap, line: u32) -> u64 {
+        self.machine.note(TraceKind::Interrupt.with(0), line.into(), self.current as u64);
         self.interrupt = trap;
         UNDECIDED
     }
@@ -294,7 +332,7 @@ extern "C" fn svc_door(a0: u64, a1: u64, a2: u64, a3: u64, a4: u64, a5: u64, num
         CALL => portal::call(&mut cpu.local, &SHARED, a0, a1),
         REPLY => portal::reply(&mut cpu.local, a0, a1),
         SIGNAL => return signal_door(cpu, a0),
-        n if n > Op::Fact as u64 => Next::Same(Refusal::NoOperation.to_register()),
+        n if n > Op::LAST as u64 => Next::Same(Refusal::NoOperation.to_register()),
         _ => Next::Slow,
     };
     match next {
@@ -361,7 +399,7 @@ extern "C" fn slow_door(at: *mut u8) -> Obey {
 
 /// A guest stopped or a server faulted; everything is in the running context.
 #[unsafe(no_mangle)]
-extern "C" fn exit_door(at: *mut u8, esr: u64) -> Obey {
+extern "C" fn exit_door(esr: u64, at: *mut u8) -> Obey {
     // SAFETY: `entry.S` passes SP_EL2 at rest.
     let cpu = unsafe { Cpu::from_stack(at) };
     let Running::Vcpu(index) = cpu.local.running else {
@@ -497,7 +535,7 @@ extern "C" fn irq_door(at: *mut u8) -> u64 {
 fn timer_door(cpu: &mut Cpu) -> u64 {
     match trap::interrupt(&mut cpu.local, &SHARED, &mut cpu.machine, Trap::VirtualTimer) {
         Next::Again => SAME,
-        _ => cpu.undecided(Trap::VirtualTimer),
+        _ => cpu.undecided(Trap::VirtualTimer, gic::VIRTUAL_TIMER),
     }
 }
 
@@ -506,7 +544,7 @@ fn kick_door(cpu: &mut Cpu) -> u64 {
     cpu.machine.gic.deactivate(gic::KICK);
     match trap::interrupt(&mut cpu.local, &SHARED, &mut cpu.machine, Trap::Kick) {
         Next::Again => SAME,
-        _ => cpu.undecided(Trap::Kick),
+        _ => cpu.undecided(Trap::Kick, gic::KICK),
     }
 }
 
@@ -515,7 +553,7 @@ fn line_door(cpu: &mut Cpu, line: u32) -> u64 {
     let running = cpu.local.running;
     let trap = cpu.meaning(line);
     if !matches!(trap, Trap::Line(_)) {
-        return cpu.undecided(trap);
+        return cpu.undecided(trap, line);
     }
     match trap::interrupt(&mut cpu.local, &SHARED, &mut cpu.machine, trap) {
         Next::Overtake { thread, .. } => {
@@ -525,7 +563,7 @@ fn line_door(cpu: &mut Cpu, line: u32) -> u64 {
             cpu.hide_guest(thread);
             cpu.thread(thread) as u64 | PARKED
         }
-        _ => cpu.undecided(trap),
+        _ => cpu.undecided(trap, line),
     }
 }
 
@@ -542,7 +580,7 @@ extern "C" fn irq_slow_door(at: *mut u8) -> Obey {
 
 /// A guest's EL0 was in AArch32 (narrow.rs). It has no devices: a touch of one stops the guest with a report.
 #[unsafe(no_mangle)]
-extern "C" fn exit_32_door(at: *mut u8, esr: u64) -> Obey {
+extern "C" fn exit_32_door(esr: u64, at: *mut u8) -> Obey {
     // SAFETY: `entry.S` passes SP_EL2 at rest.
     let cpu = unsafe { Cpu::from_stack(at) };
     match cpu.local.running {
@@ -574,7 +612,7 @@ extern "C" fn again_door(at: *mut u8) {
 
 /// An SError: the guest's that runs, or a server's.
 #[unsafe(no_mangle)]
-extern "C" fn system_error_door(at: *mut u8, esr: u64) -> Obey {
+extern "C" fn system_error_door(esr: u64, at: *mut u8) -> Obey {
     // SAFETY: `entry.S` passes SP_EL2 at rest.
     let cpu = unsafe { Cpu::from_stack(at) };
     system_error(cpu, esr, 0)
@@ -624,6 +662,17 @@ extern "C" fn own_error_door(esr: u64) {
 #[unsafe(no_mangle)]
 extern "C" fn own_fault_door(at: *mut u8, esr: u64, elr: u64, far: u64) -> ! {
     panic!("fault in the kernel: esr {esr:#x}, elr {elr:#x}, far {far:#x}, block {at:?}");
+}
+
+/// What this CPU did last, for a kernel that is about to end. Nothing before its block is set up.
+pub fn last_records(count: u64, mut show: impl FnMut(trellis_idl::trace::Record)) {
+    let block = read!("tpidr_el2") as *const Cpu;
+    if block.is_null() {
+        return;
+    }
+    // SAFETY: `set_up` put this CPU's block there. Whoever held it mutably panicked and never comes back.
+    let cpu = unsafe { &*block };
+    trellis_core::trace::last(&cpu.local, &cpu.machine, count).for_each(&mut show);
 }
 
 /// Starts root: the first entry from boot.

@@ -109,6 +109,17 @@
     str     x6, [x3, 272]
     .endm
 
+    // Notes x0 = ESR, x2 = program counter, x1 = context in this CPU's trace, with the time. Two stores of a pair, a mask
+    // that goes round the ring: no other CPU ever touches it.
+    .macro  note_exit
+    ldr     x5, [sp, {NOTE}]
+    mrs     x6, cntpct_el0
+    stp     x0, x2, [x5], 16
+    stp     x6, x1, [x5], 16
+    and     x5, x5, {NOTE_WRAP}
+    str     x5, [sp, {NOTE}]
+    .endm
+
     // From the running thread to the one whose context + tag is in x0; x1 becomes its x0.
     .macro  switch_thread tag
     ldr     x3, [sp, {CURRENT}]
@@ -280,8 +291,8 @@ slow:
 // A guest stopped, or a server faulted. x0 = ESR.
 exit:
     save_all
-    mov     x1, x0
-    mov     x0, sp
+    note_exit
+    mov     x1, sp
     bl      exit_door
     tbz     x0, 0, not_delivered
 
@@ -310,7 +321,6 @@ delivered:
     ldp     x25, x26, [x3, 368]
     ldp     x27, x28, [x3, 384]
     mov     x0, x1
-    b       clear_scratch
 
 // What a guest or another domain had in scratch registers is not for the next one.
 clear_scratch:
@@ -402,16 +412,18 @@ guarded_irq:
 exit_32:
     stp     x0, x1, [sp, -16]
     save_all
-    mov     x0, sp
-    mrs     x1, esr_el2
+    mrs     x0, esr_el2
+    note_exit
+    mov     x1, sp
     bl      exit_32_door
     b       obey
 
 system_error:
     stp     x0, x1, [sp, -16]
     save_all
-    mov     x0, sp
-    mrs     x1, esr_el2
+    mrs     x0, esr_el2
+    note_exit
+    mov     x1, sp
     bl      system_error_door
     b       obey
 

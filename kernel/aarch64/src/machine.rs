@@ -14,6 +14,7 @@ use trellis_core::lines::ListEntry;
 use trellis_core::machine::{Entry, Machine, Memory, NEVER, Page, Stale, Ticks};
 use trellis_idl::boot::BootHeader;
 use trellis_idl::kernel::{Fact, Refusal};
+use trellis_idl::trace::{RECORD_WORDS, RECORDS};
 
 /// Ranges of more pages than this are invalidated as a whole.
 const MOST_SINGLE: u64 = 64;
@@ -47,7 +48,12 @@ pub struct Aarch64 {
     pub header: &'static BootHeader,
     /// SCTLR_EL1 of the loaded vCPU is in the hardware (else in its context).
     pub guest_mode: bool,
+    /// Where the next record of this CPU's trace goes; `entry.S` moves it on too.
+    pub next_note: *mut [u64; RECORD_WORDS],
 }
+
+/// Bytes of a CPU's trace.
+pub const TRACE_BYTES: u64 = RECORDS * RECORD_WORDS as u64 * 8;
 
 impl Memory for Aarch64 {
     #[inline(always)]
@@ -404,5 +410,24 @@ impl Machine for Aarch64 {
             count += 1;
         }
         count
+    }
+    #[inline(always)]
+    fn note(&mut self, what: u64, argument: u64, context: u64) {
+        let place = self.next_note;
+        let time = read!("cntpct_el0");
+        // SAFETY: `Cpu::set_up` put this at the first record of the CPU's ring, and it only moves round in it.
+        unsafe { place.write_volatile([what, argument, time, context]) };
+        self.next_note = (place as u64 + size_of::<[u64; RECORD_WORDS]>() as u64 & !TRACE_BYTES) as *mut _;
+    }
+
+    fn noted(&self, place: u64) -> [u64; 4] {
+        let first = self.next_note as u64 & !(TRACE_BYTES - 1);
+        let record = (first as *const [u64; RECORD_WORDS]).wrapping_add((place % RECORDS) as usize);
+        // SAFETY: in this CPU's ring, whose beginning its alignment gives.
+        unsafe { record.read_volatile() }
+    }
+
+    fn next_note(&self) -> u64 {
+        (self.next_note as u64 & (TRACE_BYTES - 1)) / (RECORD_WORDS as u64 * 8)
     }
 }

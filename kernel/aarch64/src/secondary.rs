@@ -5,6 +5,7 @@ use crate::boot::header;
 use crate::cpu::{BLOCK_OFFSET, Cpu, SHARED};
 use crate::gic::Gic;
 use crate::isa::{self, read};
+use crate::machine::TRACE_BYTES;
 use crate::silicon;
 use crate::stage1;
 use core::sync::atomic::Ordering;
@@ -37,9 +38,11 @@ pub struct Others {
 /// on; CPUs for which there is no room or which firmware refuses stay off.
 pub fn start_all(boot: &Cpu, header: &BootHeader, first: u64, pages: u64) -> Others {
     let mut others = Others { pages: 0, started: 0 };
-    if header.start == start::NONE {
+    if header.start == start::NONE || header.cpus < 2 {
         return others;
     }
+    // A block's alignment is what makes its trace go round.
+    others.pages = (first.wrapping_neg() % (align_of::<Cpu>() as u64 / 4096)).min(pages);
     for cpu in 1..header.cpus.min(64) as u16 {
         if others.pages + PAGES > pages {
             break;
@@ -69,7 +72,7 @@ impl Others {
     }
 }
 
-/// Copies the block without its stack, names it, and cleans it: its CPU begins with the caches off.
+/// Copies the block without its stack, with an empty trace, names it, and cleans it: its CPU begins with the caches off.
 fn make_block(boot: &Cpu, at: u64, cpu: u16) {
     let block = at as *mut Cpu;
     // SAFETY: `at` is free memory of the block's size and alignment; the boot block holds no pointer into itself and no
@@ -78,6 +81,7 @@ fn make_block(boot: &Cpu, at: u64, cpu: u16) {
         let source = (boot as *const Cpu).cast::<u8>().add(BLOCK_OFFSET);
         let target = block.cast::<u8>().add(BLOCK_OFFSET);
         core::ptr::copy_nonoverlapping(source, target, size_of::<Cpu>() - BLOCK_OFFSET);
+        core::ptr::write_bytes(block.cast::<u8>(), 0, TRACE_BYTES as usize);
         (*block).local.set_cpu(cpu);
     }
     let mut line = at;

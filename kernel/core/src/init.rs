@@ -4,7 +4,7 @@
 use crate::cap::{Cap, CapWord};
 use crate::domain::Domain;
 use crate::frame::{MapName, Run, Use};
-use crate::local::{Local, Running};
+use crate::local::{Local, Running, THREADS};
 use crate::machine::{Machine, Page, ThreadContext};
 use crate::pool::{Empty, Id};
 use crate::schedule::{self, Budget};
@@ -12,7 +12,8 @@ use crate::shared::{Control, DOMAINS, Shared};
 use crate::space::Space;
 use crate::table::TableRange;
 use crate::thread::{Entry, Thread, ThreadState};
-use trellis_idl::boot::BootHeader;
+use core::sync::atomic::Ordering;
+use trellis_idl::boot::{BootHeader, MAX_CPUS};
 use trellis_idl::kernel::{Access, Kind, PAGE, Refusal, Rights};
 use trellis_idl::layout::{self, root_slot};
 
@@ -167,6 +168,7 @@ fn make_thread<M: Machine>(
     local.threads.at_mut(index).budget = index;
     local.budgets[index as usize] = Budget::new(PRIORITY, 0, 0);
     shared.publish(local.cpu, index, id.0);
+    shared.cpus[local.cpu as usize % MAX_CPUS].buffers[id.index() % THREADS].store(buffer, Ordering::Release);
     schedule::ready(local, index, Running::Thread(index));
     Ok(id)
 }

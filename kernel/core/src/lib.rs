@@ -6,7 +6,7 @@
 //! [`local`] and [`shared`] (state), [`portal`] (IPC), [`vcpu`] (exits), [`schedule`] (time), [`patience`] (deadlines of
 //! answers), [`lines`] (virtual interrupts), [`source`] and [`queue`] (interrupts that a server forwards), [`space`] and
 //! [`frame`] (memory), [`grace`] (when what was taken away may be used again), [`syscall`] (the table of operations),
-//! [`init`] (the first domain).
+//! [`trace`] (what happened last), [`init`] (the first domain).
 //!
 //! Four principles: the kernel decides, returns, and is carried out once; a CPU's own objects are reached without
 //! locks or atomics ([`local::Local`]); what CPUs share is atomic or behind one lock each ([`shared::Shared`]); a
@@ -46,6 +46,7 @@ pub mod space;
 pub mod syscall;
 pub mod table;
 pub mod thread;
+pub mod trace;
 pub mod trap;
 pub mod vcpu;
 pub mod word;

@@ -111,6 +111,13 @@ pub trait Machine: Memory + Sized + core::fmt::Debug {
     fn log(&mut self, address: u64, bytes: u64);
     /// Takes bytes of the log into a page.
     fn log_read(&mut self, address: u64, most: u64) -> u64;
+    /// Appends to this CPU's trace, with the time: a first word ([`trellis_idl::trace::TraceKind::with`]), an argument,
+    /// and whom it is about ([`crate::trace::place_of`] its context, or 0).
+    fn note(&mut self, what: u64, argument: u64, context: u64);
+    /// Words of the trace at a place below [`trellis_idl::trace::RECORDS`]: what, argument, time, context.
+    fn noted(&self, place: u64) -> [u64; 4];
+    /// The place that the next one will have.
+    fn next_note(&self) -> u64;
 }
 
 /// What the core needs of a thread's saved state.

@@ -6,7 +6,7 @@
 
 use crate::errand::{Errand, each};
 use crate::lines;
-use crate::local::{Local, Running, VCPUS};
+use crate::local::{Local, Running, THREADS, VCPUS};
 use crate::machine::{Machine, ThreadContext};
 use crate::pool::Id;
 use crate::request::Asked;
@@ -144,7 +144,11 @@ pub(crate) fn retract<M: Machine>(local: &mut Local<M>, shared: &Shared, machine
 }
 
 fn serve<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, asked: &Asked) -> [u64; 3] {
-    syscall::perform_for(local, shared, machine, asked.table, asked.number, &asked.arguments)
+    // The asker sleeps until it is answered, and its buffer stays its own for as long as it lives.
+    let asker = Id::<Thread<M>>::from_word(asked.thread);
+    let mail = &shared.cpus[asker.home() as usize % MAX_CPUS];
+    let buffer = mail.buffers[asker.index() % THREADS].load(Ordering::Acquire);
+    syscall::perform_for(local, shared, machine, asked.table, buffer, asked.number, &asked.arguments)
         .unwrap_or_else(|refusal| [refusal.to_register(), 0, 0])
 }
 

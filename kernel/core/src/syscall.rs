@@ -12,10 +12,13 @@ use crate::shared::Shared;
 use crate::signal;
 use crate::table::TableRange;
 use crate::thread::{Entry, ThreadState};
+use crate::trace::place_of;
 use crate::trap::Next;
 use crate::grace::Mark;
 use crate::shared::Control;
+use trellis_idl::boot::MAX_CPUS;
 use trellis_idl::kernel::{Access, Kind, Op, Refusal, Rights};
+use trellis_idl::trace::TraceKind;
 
 mod capability;
 mod domain;
@@ -40,6 +43,8 @@ struct Call<'a, M: Machine> {
     caller: Option<u16>,
     /// Where the operation goes on, when it says [`Refusal::WrongCpu`] and that is not the home of what it names.
     elsewhere: Option<u16>,
+    /// Page of its message buffer, wherever it lives; 0 = none.
+    buffer: u64,
 }
 
 /// What an operation says that has come nearer to its end, and must be asked for again.
@@ -65,9 +70,9 @@ pub fn dispatch<M: Machine>(
         Some(op) => {
             // Nothing that was read in an earlier entry is in use any more.
             shared.grace.pass(local.cpu);
-            let table = local.threads.at(me).table;
+            let (table, buffer) = (local.threads.at(me).table, local.threads.at(me).buffer);
             let ready = local.ready;
-            let mut call = Call { local, shared, machine, table, a, caller: Some(me), elsewhere: None };
+            let mut call = Call { local, shared, machine, table, a, caller: Some(me), buffer, elsewhere: None };
             let result = call.perform(op);
             let elsewhere = call.elsewhere;
             match result {
@@ -89,6 +94,8 @@ pub fn dispatch<M: Machine>(
         }
     };
     result.unwrap_or_else(|refusal| {
+        let context = place_of(&local.threads.at(me).context);
+        machine.note(TraceKind::Refused.with(number.into()), refusal as u64, context);
         local.threads.at_mut(me).context.set_return([refusal.to_register(), 0, 0]);
         local.running = Running::Thread(me);
         schedule::go_on(local, shared, machine)
@@ -98,17 +105,19 @@ pub fn dispatch<M: Machine>(
 /// The CPU on which an operation that is not for this one must be done.
 fn home_of(shared: &Shared, table: TableRange, op: Op, a: &[u64; 6]) -> Result<u16, Refusal> {
     match op {
-        Op::ThreadCreate | Op::VcpuCreate => u16::try_from(a[1]).map_err(|_| Refusal::OutOfRange),
+        Op::ThreadCreate | Op::VcpuCreate | Op::TraceRead => {
+            u16::try_from(a[1]).ok().filter(|cpu| usize::from(*cpu) < MAX_CPUS).ok_or(Refusal::OutOfRange)
+        }
         _ => Ok(Id::<()>::from_word(shared.table.read(table, a[0]).name).home()),
     }
 }
 
-/// Does an operation for a thread of another CPU, with its domain's capability table.
+/// Does an operation for a thread of another CPU, with its domain's capability table and its message buffer.
 pub(crate) fn perform_for<M: Machine>(
-    local: &mut Local<M>, shared: &Shared, machine: &mut M, table: TableRange, number: u16, a: &[u64; 6],
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, table: TableRange, buffer: u64, number: u16, a: &[u64; 6],
 ) -> Done {
     let op = Op::from_number(number).ok_or(Refusal::NoOperation)?;
-    let mut call = Call { local, shared, machine, table, a, caller: None, elsewhere: None };
+    let mut call = Call { local, shared, machine, table, a, caller: None, buffer, elsewhere: None };
     match call.perform(op) {
         // What is left is a third CPU's: whoever asks sends it there.
         Err(Refusal::WrongCpu) if call.elsewhere.is_some() => MORE,
@@ -171,6 +180,7 @@ impl<M: Machine> Call<'_, M> {
             Op::Log => self.log(),
             Op::LogRead => self.log_read(),
             Op::Fact => self.fact(),
+            Op::TraceRead => self.trace_read(),
             Op::Call | Op::ReplyAndWait | Op::Forward | Op::Wait | Op::Exit | Op::Yield => Err(Refusal::NoOperation),
         }
     }

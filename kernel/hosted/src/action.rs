@@ -128,6 +128,7 @@ fn shape(op: Op) -> [Shape; 6] {
         Op::Log => of(&[Below(64)]),
         Op::LogRead => of(&[Of(Kind::System)]),
         Op::Fact => of(&[Of(Kind::System), Below(10), Below(10)]),
+        Op::TraceRead => of(&[Of(Kind::System), Below(3), Below(600)]),
     }
 }
 

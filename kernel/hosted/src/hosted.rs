@@ -15,12 +15,14 @@ use trellis_core::machine::{Machine, NEVER, VcpuContext};
 use trellis_core::shared::Shared;
 use trellis_core::syscall::dispatch;
 use trellis_core::thread::Entry;
+use trellis_core::trace::place_of;
 use trellis_core::trap::{Next, Trap, interrupt, take};
 use trellis_core::vcpu::mask_words;
 use trellis_core::{init, lines, portal, signal, vcpu};
 use trellis_idl::boot::{BootHeader, MAGIC, Range, Segment};
 use trellis_idl::kernel::{Access, ExitClass, Groups, Op, Refusal};
 use trellis_idl::layout;
+use trellis_idl::trace::TraceKind;
 
 /// First page of memory: 1 GiB.
 pub const FIRST_PAGE: u64 = 0x4_0000;
@@ -159,7 +161,7 @@ impl Hosted {
             CALL => portal::call(&mut this.local, &self.shared, a[0], a[1]),
             REPLY => portal::reply(&mut this.local, a[0], a[1]),
             SIGNAL => signal::overtaking(&mut this.local, &self.shared, &mut this.machine, a[0]),
-            n if n > Op::Fact as u16 => Next::Same(Refusal::NoOperation.to_register()),
+            n if n > Op::LAST => Next::Same(Refusal::NoOperation.to_register()),
             _ => Next::Slow,
         };
         if next == Next::Slow {
@@ -184,6 +186,7 @@ impl Hosted {
         let Running::Vcpu(index) = this.local.running else { panic!("no guest runs on CPU {cpu}") };
         words[0] |= class as u64;
         this.local.vcpus.at_mut(index).context.set_exit(words);
+        this.machine.note(TraceKind::Exit.with(words[1]), words[4], place_of(&this.local.vcpus.at(index).context));
         let mut next = vcpu::exited(&mut this.local, index, class as u8);
         if next == Next::Slow {
             next = take(&mut this.local, &self.shared, &mut this.machine, Trap::Exit(class as u8));
@@ -313,14 +316,21 @@ impl Cpu {
             }
             Next::Thread(index) => {
                 let thread = self.local.threads.at(index);
+                self.machine.note(TraceKind::Runs.with(0), 0, place_of(&thread.context));
                 self.registers = match thread.entry {
                     Entry::Parked => thread.context.parked,
                     Entry::Full => thread.context.full,
                 };
                 Now::Thread(index)
             }
-            Next::Guest(index) => self.enter(index),
-            Next::Idle => Now::Idle,
+            Next::Guest(index) => {
+                self.machine.note(TraceKind::Runs.with(0), 0, place_of(&self.local.vcpus.at(index).context));
+                self.enter(index)
+            }
+            Next::Idle => {
+                self.machine.note(TraceKind::Idle.with(0), 0, 0);
+                Now::Idle
+            }
             Next::Slow => panic!("a hot door's word from a slow one"),
         };
         self.now

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use trellis_core::lines::{LIST_ENTRIES, ListEntry};
 use trellis_core::machine::{Entry, Machine, Memory, NEVER, Page, Stale, Ticks};
 use trellis_idl::kernel::{Fact, Refusal};
+use trellis_idl::trace::RECORDS;
 
 /// Ticks a second.
 pub const HERTZ: u64 = 1_000_000;
@@ -35,6 +36,9 @@ pub struct HostedMachine {
     pub timer_active: bool,
     /// Address of the context that is loaded, as an identity and nothing else; 0 = none.
     loaded: usize,
+    /// The trace: words of each record, and where the next one goes.
+    trace: Box<[[u64; 4]; RECORDS as usize]>,
+    next_note: u64,
 }
 
 impl HostedMachine {
@@ -50,7 +54,14 @@ impl HostedMachine {
             cpus,
             timer_active: false,
             loaded: 0,
+            trace: Box::new([[0; 4]; RECORDS as usize]),
+            next_note: 0,
         }
+    }
+
+    /// Records noted so far, if the trace has not gone round yet.
+    pub fn trace_length(&self) -> u64 {
+        self.next_note
     }
 
     /// Puts a vCPU's state into the hardware. The one that was there must have been unloaded.
@@ -200,5 +211,19 @@ impl Machine for HostedMachine {
             }
         }
         count
+    }
+    fn note(&mut self, what: u64, argument: u64, context: u64) {
+        // This clock stands still while a board's would not; a time of 0 means that nothing was noted.
+        let time = self.now() + 1;
+        self.trace[self.next_note as usize] = [what, argument, time, context];
+        self.next_note = (self.next_note + 1) % RECORDS;
+    }
+
+    fn noted(&self, place: u64) -> [u64; 4] {
+        self.trace[(place % RECORDS) as usize]
+    }
+
+    fn next_note(&self) -> u64 {
+        self.next_note
     }
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use trellis_idl::kernel::{Access, Op, PAGE, Refusal, Rights, WORDS};
 use trellis_idl::layout::{PROGRAM, ring, root_slot};
 use trellis_idl::plan::*;
+use trellis_idl::trace::{MOST_READ, RECORDS, Record};
 use trellis_runtime::{RingPage, System};
 
 /// Pages of the payload.
@@ -63,6 +64,9 @@ struct State {
     vcpus: Vec<BTreeMap<u64, (Object, u64, u64)>>,
     windows: Vec<Vec<(u64, u64, u64)>>,
     line: Option<(u64, Object)>,
+    /// The trace of every CPU, and the bytes that a read put into the buffer.
+    noted: Vec<Record>,
+    read: Vec<u8>,
     log: Vec<(Op, [u64; 6])>,
 }
 
@@ -107,6 +111,11 @@ impl Fake {
             calls: RefCell::default(),
             refuse_calls: Cell::new(None),
         }
+    }
+
+    /// CPUs note this.
+    pub fn note(&self, record: Record) {
+        self.state.borrow_mut().noted.push(record);
     }
 
     /// Free memory's parts: machine page and pages.
@@ -314,6 +323,19 @@ impl State {
             }
             Op::Clock => Ok([1_000_000, 1_000_000_000, 0]),
             Op::Fact => Ok([0, 7, 0]),
+            Op::TraceRead => {
+                let noted = self.noted.len() as u64;
+                let (from, next) = (a[2] % RECORDS, noted % RECORDS);
+                let count = (next.wrapping_sub(from) % RECORDS).min(MOST_READ);
+                // What stands at a place is the newest that was noted there.
+                let at = |place: u64| {
+                    let back = next.wrapping_sub(place).wrapping_sub(1) % RECORDS + 1;
+                    noted.checked_sub(back).map(|index| self.noted[index as usize])
+                };
+                let words = (from..from + count).flat_map(|place| at(place % RECORDS).map_or([0; 4], |r| r.to_words()));
+                self.read = words.flat_map(u64::to_le_bytes).collect();
+                Ok([count, (from + count) % RECORDS, next])
+            }
             Op::Signal | Op::VcpuStop | Op::ThreadDestroy => self.cap(a[0]).map(|_| [0; 3]),
             Op::Revoke => {
                 let object = self.cap(a[0])?;
@@ -363,7 +385,10 @@ impl System for Fake {
     }
 
     fn with_buffer<R>(&self, f: impl FnOnce(&mut [u8; 4096]) -> R) -> R {
-        f(&mut [0; 4096])
+        let mut buffer = [0; 4096];
+        let state = self.state.borrow();
+        buffer[..state.read.len()].copy_from_slice(&state.read);
+        f(&mut buffer)
     }
 }
 
@@ -477,5 +502,6 @@ pub fn plan() -> Plan<'static> {
         guests: [guest(0), guest(1)].into_iter().collect(),
         manifest: Part::default(),
         uart_line: 33,
+        trace: false,
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! [`check`] trusts nothing in the plan that an index could break. [`supply`] hands out memory, [`build`] makes the
 //! servers and [`guest`] the guests, [`wire`] the rings between them, [`estate`] all that belongs to one guest together. Then [`policy`] decides what follows from what
-//! happens, a value without any system call, and [`run`] carries it out.
+//! happens, a value without any system call, and [`run`] carries it out. [`trace`] sends what CPUs did last.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -16,6 +16,7 @@ pub mod guest;
 pub mod policy;
 pub mod run;
 pub mod supply;
+pub mod trace;
 pub mod wire;
 #[cfg(test)]
 mod fake;

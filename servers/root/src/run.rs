@@ -6,13 +6,14 @@ use crate::estate::{self, Ends};
 use crate::guest::{self, Made};
 use crate::policy::{Action, Death, Event, Policy};
 use crate::supply::{Lot, Supply};
+use crate::trace::{self, Tracer};
 use crate::wire::Rings;
 use crate::{Board, StartError, Step, check, wire};
 use heapless::Vec;
 use trellis_idl::kernel::{Fact, Refusal, Rights, ThreadFault, WORDS};
 use trellis_idl::layout::{DEVICE, console_signal, ring, root_signal, root_slot, slot};
 use trellis_idl::plan::{MAX_GUESTS, MAX_SERVERS, Plan, Role};
-use trellis_idl::wire::{Fault, P2mOp, Report, ToRoot, VcpuOp, from_answer};
+use trellis_idl::wire::{Fault, GuestEnd, P2mOp, Report, ToRoot, VcpuOp, from_answer};
 use trellis_runtime::handle::clock;
 use trellis_runtime::{Consumer, Frames, Machine, Portal, Producer, Signal, System, Thread, log};
 
@@ -41,6 +42,7 @@ pub struct Root<'a, B> {
     policy: Policy,
     /// A server has more to say than was taken.
     unheard: u64,
+    tracer: Tracer,
     off: bool,
 }
 
@@ -61,8 +63,10 @@ impl<'a, B: Board> Root<'a, B> {
         let servers = core::iter::repeat_n(console, plan.servers.len()).collect();
         let (guests, lots) = (Vec::new(), Vec::new());
         let policy = Policy::new(plan);
+        let cpus = if plan.trace { MACHINE.fact(system, Fact::Cpus, 0).unwrap_or(0) } else { 0 };
+        let tracer = Tracer::new(cpus);
         let mut root =
-            Root { board, plan, supply, servers, guests, lots, console: output, policy, unheard: 0, off: false };
+            Root { board, plan, supply, servers, guests, lots, console: output, policy, unheard: 0, tracer, off: false };
         for index in 0..plan.guests.len() {
             root.make_guest(system, index)?;
         }
@@ -121,9 +125,10 @@ impl<'a, B: Board> Root<'a, B> {
     pub fn step(&mut self, system: &impl System) {
         let all = (1u64 << self.servers.len()) - 1;
         let bits = match core::mem::take(&mut self.unheard) {
-            0 => system.wait(all, 0),
+            0 => system.wait(all, self.tracer.deadline(system)),
             unheard => unheard,
         };
+        self.drain(system);
         for index in (0..self.servers.len()).filter(|index| bits & root_signal::server(*index) != 0) {
             self.listen(system, index);
         }
@@ -190,7 +195,10 @@ impl<'a, B: Board> Root<'a, B> {
         while let Some(event) = next.take() {
             for action in self.policy.decide(event) {
                 match action {
-                    Action::Report(report) => self.report(system, &report),
+                    Action::Report(report) => {
+                        self.report(system, &report);
+                        self.report_last(system, &report);
+                    }
                     Action::Stop(guest) => self.stop_guest(system, guest.into()),
                     Action::Reboot(guest) => {
                         if let Err(why) = self.reboot(system, guest.into()) {
@@ -287,6 +295,36 @@ impl<'a, B: Board> Root<'a, B> {
         }
     }
 
+    /// Sends what CPUs did since the last time, if that is wanted.
+    fn drain(&mut self, system: &impl System) {
+        let mut tracer = core::mem::replace(&mut self.tracer, Tracer::new(0));
+        tracer.drain(system, |report| self.report(system, report));
+        self.tracer = tracer;
+    }
+
+    /// What the CPU did on which the reported fault was.
+    fn report_last(&self, system: &impl System, report: &Report) {
+        let cpu = match report {
+            Report::GuestEnded { guest, end: GuestEnd::Crash(crash) } => {
+                let guest = self.plan.guests.get(usize::from(*guest));
+                guest.and_then(|guest| guest.cpus.get(usize::from(crash.vcpu)).copied())
+            }
+            Report::ServerFaulted { server, .. } => self.faulted_on(system, usize::from(*server)),
+            _ => None,
+        };
+        if let Some(cpu) = cpu {
+            trace::last(system, cpu, |report| self.report(system, report));
+        }
+    }
+
+    /// The CPU of a server's thread that faulted.
+    fn faulted_on(&self, system: &impl System, server: usize) -> Option<u8> {
+        let (built, plan) = (self.servers.get(server)?, self.plan.servers.get(server)?);
+        let thread = built.threads.iter().position(|thread| thread.fault(system, ThreadFault::State) == Ok(2))?;
+        // A thread behind those in the plan is on the last one's CPU.
+        plan.cpus.get(thread).or(plan.cpus.last()).copied()
+    }
+
     /// Tells the host. A console that makes no room in time misses it.
     fn report(&self, system: &impl System, report: &Report) {
         for _ in 0..PATIENCE {
@@ -307,6 +345,7 @@ impl<'a, B: Board> Root<'a, B> {
         if core::mem::replace(&mut self.off, true) {
             return;
         }
+        self.drain(system);
         if !self.policy.has_stopped(0) && self.console[1].raise(system).is_ok() {
             let (now, hz) = clock(system);
             // 64 KiB of text at the slowest usual speed take six seconds.

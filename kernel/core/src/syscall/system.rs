@@ -3,6 +3,7 @@
 
 use super::{Call, Done, one};
 use crate::machine::Machine;
+use crate::trace;
 use trellis_idl::kernel::{Fact, Kind, PAGE, Refusal, Rights};
 
 impl<M: Machine> Call<'_, M> {
@@ -25,10 +26,19 @@ impl<M: Machine> Call<'_, M> {
     }
 
     pub(super) fn buffer(&self) -> Result<u64, Refusal> {
-        match self.local.threads.at(self.local.thread()).buffer {
+        match self.buffer {
             0 => Err(Refusal::NotMapped),
             page => Ok(page * PAGE),
         }
+    }
+
+    pub(super) fn trace_read(&mut self) -> Done {
+        self.cap(0, Kind::System, Rights::CONTROL)?;
+        if self.a[1] != self.local.cpu as u64 {
+            return Err(Refusal::WrongCpu);
+        }
+        let buffer = self.buffer()?;
+        Ok(trace::read(self.local, self.machine, self.a[2], buffer / PAGE))
     }
 
     pub(super) fn log(&mut self) -> Done {
