@@ -13,6 +13,9 @@ pub const ABI: u16 = 1;
 /// Words in a message that travels in registers.
 pub const WORDS: usize = 10;
 
+/// Bits of a badge. Above them `x0` says how much of the message buffer came along.
+pub const BADGE_BITS: u32 = 48;
+
 /// Bytes of a page, of a message buffer, and of the smallest mapping.
 pub const PAGE: u64 = 4096;
 
@@ -25,7 +28,8 @@ pub enum Op {
     /// Refused: `NoCapability`, `WrongKind`, `Gone`, `Order` (the portal's rank is not lower), `WrongCpu`.
     Call = 0,
     /// Answers what this thread is serving, if anything, and waits for the next call or exit. `x0` = [`Answer`] bits
-    /// (0 when the one answered is a thread), `x1` = bytes of buffer. Back: `x0` = badge of the portal or route.
+    /// (0 when the one answered is a thread), `x1` = bytes of buffer. Back: `x0` = badge of the portal or route, and from bit
+    /// [`BADGE_BITS`] on the bytes of buffer that came with a call.
     ReplyAndWait = 1,
     /// Hands what this thread is serving, with new words, to the portal in `x0` of a higher rank, and waits for the next.
     Forward = 2,

@@ -205,7 +205,25 @@ pub enum P2mOp {
     Protect = 4,
     /// Shows zeroes, to be read only, at the guest page `m1`, which is not memory. Back: `m0`.
     Blank = 5,
+    /// Makes sure that all of [`PageRanges`] have frames; the body stands as `runtime::message` says, in the words or in the
+    /// message buffer. Back: nothing, or the refusal of the first range that cannot have them.
+    PopulateAll = 6,
 }
+
+/// Guest pages: the first, and how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRange {
+    /// First page.
+    pub first: u64,
+    /// Pages.
+    pub pages: u64,
+}
+
+/// Most ranges of [`P2mOp::PopulateAll`].
+pub const MAX_RANGES: usize = 128;
+
+/// What [`P2mOp::PopulateAll`] is asked with.
+pub type PageRanges = Vec<PageRange, MAX_RANGES>;
 
 impl VcpuOp {
     /// The operation with this number.
@@ -227,6 +245,7 @@ impl P2mOp {
             3 => Some(P2mOp::Reset),
             4 => Some(P2mOp::Protect),
             5 => Some(P2mOp::Blank),
+            6 => Some(P2mOp::PopulateAll),
             _ => None,
         }
     }

@@ -24,6 +24,7 @@
 pub mod handle;
 pub mod log;
 pub mod memory;
+pub mod message;
 pub mod ring;
 pub mod serve;
 pub mod shared;

@@ -6,7 +6,7 @@ use crate::svc::{Asked, Svc};
 use crate::system::{Reply, Server, System};
 #[cfg(target_os = "none")]
 use trellis_idl::kernel::{Answer, Refusal};
-use trellis_idl::kernel::{Exit, WORDS};
+use trellis_idl::kernel::{BADGE_BITS, Exit, WORDS};
 use trellis_idl::layout::badge as badges;
 
 /// Asks the server: the badge says whether a vCPU stopped or somebody called.
@@ -15,7 +15,16 @@ pub fn dispatch(server: &impl Server, system: &impl System, badge: u64, words: [
     if badges::kind(badge) == badges::EXIT {
         server.exit(system, badge, &Exit::from_words(words))
     } else {
-        server.call(system, badge, words)
+        ask(server, system, badge, words)
+    }
+}
+
+/// A call: what stands above the badge says how much of the message buffer came along.
+fn ask(server: &impl Server, system: &impl System, x0: u64, words: [u64; WORDS]) -> Reply {
+    let badge = x0 & ((1 << BADGE_BITS) - 1);
+    match x0 >> BADGE_BITS {
+        0 => server.call(system, badge, words),
+        bytes => server.letter(system, badge, words, bytes as usize),
     }
 }
 
@@ -36,7 +45,7 @@ pub fn serve<S: Server>(server: &S) -> ! {
             match server.exit(&system, badge, &Exit::from_words(words)) {
                 Reply::Exit(answer, words) => system.reply_and_wait(answer.0, words),
                 Reply::Forward(portal, words) => system.forward(portal, words),
-                Reply::Call(words) => system.reply_and_wait(0, words),
+                Reply::Call(words) | Reply::Letter(words, _) => system.reply_and_wait(0, words),
             }
         } else if asked.refusal().is_some() {
             after(asked)
@@ -47,6 +56,7 @@ pub fn serve<S: Server>(server: &S) -> ! {
                 Reply::Exit(answer, words) => system.reply_and_wait(answer.0, words),
                 Reply::Forward(portal, words) => system.forward(portal, words),
                 Reply::Call(words) => system.reply_and_wait(0, words),
+                Reply::Letter(words, bytes) => system.reply_with_buffer(words, bytes),
             }
         };
     }
@@ -56,7 +66,7 @@ pub fn serve<S: Server>(server: &S) -> ! {
 #[cfg(target_os = "none")]
 #[inline(never)]
 fn called<S: Server>(server: &S, badge: u64, words: [u64; WORDS], reply: &mut Reply) {
-    *reply = server.call(&Svc, badge, words);
+    *reply = ask(server, &Svc, badge, words);
 }
 
 /// The way on after a refused answer.

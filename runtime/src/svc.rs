@@ -19,7 +19,7 @@ pub struct Svc;
 
 /// What a thread is asked next.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked {
+pub(crate) struct Asked {
     /// Who asks; or why the answer was refused, as it stood in `x0`.
     pub badge: u64,
     /// The words.
@@ -50,16 +50,29 @@ impl Svc {
 
     /// Answers what this thread serves, if anything, and waits for the next: [`Op::ReplyAndWait`].
     #[inline(always)]
-    pub fn reply_and_wait(&self, answer: u64, words: [u64; WORDS]) -> Asked {
-        let (badge, words) = ipc::<{ Op::ReplyAndWait as u16 }>(answer, words);
+    pub(crate) fn reply_and_wait(&self, answer: u64, words: [u64; WORDS]) -> Asked {
+        let (badge, words) = ipc::<{ Op::ReplyAndWait as u16 }>(answer, 0, words);
+        Asked { badge, words }
+    }
+
+    /// The same to a caller, with so many bytes of this thread's buffer.
+    #[inline(never)]
+    pub(crate) fn reply_with_buffer(&self, words: [u64; WORDS], bytes: usize) -> Asked {
+        let (badge, words) = ipc::<{ Op::ReplyAndWait as u16 }>(0, bytes as u64, words);
         Asked { badge, words }
     }
 
     /// Hands what this thread serves to a portal of a higher rank and waits for the next: [`Op::Forward`].
     #[inline(always)]
-    pub fn forward(&self, portal: u64, words: [u64; WORDS]) -> Asked {
-        let (badge, words) = ipc::<{ Op::Forward as u16 }>(portal, words);
+    pub(crate) fn forward(&self, portal: u64, words: [u64; WORDS]) -> Asked {
+        let (badge, words) = ipc::<{ Op::Forward as u16 }>(portal, 0, words);
         Asked { badge, words }
+    }
+
+    /// An answer may come with bytes, so nobody may hold a reference to the buffer now.
+    #[inline]
+    fn own_buffer(&self) {
+        assert!(!LENT[self.thread()].load(Ordering::Relaxed), "a call while the message buffer is lent");
     }
 
     /// For the panic handler: whoever borrowed the buffer never runs again.
@@ -84,8 +97,17 @@ impl System for Svc {
 
     #[inline(always)]
     fn call(&self, portal: u64, words: [u64; WORDS]) -> Result<[u64; WORDS], Refusal> {
-        let (x0, words) = ipc::<{ Op::Call as u16 }>(portal, words);
+        self.own_buffer();
+        let (x0, words) = ipc::<{ Op::Call as u16 }>(portal, 0, words);
         Refusal::from_register(x0).map(|_| words)
+    }
+
+    fn call_with_buffer(
+        &self, portal: u64, words: [u64; WORDS], bytes: usize,
+    ) -> Result<([u64; WORDS], usize), Refusal> {
+        self.own_buffer();
+        let (x0, words) = ipc::<{ Op::Call as u16 }>(portal, bytes as u64, words);
+        Refusal::from_register(x0).map(|bytes| (words, bytes as usize))
     }
 
     fn read_guest(&self, guest: u64, address: u64, bytes: &mut [u8]) -> Result<u64, Refusal> {
@@ -168,10 +190,11 @@ fn svc<const NUMBER: u16>(a: [u64; 6]) -> [u64; 3] {
 
 /// An IPC: ten words there and back in x19–x28, where the compiler can leave them.
 #[inline(always)]
-fn ipc<const NUMBER: u16>(x0: u64, words: [u64; WORDS]) -> (u64, [u64; WORDS]) {
+fn ipc<const NUMBER: u16>(x0: u64, bytes: u64, words: [u64; WORDS]) -> (u64, [u64; WORDS]) {
     let [m0, m1, m2, m3, m4, m5, m6, m7, m8, m9] = words;
     let (back, n0, n1, n2, n3, n4, n5, n6, n7, n8, n9);
-    // SAFETY: as for `svc`; no buffer travels (x1 = 0), so the kernel writes no memory of this server.
+    // SAFETY: as for `svc`. The kernel writes this thread's message buffer at most, to which no reference lives: calls look
+    // at `LENT` first, and the serve loop makes the others outside of every closure.
     unsafe {
         asm!(
             "stp x19, x29, [sp, #-16]!",
@@ -180,7 +203,7 @@ fn ipc<const NUMBER: u16>(x0: u64, words: [u64; WORDS]) -> (u64, [u64; WORDS]) {
             "mov x9, x19",
             "ldp x19, x29, [sp], #16",
             number = const NUMBER,
-            inlateout("x0") x0 => back, inlateout("x1") 0u64 => _, inlateout("x9") m0 => n0,
+            inlateout("x0") x0 => back, inlateout("x1") bytes => _, inlateout("x9") m0 => n0,
             inlateout("x20") m1 => n1, inlateout("x21") m2 => n2, inlateout("x22") m3 => n3,
             inlateout("x23") m4 => n4, inlateout("x24") m5 => n5, inlateout("x25") m6 => n6,
             inlateout("x26") m7 => n7, inlateout("x27") m8 => n8, inlateout("x28") m9 => n9,

@@ -12,6 +12,14 @@ pub trait System {
     /// Calls a portal and waits for the answer: words there, words back.
     fn call(&self, portal: u64, words: [u64; WORDS]) -> Result<[u64; WORDS], Refusal>;
 
+    /// Calls a portal with the first `bytes` of this thread's message buffer. Back: the words, and how much of the buffer
+    /// came with the answer. A system whose server sends nothing longer than ten words need not have this.
+    fn call_with_buffer(
+        &self, _portal: u64, _words: [u64; WORDS], _bytes: usize,
+    ) -> Result<([u64; WORDS], usize), Refusal> {
+        Err(Refusal::Unsupported)
+    }
+
     /// Waits for bits of this thread's signal word (deadline in ticks, 0 = for ever). 0 = the deadline passed.
     fn wait(&self, mask: u64, deadline: u64) -> u64;
 
@@ -37,6 +45,8 @@ pub enum Reply {
     Exit(Answer, [u64; WORDS]),
     /// To a caller.
     Call([u64; WORDS]),
+    /// To a caller, with so many bytes of this thread's message buffer.
+    Letter([u64; WORDS], usize),
     /// Somebody of a higher rank shall answer: the portal's slot, and the words it gets.
     Forward(u64, [u64; WORDS]),
 }
@@ -48,4 +58,10 @@ pub trait Server: Sync {
 
     /// Somebody called; the badge is the portal's.
     fn call(&self, system: &impl System, badge: u64, words: [u64; WORDS]) -> Reply;
+
+    /// The same with so many bytes in this thread's message buffer ([`crate::message`]). A server that expects nothing
+    /// longer than ten words never looks there.
+    fn letter(&self, system: &impl System, badge: u64, words: [u64; WORDS], _bytes: usize) -> Reply {
+        self.call(system, badge, words)
+    }
 }

@@ -16,7 +16,7 @@ use crate::signal;
 use crate::thread::{Entry, Thread, ThreadState};
 use crate::trap::Next;
 use crate::vcpu::{Vcpu, VcpuState};
-use trellis_idl::kernel::{Answer, Groups, Kind, PAGE, Refusal, Rights};
+use trellis_idl::kernel::{Answer, BADGE_BITS, Groups, Kind, PAGE, Refusal, Rights};
 
 /// Ranks that a chain of calls can go through.
 const RANKS: usize = 16;
@@ -247,8 +247,8 @@ fn begin<M: Machine>(local: &mut Local<M>, machine: &mut M, server: u16, client:
             local.threads.at_mut(index).state = ThreadState::Awaiting;
             pass_words(local, index, server);
             let bytes = local.threads.at(index).queued_bytes;
-            pass_buffer(local, machine, index, server, bytes);
-            local.threads.at(index).queued_badge
+            let passed = pass_buffer(local, machine, index, server, bytes);
+            local.threads.at(index).queued_badge | passed << BADGE_BITS
         }
         Client::Vcpu(name, _) => {
             let index = Id::<Vcpu<M>>::from_word(name).index() as u16;
@@ -446,12 +446,14 @@ fn pass_words<M: Machine>(local: &mut Local<M>, from: u16, to: u16) {
     *local.threads.at_mut(to).context.words_mut() = words;
 }
 
-/// Copies bytes of message buffer from one thread to another.
-fn pass_buffer<M: Machine>(local: &Local<M>, machine: &mut M, from: u16, to: u16, bytes: u64) {
+/// Copies bytes of message buffer from one thread to another. Back: how many; none where either has no buffer.
+fn pass_buffer<M: Machine>(local: &Local<M>, machine: &mut M, from: u16, to: u16, bytes: u64) -> u64 {
     let (source, target) = (local.threads.at(from).buffer, local.threads.at(to).buffer);
-    if bytes != 0 && source != 0 && target != 0 {
-        machine.copy(target * PAGE, source * PAGE, bytes.min(PAGE), false);
+    if bytes == 0 || source == 0 || target == 0 {
+        return 0;
     }
+    machine.copy(target * PAGE, source * PAGE, bytes.min(PAGE), false);
+    bytes.min(PAGE)
 }
 
 /// `Op::ReplyAndWait`, every case.
@@ -484,7 +486,7 @@ fn answer<M: Machine>(
             }
             let index = id.index() as u16;
             pass_words(local, server, index);
-            pass_buffer(local, machine, server, index, bytes);
+            let bytes = pass_buffer(local, machine, server, index, bytes);
             let thread = local.threads.at_mut(index);
             thread.state = ThreadState::Ready;
             thread.entry = Entry::Parked;

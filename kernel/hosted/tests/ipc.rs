@@ -10,7 +10,7 @@ use trellis_core::vcpu::VcpuState;
 use trellis_hosted::guest::Touch;
 use trellis_hosted::small::{self, CLIENT, INNER, OUTER, PORTAL_BADGES, ROOT, inner_slot, must, slot};
 use trellis_hosted::{Now, Settings};
-use trellis_idl::kernel::{Access, Answer, ExitClass, Op, Refusal, VcpuRegister};
+use trellis_idl::kernel::{Access, Answer, BADGE_BITS, ExitClass, Op, Refusal, VcpuRegister};
 
 #[test]
 fn a_call_reaches_its_server_and_the_answer_comes_back_without_locks_or_shared_writes() {
@@ -47,7 +47,7 @@ fn a_message_buffer_travels_with_a_call() {
     assert_eq!(now, Now::Thread(INNER));
     let page = hosted.cpus[0].local.threads.at(INNER).buffer;
     assert_eq!(hosted.board.borrow().word(page * 4096 + 8), small::BUFFER + 8);
-    assert_eq!(words(&hosted), WORDS);
+    assert_eq!((x0(&hosted), words(&hosted)), (Ok(PORTAL_BADGES[0] | 16 << BADGE_BITS), WORDS));
     assert_eq!(reply(&mut hosted, 0, BACK), Now::Thread(CLIENT));
 }
 

@@ -5,21 +5,30 @@ use crate::P2m;
 use core::sync::atomic::Ordering;
 use trellis_idl::kernel::{Access, Refusal, WORDS};
 use trellis_idl::layout::badge as badges;
-use trellis_idl::wire::{P2mOp, to_answer};
-use trellis_runtime::{Reply, System};
+use trellis_idl::wire::{P2mOp, PageRanges, to_answer};
+use trellis_runtime::{Reply, System, message};
 
 impl P2m {
-    /// One call.
-    pub(crate) fn control(&self, system: &impl System, badge: u64, words: [u64; WORDS]) -> Reply {
+    /// One call, with so many bytes of the message buffer.
+    pub(crate) fn control(&self, system: &impl System, badge: u64, words: [u64; WORDS], bytes: usize) -> Reply {
+        if P2mOp::from_number(words[0]) == Some(P2mOp::PopulateAll) {
+            return message::answer(system, self.populate_all(system, &words, bytes));
+        }
         let mut answer = [0; WORDS];
         answer[0] = to_answer(self.perform(system, badges::kind(badge) == badges::ROOT, words));
         Reply::Call(answer)
+    }
+
+    fn populate_all(&self, system: &impl System, words: &[u64; WORDS], bytes: usize) -> Result<(), Refusal> {
+        let ranges: PageRanges = message::decode(system, words, bytes)?;
+        ranges.iter().try_for_each(|range| self.map.populate(system, range.first, range.pages))
     }
 
     fn perform(&self, system: &impl System, is_root: bool, words: [u64; WORDS]) -> Result<(), Refusal> {
         let [number, first, pages, access, ..] = words;
         match P2mOp::from_number(number).ok_or(Refusal::NoOperation)? {
             P2mOp::Ready => Ok(()),
+            P2mOp::PopulateAll => Err(Refusal::BadArgument),
             P2mOp::Populate => self.map.populate(system, first, pages),
             P2mOp::Protect => self.map.protect(system, first, pages, Access(access)),
             P2mOp::Blank => self.map.blank(system, first),

@@ -57,6 +57,10 @@ impl Server for P2m {
     }
 
     fn call(&self, system: &impl System, badge: u64, words: [u64; WORDS]) -> Reply {
-        self.control(system, badge, words)
+        self.control(system, badge, words, 0)
+    }
+
+    fn letter(&self, system: &impl System, badge: u64, words: [u64; WORDS], bytes: usize) -> Reply {
+        self.control(system, badge, words, bytes)
     }
 }

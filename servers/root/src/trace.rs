@@ -12,7 +12,7 @@ use trellis_runtime::handle::clock;
 use trellis_runtime::{Machine, System};
 
 /// Records that go with the report of a fault.
-const LAST: u64 = 24;
+const LAST: u64 = TRACE_PIECE as u64;
 /// Times a second that the rings are emptied: what comes faster than this is lost, and said to be.
 const RATE: u64 = 500;
 /// Reads of a ring in one go: once round, and the piece that came meanwhile.
@@ -105,9 +105,7 @@ pub fn last(system: &impl System, cpu: u8, mut send: impl FnMut(&Report)) {
     let Ok((_, _, newest)) = read(system, cpu, 0) else { return };
     let Ok((mut piece, _, _)) = read(system, cpu, newest.wrapping_sub(LAST)) else { return };
     piece.retain(|record| record.time != 0);
-    for part in piece.chunks(TRACE_PIECE) {
-        send(&Report::Last { cpu, records: part.iter().copied().collect() });
-    }
+    send(&Report::Last { cpu, records: piece.iter().take(TRACE_PIECE).copied().collect() });
 }
 
 fn each_report(cpu: u8, is_gap: bool, piece: &Piece, send: &mut impl FnMut(&Report)) {

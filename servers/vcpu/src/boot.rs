@@ -2,10 +2,10 @@
 //! Starting a guest: its parts go from the image's payload into its memory, vCPU 0 to its entry.
 
 use crate::psci;
-use trellis_idl::kernel::{PAGE, Refusal, WORDS};
+use trellis_idl::kernel::{PAGE, Refusal};
 use trellis_idl::layout::slot;
 use trellis_idl::plan::{Load, VcpuConfig};
-use trellis_idl::wire::P2mOp;
+use trellis_idl::wire::{P2mOp, PageRange, PageRanges};
 use trellis_runtime::{Guest, Portal, System};
 
 /// Most bytes of one copy into guest memory.
@@ -23,20 +23,15 @@ pub fn start(
 ) -> Result<(), Refusal> {
     // Root's calls come to the control thread, the one behind those of the vCPUs.
     let p2m = Portal::at(slot::P2M + u64::from(config.vcpus));
+    populate(system, p2m, config)?;
     for load in &config.loads {
-        fill(system, p2m, config, payload, load)?;
+        fill(system, payload, load)?;
     }
     psci::enter(system, 0, config.entry, config.x0, on)
 }
 
-fn fill(
-    system: &impl System, p2m: Portal, config: &VcpuConfig<'_>, payload: &impl Payload, load: &Load,
-) -> Result<(), Refusal> {
+fn fill(system: &impl System, payload: &impl Payload, load: &Load) -> Result<(), Refusal> {
     let bytes = payload.part(load.part.offset, load.part.bytes).ok_or(Refusal::OutOfRange)?;
-    if bytes.is_empty() {
-        return Ok(());
-    }
-    populate(system, p2m, config, load)?;
     let mut address = load.address;
     for piece in bytes.chunks(PIECE) {
         let copied = Guest::at(slot::GUEST).write(system, address, piece)?;
@@ -48,22 +43,27 @@ fn fill(
     Ok(())
 }
 
-/// Has p2m give the pages of a part their frames.
-fn populate(system: &impl System, p2m: Portal, config: &VcpuConfig<'_>, load: &Load) -> Result<(), Refusal> {
+/// Has p2m give the pages of all parts their frames, in one call.
+fn populate(system: &impl System, p2m: Portal, config: &VcpuConfig<'_>) -> Result<(), Refusal> {
+    let mut ranges = PageRanges::new();
+    for load in config.loads.iter().filter(|load| load.part.bytes > 0) {
+        ranges.push(range(config, load)?).map_err(|_| Refusal::OutOfRange)?;
+    }
+    if ranges.is_empty() {
+        return Ok(());
+    }
+    p2m.ask(system, P2mOp::PopulateAll as u64, &ranges)
+}
+
+/// The pages of a part, which lies in the guest's memory.
+fn range(config: &VcpuConfig<'_>, load: &Load) -> Result<PageRange, Refusal> {
     let offset = load.address.checked_sub(config.memory_base).ok_or(Refusal::OutOfRange)?;
     let end = offset.checked_add(load.part.bytes).ok_or(Refusal::OutOfRange)?;
     if end > config.memory_bytes {
         return Err(Refusal::OutOfRange);
     }
-    let first = load.address / PAGE;
     let pages = (load.address % PAGE + load.part.bytes).div_ceil(PAGE);
-    let mut words = [0; WORDS];
-    (words[0], words[1], words[2]) = (P2mOp::Populate as u64, first, pages);
-    let [refused, ..] = p2m.call(system, words)?;
-    match refused.checked_sub(1) {
-        None => Ok(()),
-        Some(number) => Err(Refusal::from_register(number.wrapping_neg()).err().unwrap_or(Refusal::BadState)),
-    }
+    Ok(PageRange { first: load.address / PAGE, pages })
 }
 
 #[cfg(test)]

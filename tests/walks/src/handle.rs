@@ -42,6 +42,13 @@ impl System for Handle<'_> {
         Ok(self.world.hosted.borrow().registers(0).words)
     }
 
+    fn call_with_buffer(
+        &self, portal: u64, words: [u64; WORDS], bytes: usize,
+    ) -> Result<([u64; WORDS], usize), Refusal> {
+        let [bytes, ..] = self.syscall(Op::Call, [portal, bytes as u64, 0, 0, 0, 0], words)?;
+        Ok((self.world.hosted.borrow().registers(0).words, bytes as usize))
+    }
+
     fn wait(&self, mask: u64, deadline: u64) -> u64 {
         self.syscall(Op::Wait, [mask, deadline, 0, 0, 0, 0], [0; WORDS]).map_or(0, |[bits, ..]| bits)
     }

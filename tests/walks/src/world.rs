@@ -11,7 +11,7 @@ use trellis_idl::layout::{badge, slot};
 use trellis_idl::plan::{Load, P2mConfig, Part, Populate, VcpuConfig};
 use trellis_idl::wire::{ToRoot, VcpuOp};
 use trellis_p2m::P2m;
-use trellis_runtime::{Consumer, Reply, RingPage, Server, System, dispatch};
+use trellis_runtime::{Consumer, Portal, Reply, RingPage, Server, System, dispatch};
 use trellis_vcpu::{Rings, VcpuServer};
 
 /// Pages of the guest's memory.
@@ -101,6 +101,16 @@ impl World {
         world
     }
 
+    /// Root at work, with the portals that [`Self::p2m`] and root's slots name.
+    pub fn root(&self) -> Handle<'_> {
+        Handle { world: self, thread: ROOT }
+    }
+
+    /// Root's portal to p2m, as the vcpu server has it.
+    pub const fn p2m() -> Portal {
+        Portal::at(root::FREE + 3)
+    }
+
     /// Root waits for signals.
     fn sleep(&self) {
         self.hosted.borrow_mut().syscall(0, Op::Wait as u16, [u64::MAX >> 1, 0, 0, 0, 0, 0], [0; WORDS]);
@@ -145,12 +155,13 @@ impl World {
             other => panic!("thread {other} has no program"),
         };
         let mut hosted = self.hosted.borrow_mut();
-        let (op, x0, words) = match reply {
-            Reply::Exit(answer, words) => (Op::ReplyAndWait, answer.0, words),
-            Reply::Call(words) => (Op::ReplyAndWait, 0, words),
-            Reply::Forward(portal, words) => (Op::Forward, portal, words),
+        let (op, x0, bytes, words) = match reply {
+            Reply::Exit(answer, words) => (Op::ReplyAndWait, answer.0, 0, words),
+            Reply::Call(words) => (Op::ReplyAndWait, 0, 0, words),
+            Reply::Letter(words, bytes) => (Op::ReplyAndWait, 0, bytes as u64, words),
+            Reply::Forward(portal, words) => (Op::Forward, portal, 0, words),
         };
-        let after = hosted.syscall(0, op as u16, [x0, 0, 0, 0, 0, 0], words);
+        let after = hosted.syscall(0, op as u16, [x0, bytes, 0, 0, 0, 0], words);
         assert_ne!(after, Now::Thread(thread), "{station:?}: {op:?} was refused: {:?}", hosted.registers(0).x);
     }
 

@@ -2,7 +2,9 @@
 //! What a guest does and where it leads: through the kernel core and the real servers.
 
 use trellis_idl::kernel::{Access, ExitClass};
-use trellis_idl::wire::{GuestEnd, ToRoot};
+use trellis_idl::kernel::{Refusal, WORDS};
+use trellis_idl::wire::{GuestEnd, P2mOp, PageRange, PageRanges, ToRoot};
+use trellis_runtime::{System, message};
 use trellis_walks::Station::{P2m, Root, Vcpu};
 use trellis_walks::World;
 use trellis_walks::world::{BASE, ENTRY, PAGES};
@@ -80,4 +82,41 @@ fn a_guest_that_switches_itself_off_is_reported() {
     assert!(!world.hypercall([SYSTEM_OFF, 0, 0, 0]));
     assert_eq!(world.went(), [Vcpu, Root]);
     assert_eq!(world.report(), Some(ToRoot::Ended(GuestEnd::Off)));
+}
+
+/// Every eighth page of the guest's memory from this one on.
+fn every_eighth(first: u64, count: u64) -> PageRanges {
+    (0..count).map(|index| PageRange { first: BASE / 4096 + first + 8 * index, pages: 1 }).collect()
+}
+
+#[test]
+fn a_message_longer_than_ten_words_reaches_p2m_whole() {
+    let world = World::new();
+    let (ask, operation) = (World::p2m(), P2mOp::PopulateAll as u64);
+    for (count, in_buffer) in [(1, false), (100, true)] {
+        let ranges = every_eighth(0, count);
+        let (_, bytes) = message::encode(&world.root(), operation, &ranges).expect("it fits a page");
+        assert_eq!(bytes > 0, in_buffer);
+        assert_eq!(ask.ask(&world.root(), operation, &ranges), Ok(()));
+    }
+    world.went();
+    // One range outside of the guest's memory: the refusal comes back through the same portal.
+    let outside = every_eighth(PAGES, 40);
+    assert_eq!(ask.ask::<_, ()>(&world.root(), operation, &outside), Err(Refusal::OutOfRange));
+    assert_eq!(world.went(), [P2m]);
+}
+
+#[test]
+fn nobody_sends_what_another_left_in_the_servers_buffer() {
+    let world = World::new();
+    let operation = P2mOp::PopulateAll as u64;
+    let (words, bytes) = message::encode(&world.root(), operation, &every_eighth(0, 100)).expect("it fits a page");
+    assert_eq!(World::p2m().ask(&world.root(), operation, &every_eighth(0, 100)), Ok(()));
+    // The same words without the bytes, with fewer and with more.
+    for came in [0, 1, bytes - 1, bytes + 1] {
+        let (answer, _) = world.root().call_with_buffer(World::p2m().slot(), words, came).expect("p2m answers");
+        assert_eq!(answer[0], 1 + Refusal::BadArgument as u64, "{came}");
+    }
+    assert_eq!(world.root().call_with_buffer(World::p2m().slot(), words, 4097), Err(Refusal::BadArgument));
+    assert_eq!(world.root().call(World::p2m().slot(), [operation; WORDS]).expect("an answer")[0], 1 + Refusal::BadArgument as u64);
 }

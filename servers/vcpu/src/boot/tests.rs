@@ -36,7 +36,9 @@ fn parts_reach_memory_in_pieces_and_vcpu_0_its_entry() {
     let state = system.state.lock().unwrap();
     assert_eq!(state.memory[0x1234..0x1234 + 150_000], payload[4096..4096 + 150_000]);
     let (portal, words) = state.calls[0];
-    assert_eq!((portal, words[..3].to_vec()), (slot::P2M + 2, vec![2, MEMORY / 4096 + 1, 37]));
+    assert_eq!((portal, words[0]), (slot::P2M + 2, P2mOp::PopulateAll as u64));
+    let ranges: PageRanges = trellis_runtime::message::decode(&system, &words, 0).unwrap();
+    assert_eq!(ranges, [PageRange { first: MEMORY / 4096 + 1, pages: 37 }]);
     assert_eq!(state.calls.len(), 1, "an empty part needs no pages");
     drop(state);
     assert_eq!(system.register(0, VcpuRegister::Pc), MEMORY + 0x80);
