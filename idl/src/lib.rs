@@ -3,7 +3,7 @@
 //!
 //! Read in this order: [`kernel`] (system calls, capabilities, exits), [`boot`] (what the kernel finds in its
 //! image), [`plan`] (what root and the servers find there), [`wire`] (what travels over the serial port), [`trace`] (what
-//! each CPU did last).
+//! each CPU did last), [`interface`] (how two programs find out that they mean the same).
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -12,6 +12,7 @@
 extern crate std;
 
 pub mod boot;
+pub mod interface;
 pub mod kernel;
 pub mod layout;
 pub mod plan;

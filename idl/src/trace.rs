@@ -5,6 +5,7 @@
 //! servers leave no record, nor do interrupts that go straight to the running guest, so these cost nothing.
 
 use core::fmt;
+use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
 
 /// Records in a CPU's ring; a power of two.
@@ -51,7 +52,7 @@ impl TraceKind {
 }
 
 /// Whom a record is about.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, Schema)]
 pub enum Who {
     /// Nobody: the CPU was idle, or who it was is gone.
     Nobody,
@@ -103,7 +104,7 @@ impl fmt::Display for Who {
 }
 
 /// A record.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, Schema)]
 pub struct Record {
     /// Kind in the highest byte, detail below.
     pub what: u64,

@@ -9,6 +9,7 @@ use crate::kernel::{ExitClass, Refusal};
 use crate::plan::OnReset;
 use crate::trace::Record;
 use heapless::{String, Vec};
+use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
 
 /// Kinds of frames on the serial port.
@@ -45,7 +46,7 @@ pub const ROOT_CHANNEL: u8 = 255;
 pub const MAX_PAYLOAD: usize = 512;
 
 /// What root tells the host in numbers; the host turns it into sentences.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
 pub enum Report {
     /// Root runs: instructions since the kernel's first one (ticks at 1 GHz under `--icount`), bytes the kernel keeps.
     Started {
@@ -111,7 +112,7 @@ pub enum Report {
 pub const TRACE_PIECE: usize = 12;
 
 /// How a guest ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
 pub enum GuestEnd {
     /// It switched itself off.
     Off,
@@ -126,7 +127,7 @@ pub enum GuestEnd {
 }
 
 /// Why a guest crashed, with its registers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
 pub struct Crash {
     /// Which vCPU.
     pub vcpu: u8,
@@ -154,7 +155,7 @@ impl Crash {
 }
 
 /// A server's registers when it stopped.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
 pub struct Fault {
     /// The machine's syndrome.
     pub syndrome: u64,
@@ -169,7 +170,7 @@ pub struct Fault {
 }
 
 /// What a vcpu or p2m server tells root; in the report ring, one record a length byte pair and postcard.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
 pub enum ToRoot {
     /// The guest ended; every vCPU is stopped or will find itself stopped.
     Ended(GuestEnd),
@@ -182,7 +183,7 @@ pub enum ToRoot {
 }
 
 /// Operations of a vcpu server's control portal (`m0`); root calls them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Schema)]
 #[repr(u64)]
 pub enum VcpuOp {
     /// Loads the guest's parts into its memory and starts vCPU 0. Back: `m0` = 0 or 1 + a refusal.
@@ -192,7 +193,7 @@ pub enum VcpuOp {
 }
 
 /// Operations of a p2m server (`m0`); the guest's vcpu server and root call them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Schema)]
 #[repr(u64)]
 pub enum P2mOp {
     /// Answers when the server is ready: `m0` = 0.
@@ -211,7 +212,7 @@ pub enum P2mOp {
 }
 
 /// Guest pages: the first, and how many.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
 pub struct PageRange {
     /// First page.
     pub first: u64,

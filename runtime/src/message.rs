@@ -10,6 +10,7 @@ use crate::handle::Portal;
 use crate::system::{Reply, System};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use trellis_idl::interface::{ATTACH, Interface};
 use trellis_idl::kernel::{PAGE, Refusal, WORDS};
 use trellis_idl::wire::{from_answer, to_answer};
 
@@ -79,6 +80,19 @@ impl Portal {
         from_answer(answer[0])?;
         decode(system, &answer, bytes)
     }
+}
+
+/// Asks whether the server means the same by this interface. Refused `Unsupported`: it does not.
+pub fn attach(system: &impl System, portal: Portal, interface: Interface) -> Result<(), Refusal> {
+    let answer = portal.call(system, interface.to_words(ATTACH))?;
+    from_answer(answer[0])?;
+    if interface.is_in(&answer) { Ok(()) } else { Err(Refusal::Unsupported) }
+}
+
+/// What a server with this interface says to [`attach`].
+pub fn attached(interface: Interface, question: &[u64; WORDS]) -> Reply {
+    let agree = if interface.is_in(question) { Ok(()) } else { Err(Refusal::Unsupported) };
+    Reply::Call(interface.to_words(to_answer(agree)))
 }
 
 /// What a server says to [`Portal::ask`].

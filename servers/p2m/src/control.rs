@@ -3,6 +3,7 @@
 
 use crate::P2m;
 use core::sync::atomic::Ordering;
+use trellis_idl::interface::{self, ATTACH};
 use trellis_idl::kernel::{Access, Refusal, WORDS};
 use trellis_idl::layout::badge as badges;
 use trellis_idl::wire::{P2mOp, PageRanges, to_answer};
@@ -11,6 +12,9 @@ use trellis_runtime::{Reply, System, message};
 impl P2m {
     /// One call, with so many bytes of the message buffer.
     pub(crate) fn control(&self, system: &impl System, badge: u64, words: [u64; WORDS], bytes: usize) -> Reply {
+        if words[0] == ATTACH {
+            return message::attached(interface::P2M, &words);
+        }
         if P2mOp::from_number(words[0]) == Some(P2mOp::PopulateAll) {
             return message::answer(system, self.populate_all(system, &words, bytes));
         }

@@ -4,10 +4,12 @@
 use crate::Board;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use trellis_idl::interface::ATTACH;
 use trellis_idl::kernel::{Access, Op, PAGE, Refusal, Rights, WORDS};
 use trellis_idl::layout::{PROGRAM, ring, root_slot};
 use trellis_idl::plan::*;
 use trellis_idl::trace::{MOST_READ, RECORDS, Record};
+use trellis_idl::wire::to_answer;
 use trellis_runtime::{RingPage, System};
 
 /// Pages of the payload.
@@ -82,6 +84,8 @@ pub struct Fake {
     pub calls: RefCell<Vec<(Object, u64)>>,
     /// The next call to this domain is refused.
     pub refuse_calls: Cell<Option<usize>>,
+    /// This domain has another interface than root expects.
+    pub disagrees: Cell<Option<usize>>,
 }
 
 impl Fake {
@@ -110,6 +114,7 @@ impl Fake {
             waited: RefCell::default(),
             calls: RefCell::default(),
             refuse_calls: Cell::new(None),
+            disagrees: Cell::new(None),
         }
     }
 
@@ -372,6 +377,13 @@ impl System for Fake {
     fn call(&self, portal: u64, words: [u64; WORDS]) -> Result<[u64; WORDS], Refusal> {
         let object = self.state.borrow().cap(portal)?;
         let Object::Portal(domain, ..) = object else { return Err(Refusal::WrongKind) };
+        if words[0] == ATTACH {
+            // Everybody agrees on whatever is asked, but for one.
+            let disagrees = self.disagrees.get() == Some(domain);
+            let mut answer = words;
+            answer[0] = to_answer(if disagrees { Err(Refusal::Unsupported) } else { Ok(()) });
+            return Ok(answer);
+        }
         self.calls.borrow_mut().push((object, words[0]));
         if self.refuse_calls.get() == Some(domain) {
             return Err(Refusal::Gone);

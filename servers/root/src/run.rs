@@ -11,11 +11,12 @@ use crate::wire::Rings;
 use crate::{Board, StartError, Step, check, wire};
 use heapless::Vec;
 use trellis_idl::kernel::{Fact, Refusal, Rights, ThreadFault, WORDS};
+use trellis_idl::interface;
 use trellis_idl::layout::{DEVICE, console_signal, ring, root_signal, root_slot, slot};
 use trellis_idl::plan::{MAX_GUESTS, MAX_SERVERS, Plan, Role};
 use trellis_idl::wire::{Fault, GuestEnd, P2mOp, Report, ToRoot, VcpuOp, from_answer};
 use trellis_runtime::handle::clock;
-use trellis_runtime::{Consumer, Frames, Machine, Portal, Producer, Signal, System, Thread, log};
+use trellis_runtime::{Consumer, Frames, Machine, Portal, Producer, Signal, System, Thread, log, message};
 
 /// The console's priority and share of its CPU: above all guests, so that one that spins cannot silence the others,
 /// and bounded, so that one that floods cannot take their time.
@@ -222,6 +223,8 @@ impl<'a, B: Board> Root<'a, B> {
     /// Starts a guest whose memory is empty.
     fn start_guest(&self, system: &impl System, index: usize) -> Result<(), StartError> {
         let guest = self.guests.get(index).ok_or(StartError::Plan("no such guest"))?;
+        message::attach(system, guest.p2m, interface::P2M).step("agree with p2m")?;
+        message::attach(system, guest.vcpu, interface::VCPU).step("agree with vcpu")?;
         ask(system, guest.p2m, P2mOp::Ready as u64).step("wait for p2m")?;
         ask(system, guest.vcpu, VcpuOp::Start as u64).step("start a guest")
     }

@@ -105,6 +105,9 @@ pub fn last(system: &impl System, cpu: u8, mut send: impl FnMut(&Report)) {
     let Ok((_, _, newest)) = read(system, cpu, 0) else { return };
     let Ok((mut piece, _, _)) = read(system, cpu, newest.wrapping_sub(LAST)) else { return };
     piece.retain(|record| record.time != 0);
+    if piece.is_empty() {
+        return;
+    }
     send(&Report::Last { cpu, records: piece.iter().take(TRACE_PIECE).copied().collect() });
 }
 

@@ -2,11 +2,12 @@
 //! Starting a guest: its parts go from the image's payload into its memory, vCPU 0 to its entry.
 
 use crate::psci;
+use trellis_idl::interface;
 use trellis_idl::kernel::{PAGE, Refusal};
 use trellis_idl::layout::slot;
 use trellis_idl::plan::{Load, VcpuConfig};
 use trellis_idl::wire::{P2mOp, PageRange, PageRanges};
-use trellis_runtime::{Guest, Portal, System};
+use trellis_runtime::{Guest, Portal, System, message};
 
 /// Most bytes of one copy into guest memory.
 const PIECE: usize = 64 << 10;
@@ -23,6 +24,7 @@ pub fn start(
 ) -> Result<(), Refusal> {
     // Root's calls come to the control thread, the one behind those of the vCPUs.
     let p2m = Portal::at(slot::P2M + u64::from(config.vcpus));
+    message::attach(system, p2m, interface::P2M)?;
     populate(system, p2m, config)?;
     for load in &config.loads {
         fill(system, payload, load)?;

@@ -18,11 +18,12 @@ use crate::sysreg::{Outcome, Processor, Trapped};
 use crate::timer::{self, PhysicalTimer};
 use crate::{bank, bus, crash, hypercall, platform};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use trellis_idl::interface::{self, ATTACH};
 use trellis_idl::kernel::{Answer, Exit, ExitClass, ExitHeader, Fact, LineField, Op, PAGE, Refusal, WORDS};
 use trellis_idl::layout::{badge as badges, slot};
 use trellis_idl::plan::{MAX_VCPUS, VcpuConfig};
 use trellis_idl::wire::{GuestEnd, P2mOp, ToRoot, VcpuOp};
-use trellis_runtime::{Guest, Portal, Reply, Server, Shared, Signal, System, Vcpu};
+use trellis_runtime::{Guest, Portal, Reply, Server, Shared, Signal, System, Vcpu, message};
 
 /// What lies outside the server: the wire of the serial port, the payload, the ear of root.
 pub trait Outside: Wire + Payload + Sync {
@@ -136,6 +137,9 @@ impl<O: Outside> Server for VcpuServer<'_, O> {
     }
 
     fn call(&self, system: &impl System, badge: u64, words: [u64; WORDS]) -> Reply {
+        if words[0] == ATTACH {
+            return message::attached(interface::VCPU, &words);
+        }
         let mut answer = [0; WORDS];
         let result = match words[0] {
             _ if badges::kind(badge) != badges::ROOT => Err(Refusal::MissingRight),

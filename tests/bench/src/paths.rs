@@ -31,6 +31,7 @@ const VCPU: u64 = 87;
 const LINE: u64 = 88;
 /// The serial port's physical line on the board that this runs on (images/boards/virt.toml).
 const SERIAL_LINE: u64 = 33;
+const BUFFER: u64 = 89;
 /// Where a run is mapped for a moment.
 const SCRATCH: u64 = 0x5000_0000;
 
@@ -207,7 +208,9 @@ fn build(at: &mut u64) {
     let execute = Access::READ.with(Access::EXECUTE).0;
     kernel(Op::DomainMap, [ECHO, layout::PROGRAM, CODE, 0, 1, execute]);
     kernel(Op::DomainMap, [ECHO, layout::STACKS, STACK, 0, 1, write]);
-    kernel(Op::ThreadCreate, [ECHO, 0, PASSIVE, THREAD, 0, 0]);
+    split(1, BUFFER, at);
+    kernel(Op::DomainMap, [ECHO, layout::BUFFERS, BUFFER, 0, 1, write]);
+    kernel(Op::ThreadCreate, [ECHO, 0, PASSIVE, THREAD, layout::BUFFERS, 0]);
     kernel(Op::PortalCreate, [THREAD, 5, PORTAL, 0, 0, 0]);
     kernel(Op::ThreadStart, [THREAD, layout::PROGRAM, layout::STACKS + 4096, 0, 0, 0]);
     kernel(Op::ThreadCreate, [ECHO, 0, 245, WAITER, 0, 0]);
@@ -330,6 +333,10 @@ pub fn run(_plan: u64) -> ! {
     measure("ipc_roundtrip_10w", |n| ten(n, PORTAL), |n| {
         repeat!(n, 0u64, "mov x19, #1", "mov x20, #2", "mov x21, #3", "mov x22, #4", "mov x23, #5", "mov x24, #6",
             "mov x25, #7", "mov x26, #8", "mov x27, #9")
+    });
+    // A whole message buffer there, words alone back.
+    measure("ipc_roundtrip_page", |n| repeat!(n, PORTAL, "mov x0, #75", "mov x1, #4096", "svc #0"), |n| {
+        repeat!(n, 0u64, "")
     });
     signal_to_thread();
     irq_to_thread();

@@ -111,6 +111,11 @@ impl World {
         Portal::at(root::FREE + 3)
     }
 
+    /// Root's portal to vcpu.
+    pub const fn vcpu() -> Portal {
+        Portal::at(root::FREE + 1)
+    }
+
     /// Root waits for signals.
     fn sleep(&self) {
         self.hosted.borrow_mut().syscall(0, Op::Wait as u16, [u64::MAX >> 1, 0, 0, 0, 0, 0], [0; WORDS]);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a guest does and where it leads: through the kernel core and the real servers.
 
+use trellis_idl::interface::{self, Interface};
 use trellis_idl::kernel::{Access, ExitClass};
 use trellis_idl::kernel::{Refusal, WORDS};
 use trellis_idl::wire::{GuestEnd, P2mOp, PageRange, PageRanges, ToRoot};
@@ -119,4 +120,17 @@ fn nobody_sends_what_another_left_in_the_servers_buffer() {
     }
     assert_eq!(world.root().call_with_buffer(World::p2m().slot(), words, 4097), Err(Refusal::BadArgument));
     assert_eq!(world.root().call(World::p2m().slot(), [operation; WORDS]).expect("an answer")[0], 1 + Refusal::BadArgument as u64);
+}
+
+#[test]
+fn p2m_and_vcpu_say_at_once_when_another_interface_is_meant() {
+    let world = World::new();
+    let (p2m, vcpu) = (World::p2m(), World::vcpu());
+    assert_eq!(message::attach(&world.root(), p2m, interface::P2M), Ok(()));
+    assert_eq!(message::attach(&world.root(), vcpu, interface::VCPU), Ok(()));
+    let newer = Interface { version: interface::P2M.version + 1, ..interface::P2M };
+    let other = Interface { schema: !interface::VCPU.schema, ..interface::VCPU };
+    for (portal, meant) in [(p2m, newer), (p2m, interface::VCPU), (vcpu, other), (vcpu, interface::HOST)] {
+        assert_eq!(message::attach(&world.root(), portal, meant), Err(Refusal::Unsupported), "{meant:?}");
+    }
 }

@@ -319,3 +319,15 @@ fn a_server_that_reports_without_end_lets_others_speak() {
     root.step(&fake);
     assert_eq!(fake.waited.borrow().len(), waits);
 }
+
+#[test]
+fn a_server_with_another_interface_is_an_error_at_the_start_of_its_guest_and_of_no_other() {
+    for (domain, server) in [(4, 4), (5, 4)] {
+        let fake = Fake::new();
+        fake.disagrees.set(Some(domain));
+        let (_, board) = start(&fake);
+        let calls = fake.calls.borrow();
+        assert!(calls.iter().all(|(portal, _)| matches!(portal, Object::Portal(2 | 3, ..))), "{calls:?}");
+        assert_eq!(reports(&board)[1], Report::GuestEnded { guest: 1, end: GuestEnd::Server(server) });
+    }
+}
