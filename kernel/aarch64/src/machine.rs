@@ -70,6 +70,12 @@ impl Memory for Aarch64 {
         unsafe { place.add(index & 511).write_volatile(value) }
     }
 
+    fn set_word(&mut self, page: Page, index: usize, value: u64) {
+        let place = (page << 12) as *mut u64;
+        // SAFETY: the core passes message buffer pages only, in which no Rust object lives.
+        unsafe { place.add(index & 511).write_volatile(value) }
+    }
+
     #[inline(always)]
     fn is_absent(entry: u64) -> bool {
         entry & 1 == 0

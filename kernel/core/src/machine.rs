@@ -56,6 +56,8 @@ pub trait Memory {
     fn entry(&self, table: Page, index: usize) -> u64;
     /// Writes it with one 64-bit store that table walkers see whole.
     fn set_entry(&mut self, table: Page, index: usize, value: u64);
+    /// Writes a word of a page that is no table.
+    fn set_word(&mut self, page: Page, index: usize, value: u64);
     /// Unpacks an entry. `level` 1 = 1 GiB, 2 = 2 MiB, 3 = 4 KiB.
     fn unpack(entry: u64, level: u8) -> Entry;
     /// Whether an entry says nothing.

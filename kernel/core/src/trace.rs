@@ -41,8 +41,7 @@ pub(crate) fn read<M: Machine>(local: &Local<M>, machine: &mut M, from: u64, pag
     for index in 0..count {
         let words = record(local, machine, from + index).to_words();
         for (word, value) in words.iter().enumerate() {
-            // A buffer page takes words as a table page does.
-            machine.set_entry(page, index as usize * RECORD_WORDS + word, *value);
+            machine.set_word(page, index as usize * RECORD_WORDS + word, *value);
         }
     }
     [count, (from + count) % RECORDS, next]

@@ -86,6 +86,10 @@ impl Memory for HostedMachine {
         self.board.borrow_mut().set_entry(table, index, value);
     }
 
+    fn set_word(&mut self, page: Page, index: usize, value: u64) {
+        self.board.borrow_mut().set_word(page * 4096 + index as u64 * 8, value);
+    }
+
     fn unpack(word: u64, _level: u8) -> Entry {
         entry::unpack(word)
     }
