@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use clap::Parser;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use trellis_cli::args::{Args, Command};
 use trellis_cli::session::Outputs;
@@ -12,7 +12,10 @@ use trellis_cli::status::{Failure, Status};
 fn main() -> ExitCode {
     let args = Args::parse();
     let status = carry_out(args.command).unwrap_or_else(|failure| {
-        eprintln!("{}", failure.text(io::stderr().is_terminal()));
+        if !failure.is_silent() {
+            // When even the standard error is closed, the status still says it.
+            let _ = writeln!(io::stderr(), "{}", failure.text(io::stderr().is_terminal()));
+        }
         failure.status
     });
     status.into()

@@ -75,6 +75,10 @@ impl Run {
 
     /// Everything that comes before the emulator.
     fn prepare(&self) -> Result<Ready, Failure> {
+        if let Some(file) = &self.trace {
+            // Not only after the run: what cannot be written is better known before.
+            std::fs::File::create(file).doing(|| format!("write the trace to {}", file.display()))?;
+        }
         let manifest = self.manifest.clone().unwrap_or_else(|| place::root().join("images/hello.toml"));
         let host = Host::default();
         let system = load(&manifest, self.board.as_deref(), &host)?;

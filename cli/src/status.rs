@@ -2,6 +2,7 @@
 //! How the tool ends: the exit statuses that scripts rely on.
 
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
+use std::io::ErrorKind;
 use std::process::ExitCode;
 use thiserror::Error;
 
@@ -42,6 +43,11 @@ impl Failure {
         Failure { status: Status::Wrong, report: report.into() }
     }
 
+    /// There is nobody left to tell.
+    pub fn is_silent(&self) -> bool {
+        self.report.downcast_ref::<ReaderGone>().is_some()
+    }
+
     /// What the user reads, with colours for a terminal or without.
     pub fn text(&self, colours: bool) -> String {
         if let Some(report) = self.report.downcast_ref::<trellis_images::Report>() {
@@ -77,6 +83,23 @@ impl<E: Diagnostic + Send + Sync + 'static> From<E> for Failure {
     }
 }
 
+/// Whoever read our output has seen enough (`| head`): there is nobody to tell.
+#[derive(Debug, Error, Diagnostic)]
+#[error("nobody reads the output any more")]
+struct ReaderGone;
+
+/// What helps against an error of the operating system.
+fn way_out(kind: ErrorKind) -> Option<&'static str> {
+    Some(match kind {
+        ErrorKind::NotFound => "is the name right, and is there such a folder?",
+        ErrorKind::PermissionDenied => "this user may not; choose another place, or change its permissions",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "there is no room left; make some, or choose another place (TMPDIR for images)",
+        ErrorKind::ReadOnlyFilesystem => "nothing can be written there; choose another place",
+        ErrorKind::IsADirectory => "name a file, not a folder",
+        _ => return None,
+    })
+}
+
 #[derive(Debug, Error, Diagnostic)]
 #[error("{sentence}")]
 struct Sentence {
@@ -93,7 +116,13 @@ pub trait Doing<T> {
 
 impl<T> Doing<T> for std::io::Result<T> {
     fn doing(self, doing: impl FnOnce() -> String) -> Result<T, Failure> {
-        self.map_err(|error| Failure::says(format!("could not {}: {error}", doing())))
+        self.map_err(|error| {
+            let sentence = format!("could not {}: {error}", doing());
+            match error.kind() {
+                ErrorKind::BrokenPipe => Failure { status: Status::Failed, report: ReaderGone.into() },
+                kind => Sentence { sentence, hint: way_out(kind).map(str::to_owned) }.into(),
+            }
+        })
     }
 }
 
@@ -114,5 +143,17 @@ mod tests {
         let failure = missing.expect_err("the file is not there");
         assert_eq!(failure.status, Status::Failed);
         assert!(failure.report.to_string().starts_with("could not read the manifest: "));
+    }
+
+    #[test]
+    fn an_error_of_the_system_has_a_way_out_and_a_reader_that_went_away_is_no_news() {
+        let fail = |kind: ErrorKind| Err::<(), _>(std::io::Error::from(kind)).doing(|| "write x".into()).expect_err("it fails");
+        for kind in [ErrorKind::NotFound, ErrorKind::PermissionDenied, ErrorKind::StorageFull, ErrorKind::IsADirectory] {
+            let text = fail(kind).text(false);
+            assert!(text.contains("could not write x") && text.contains("help: "), "{text}");
+        }
+        let gone = fail(ErrorKind::BrokenPipe);
+        assert!(gone.is_silent() && gone.status == Status::Failed);
+        assert!(!fail(ErrorKind::NotFound).is_silent());
     }
 }

@@ -36,7 +36,7 @@ impl System {
         let width = LEFT + COLUMN * (self.guests.len().max(2)) as f64 + 90.0;
         let guest_height = self.guests.iter().map(guest_height).fold(0.0, f64::max);
         let cpus_y = GUEST_Y + guest_height + 100.0;
-        let height = cpus_y + 46.0 * self.cpus() as f64 + 40.0;
+        let height = cpus_y + 46.0 * (self.cpus() + 1) as f64 + 20.0;
         let mut group = Group::new().set("font-family", "DejaVu Sans, Helvetica, sans-serif");
         group = self.bands(group, width, guest_height);
         group = self.system_servers(group, width);
@@ -45,6 +45,7 @@ impl System {
         }
         group = kernel_bar(group, width, GUEST_Y + guest_height + 30.0);
         group = self.cpu_rows(group, width, cpus_y);
+        group = self.memory_row(group, width, cpus_y + 46.0 * self.cpus() as f64);
         Document::new()
             .set("viewBox", (0.0, 0.0, width, height))
             .set("width", width)
@@ -59,7 +60,7 @@ impl System {
         let title = format!("system {}", self.name);
         let group = group.add(text(20.0, 36.0, 22, INK, &title).set("font-weight", "bold"));
         let group = group.add(text(20.0, 60.0, 13, INK, &self.describe_board()));
-        let group = legend(group, width - 640.0);
+        let group = legend(group, width - 560.0);
         let bands = [
             (CONSOLE_Y, BOX_HEIGHT, format!("rank {}", Role::Console.rank()), "console"),
             (ROOT_Y, BOX_HEIGHT, format!("rank {ROOT_RANK}"), "root"),
@@ -114,11 +115,35 @@ impl System {
                     format!("{} vCPU {vcpu}: priority {}, {}", shorten(&guest.name, 12), guest.priority, short_budget(guest))
                 }));
             }
-            group = group.add(text(LEFT, y + 24.0, 12, INK, &shorten(&words.join("   |   "), (width / 7.2) as usize)));
+            group = group.add(text(LEFT, y + 24.0, 12, INK, &shorten(&words.join(APART), (width / 7.2) as usize)));
         }
         group
     }
+
+    /// Who has how much of the machine's memory, to scale.
+    fn memory_row(&self, group: Group, width: f64, y: f64) -> Group {
+        let all = self.board.memory().max(1);
+        let right = width - 20.0;
+        let mut group = group.add(rectangle(10.0, y, width - 20.0, 38.0, "#eef1f4", "#aeb6bf").set("rx", 6));
+        group = group.add(text(22.0, y + 24.0, 14, INK, "memory").set("font-weight", "bold"));
+        let mut x = LEFT;
+        for guest in &self.guests {
+            let share = (right - LEFT) * guest.memory_bytes as f64 / all as f64;
+            group = group.add(rectangle(x, y + 28.0, share, 7.0, "#a9cbb4", "#5d8a6b"));
+            x += share;
+        }
+        let mut words: Vec<String> = self
+            .guests
+            .iter()
+            .map(|guest| format!("{} {}", shorten(&guest.name, 12), show_size(guest.memory_bytes)))
+            .collect();
+        words.push(format!("of {}; the rest is the image's, the kernel's, the servers' and root's", show_size(all)));
+        group.add(text(LEFT, y + 20.0, 12, INK, &shorten(&words.join(APART), (width / 7.2) as usize)))
+    }
 }
+
+/// Between two pieces of a row.
+const APART: &str = "   |   ";
 
 fn short_budget(guest: &Guest) -> String {
     if guest.budget.is_none() { "no budget".into() } else { show_budget(guest.budget) }
@@ -169,7 +194,7 @@ fn guest_lines(guest: &Guest) -> Vec<String> {
     let cpus = guest.cpus.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
     let mut lines = vec![
         shorten(&format!("{} ({})", guest.kernel_name, guest.kind.name()), 40),
-        format!("vCPUs on CPU {cpus}; priority {}", guest.priority),
+        format!("vCPUs on CPU{} {cpus}; priority {}", if guest.cpus.len() > 1 { "s" } else { "" }, guest.priority),
         show_budget(guest.budget),
         format!("GICv{}, PL011, both timers, PSCI", guest.gic),
         format!("memory {} from {:#x}:", show_size(guest.memory_bytes), Guest::MEMORY_BASE),
@@ -196,7 +221,7 @@ fn kernel_bar(group: Group, width: f64, y: f64) -> Group {
 fn legend(group: Group, x: f64) -> Group {
     let kinds = [("call (down only)", CALL, false), ("signal", SIGNAL, true), ("exit", EXIT, false), ("map", MAP, false)];
     kinds.into_iter().enumerate().fold(group, |group, (index, (name, colour, dashed))| {
-        let at = x.max(330.0) + 150.0 * index as f64;
+        let at = x.max(330.0) + 140.0 * index as f64 + if index > 0 { 40.0 } else { 0.0 };
         group.add(arrow(&[(at, 32.0), (at + 36.0, 32.0)], colour, dashed)).add(text(at + 44.0, 36.0, 12, colour, name))
     })
 }
@@ -206,7 +231,7 @@ fn node(group: Group, x: f64, y: f64, width: f64, height: f64, fill: &str, name:
     let most = (width / 7.0) as usize;
     let group = group
         .add(rectangle(x, y, width, height, fill, INK).set("rx", 6))
-        .add(text(x + 12.0, y + 24.0, 15, INK, &shorten(name, (width / 9.5) as usize)).set("font-weight", "bold"));
+        .add(text(x + 12.0, y + 24.0, 15, INK, &shorten(name, (width / 10.5) as usize)).set("font-weight", "bold"));
     lines.iter().enumerate().fold(group, |group, (index, line)| {
         group.add(text(x + 12.0, y + 46.0 + 18.0 * index as f64, 12, INK, &shorten(line, most)))
     })
@@ -218,7 +243,9 @@ fn rectangle(x: f64, y: f64, width: f64, height: f64, fill: &str, stroke: &str) 
 }
 
 fn text(x: f64, y: f64, size: u32, fill: &str, words: &str) -> Text {
-    Text::new(words.replace(char::is_control, " ")).set("x", x).set("y", y).set("font-size", size).set("fill", fill).set("xml:space", "preserve")
+    // Spaces in a row stay only if they do not break; `xml:space` would also keep the line ends around the words.
+    let words = words.replace(char::is_control, " ").replace("  ", "\u{a0}\u{a0}");
+    Text::new(words).set("x", x).set("y", y).set("font-size", size).set("fill", fill)
 }
 
 fn arrow(points: &[(f64, f64)], colour: &str, dashed: bool) -> Polyline {
