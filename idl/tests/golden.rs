@@ -57,8 +57,9 @@ fn messages_keep_their_bytes() {
     is(&Report::GuestRebooted { guest: 0, times: 200 }, "0200c801");
     is(&Report::ServerFaulted { server: 3, record: fault() }, "03038680809009088080800180808480020107");
     is(&Report::Off { well: true }, "0401");
-    is(&Report::Trace { cpu: 1, is_gap: true, records: records() }, "05010102808080d0058080a08004e80702010280808080808080800400e90700");
-    is(&Report::Last { cpu: 0, records: records() }, "060002808080d0058080a08004e80702010280808080808080800400e90700");
+    is(&Report::ServerLate { server: 2, exit: Some((0, 3)) }, "0502010003");
+    is(&Report::Trace { cpu: 1, is_gap: true, records: records() }, "06010102808080d0058080a08004e80702010280808080808080800400e90700");
+    is(&Report::Last { cpu: 0, records: records() }, "070002808080d0058080a08004e80702010280808080808080800400e90700");
     is(&ToRoot::Ended(GuestEnd::Reset), "0001");
     is(&ToRoot::Ended(GuestEnd::Server(2)), "000402");
     is(&ToRoot::Reset, "01");
@@ -88,7 +89,7 @@ fn interfaces_keep_their_schema() {
     let golden = [
         (P2M, Interface { number: 1, version: 1, schema: 0x04f7_74aa_c6a1_2172 }),
         (VCPU, Interface { number: 2, version: 1, schema: 0x27ea_615a_5e79_3751 }),
-        (HOST, Interface { number: 3, version: 1, schema: 0xaaee_d61a_2c98_66cc }),
+        (HOST, Interface { number: 3, version: 1, schema: 0x9691_1f14_6b2e_167c }),
     ];
     for (now, then) in golden {
         assert_eq!(now, then, "{:#x}", now.schema);
