@@ -27,7 +27,7 @@ pub fn sentences(report: &Report, names: &Names, hertz: u64) -> Vec<String> {
 
 fn late(server: u8, exit: Option<(u8, u8)>, names: &Names) -> String {
     let of = exit.and_then(|(vcpu, class)| Some((vcpu, ExitClass::from_number(class.into())?)));
-    let what = of.map_or("a call".into(), |(vcpu, class)| format!("an exit of vCPU {vcpu} ({})", stopped_for(class)));
+    let what = of.map_or("a call".into(), |(vcpu, class)| format!("an exit of vCPU {vcpu}, class {class:?}"));
     format!("server {} does not answer: it took too long for {what}", names.server(server))
 }
 
@@ -181,6 +181,15 @@ mod tests {
         let text = end(GuestEnd::Crash(crash(ExitClass::Illegal, 0, 0)));
         assert!(text.starts_with("guest web crashed: vCPU 1 stopped for an instruction or state that it may not use\n"));
         assert!(!text.contains("given by"));
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_is_said_to_and_to_whom() {
+        let said = |exit| sentences(&Report::ServerLate { server: 3, exit }, &two_guests());
+        let class = ExitClass::Hypercall as u8;
+        let [line] = &said(Some((1, class)))[..] else { panic!() };
+        assert!(line.ends_with(" does not answer: it took too long for an exit of vCPU 1, class Hypercall"), "{line}");
+        assert!(said(None)[0].ends_with(" for a call") && said(Some((0, 99)))[0].ends_with(" for a call"));
     }
 
     #[test]

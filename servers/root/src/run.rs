@@ -151,7 +151,7 @@ impl<'a, B: Board> Root<'a, B> {
         if !self.policy.has_stopped(index)
             && let Some(record) = self.stopped(system, index)
         {
-            log!("server {} stopped", self.name(index));
+            log!("server {} is lost", self.name(index));
             self.happened(system, Event::ServerStopped(index as u8, record, seconds(system)));
         }
     }
