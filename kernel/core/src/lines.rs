@@ -356,8 +356,9 @@ fn set_entry<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, slot
     }
 }
 
-/// Learns what the guest did with its list registers: ended lines leave, active ones are noted.
-fn sync<M: Machine>(local: &mut Local<M>, machine: &M, index: u16) {
+/// Learns what the guest did with its list registers: ended lines leave, active ones are noted. A register whose end was
+/// to be noticed is emptied: until then it holds the maintenance interrupt up (GICv3 12.4.4, GICv2 5.3.4).
+fn sync<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
     if local.vcpus.at(index).lines.listed == 0 {
         return;
     }
@@ -375,6 +376,9 @@ fn sync<M: Machine>(local: &mut Local<M>, machine: &M, index: u16) {
             lines.slots[slot] = FREE;
             lines.listed &= !bit(line);
             lines.active &= !bit(line);
+            if held.notify {
+                set_entry(local, machine, index, slot, ListEntry::default());
+            }
         } else if held.active {
             lines.active |= bit(line);
         } else {
@@ -665,7 +669,7 @@ fn notice<M: Machine>(local: &mut Local<M>, index: u16) {
 
 /// `Op::LinesRead`.
 pub fn read<M: Machine>(
-    local: &mut Local<M>, machine: &M, index: u16, field: u64, first: u64, sender: u64,
+    local: &mut Local<M>, machine: &mut M, index: u16, field: u64, first: u64, sender: u64,
 ) -> Result<u64, Refusal> {
     let field = LineField::from_number(field).ok_or(Refusal::BadArgument)?;
     if sender > SENDERS || sender != 0 && (field != LineField::Pending || first != 0) {

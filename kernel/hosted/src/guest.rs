@@ -94,6 +94,9 @@ impl Hosted {
         let used = machine.lists.iter().filter(|entry| !entry.is_empty()).count();
         if notify || (machine.underflow && used <= 1) {
             self.trap(cpu, Trap::Maintenance);
+            let lists = &self.cpus[cpu as usize].machine.lists;
+            let is_noticed = !lists.iter().any(|entry| entry.is_empty() && entry.notify);
+            assert!(is_noticed, "the maintenance interrupt is up still, and would come again and again");
         }
     }
 

@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use trellis_core::lines::{SoftwareInterrupt, VIRTUAL_TIMER};
+use trellis_core::lines::{ListEntry, SoftwareInterrupt, VIRTUAL_TIMER};
 use trellis_core::trap::Trap;
 use trellis_core::vcpu::VcpuState;
 use trellis_hosted::small::{inner_slot, must, slot};
@@ -437,4 +437,19 @@ fn a_disabled_software_interrupt_remembers_its_senders() {
     resume(&mut hosted);
     let taken: Vec<_> = std::iter::from_fn(|| take_sent(&mut hosted)).collect();
     assert_eq!(taken, [(1, 0), (1, 4)]);
+}
+
+#[test]
+fn the_end_of_a_level_line_is_noticed_once() {
+    let mut hosted = served(&[]);
+    write(&mut hosted, LineField::Enabled, &[50], true);
+    write(&mut hosted, LineField::Level, &[50], true);
+    resume(&mut hosted);
+    assert_eq!(hosted.acknowledge(0), Some(50));
+    // Its handler satisfies the device, then ends the interrupt: nothing is left to be put into the list register.
+    hosted.exit(0, HVC, [0; 10]);
+    write(&mut hosted, LineField::Level, &[50], false);
+    resume(&mut hosted);
+    hosted.end_of_interrupt(0, 50);
+    assert!(hosted.cpus[0].machine.lists.iter().all(|entry| *entry == ListEntry::default()));
 }
