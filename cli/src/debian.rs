@@ -11,7 +11,8 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// What the initramfs runs: it shows that the kernel is up, and ends.
+/// What the initramfs runs: it shows that the kernel is up, and ends. With `trellis.shell` on the kernel's command line it
+/// gives whoever sits at the console a shell before that.
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -21,6 +22,8 @@ mount -t devtmpfs devtmpfs /dev
 uname -a
 echo \"processors: $(grep -c ^processor /proc/cpuinfo)\"
 echo 'trellis: linux is up'
+read -r words </proc/cmdline
+case \" $words \" in *' trellis.shell '*) setsid cttyhack sh ;; esac
 poweroff -f
 ";
 
