@@ -155,6 +155,7 @@ impl Runs {
     }
 
     /// Pages `first..first+count` of a run that may be used: inside it, and not split off.
+    #[inline(never)]
     pub fn check(&self, name: u64, first: u64, count: u64) -> Result<Page, Refusal> {
         let run = self.get(name)?;
         let end = first.checked_add(count).filter(|end| *end <= run.pages).ok_or(Refusal::OutOfRange)?;

@@ -18,6 +18,7 @@ impl<T> Lock<T> {
     }
 
     /// Takes the lock, in order of asking.
+    #[inline(never)]
     pub fn lock(&self) -> TicketMutexGuard<'_, T> {
         let guard = self.inner.lock();
         self.taken.fetch_add(1, Ordering::Relaxed);

@@ -185,6 +185,7 @@ impl<M: Machine> Call<'_, M> {
         }
     }
 
+    #[inline(never)]
     fn cap(&self, argument: usize, kind: Kind, need: Rights) -> Result<Cap, Refusal> {
         self.shared.table.find(self.table, self.a[argument], kind, need)
     }
@@ -200,6 +201,7 @@ impl<M: Machine> Call<'_, M> {
     }
 
     /// Puts a new capability into a slot of the caller's that [`Call::check_empty`] has seen under this lock.
+    #[inline(never)]
     fn put(&self, _: &Control, selector: u64, kind: Kind, rights: Rights, name: u64) -> Result<(), Refusal> {
         self.shared.table.put(self.table, selector, Cap { word: CapWord::new(kind, rights, 0), name })
     }

@@ -73,6 +73,7 @@ impl Table {
     }
 
     /// The mark of a slot that is there and empty.
+    #[inline(never)]
     pub fn check_empty(&self, range: TableRange, selector: u64) -> Result<Mark, Refusal> {
         if selector == 0 {
             return Err(Refusal::OutOfRange);
@@ -91,6 +92,7 @@ impl Table {
     }
 
     /// Empties a slot. Under the control lock.
+    #[inline(never)]
     pub fn clear(&self, range: TableRange, selector: u64, mark: Mark) {
         if let Some(slot) = self.slot(range, selector) {
             slot.clear(mark);

@@ -81,6 +81,7 @@ impl<M: Machine> Call<'_, M> {
     }
 
     /// The index of a living vCPU of this CPU.
+    #[inline(never)]
     pub(super) fn vcpu(&self, need: Rights) -> Result<u16, Refusal> {
         let cap = self.cap(0, Kind::Vcpu, need)?;
         let id = Id::<Vcpu<M>>::from_word(cap.name);
@@ -92,6 +93,7 @@ impl<M: Machine> Call<'_, M> {
     }
 
     /// The same, when nothing of it is in the hardware: registers can be read and written in its context.
+    #[inline(never)]
     pub(super) fn still_vcpu(&mut self, need: Rights) -> Result<u16, Refusal> {
         let index = self.vcpu(need)?;
         if matches!(self.local.vcpus.at(index).state, VcpuState::Running | VcpuState::Waiting) {
