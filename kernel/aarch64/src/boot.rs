@@ -13,6 +13,7 @@ use crate::stage1::{self, Image};
 use core::fmt::Write;
 use core::sync::atomic::Ordering;
 use trellis_core::init;
+use trellis_idl::trace::Record;
 use trellis_idl::boot::{BootHeader, MAGIC, VERSION};
 
 core::arch::global_asm!(include_str!("boot.S"), cpu_offset = const BLOCK_OFFSET);
@@ -123,6 +124,15 @@ pub(crate) fn say_all(header: &BootHeader) {
     // Whoever holds the log when the kernel panics never lets go; take only what is free.
     while let Some(byte) = LOG.try_lock().and_then(|mut log| log.take()) {
         let _ = serial.write_char(byte as char);
+    }
+}
+
+/// Says what this CPU did last.
+pub(crate) fn say_records(header: &BootHeader, records: &[Record]) {
+    let mut serial = serial(header);
+    let _ = writeln!(serial, "what this CPU did last:");
+    for record in records {
+        let _ = writeln!(serial, "{record}");
     }
 }
 

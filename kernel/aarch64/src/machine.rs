@@ -14,7 +14,7 @@ use trellis_core::lines::ListEntry;
 use trellis_core::machine::{Entry, Machine, Memory, NEVER, Page, Stale, Ticks};
 use trellis_idl::boot::BootHeader;
 use trellis_idl::kernel::{Fact, Refusal};
-use trellis_idl::trace::{RECORD_WORDS, RECORDS};
+use trellis_idl::trace::{RECORD_WORDS, RECORDS, Record};
 
 /// Ranges of more pages than this are invalidated as a whole.
 const MOST_SINGLE: u64 = 64;
@@ -393,8 +393,9 @@ impl Machine for Aarch64 {
         }
     }
 
-    fn last_words(&mut self) {
+    fn last_words(&mut self, records: &[Record]) {
         crate::boot::say_all(self.header);
+        crate::boot::say_records(self.header, records);
     }
 
     fn log(&mut self, address: u64, bytes: u64) {

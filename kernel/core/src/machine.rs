@@ -3,6 +3,7 @@
 
 use crate::lines::ListEntry;
 use trellis_idl::kernel::{Access, Refusal};
+use trellis_idl::trace::Record;
 
 /// A physical page number.
 pub type Page = u64;
@@ -107,8 +108,8 @@ pub trait Machine: Memory + Sized + core::fmt::Debug {
     fn fact(&self, which: u64, argument: u64) -> Result<u64, Refusal>;
     /// Switches off (false) or restarts (true). Comes back only where the board cannot.
     fn power(&mut self, restart: bool);
-    /// Nobody reads the kernel's log any more: puts what is in it where a person may see it.
-    fn last_words(&mut self);
+    /// Nobody reads the kernel's log any more: puts what is in it, and what this CPU did last, where a person may see it.
+    fn last_words(&mut self, records: &[Record]);
     /// Puts bytes at a physical address into the kernel's log.
     fn log(&mut self, address: u64, bytes: u64);
     /// Takes bytes of the log into a page.

@@ -13,6 +13,7 @@ use crate::pool::{Empty, Id};
 use crate::schedule::{self, BudgetId};
 use crate::shared::Shared;
 use crate::signal;
+use crate::trace;
 use crate::thread::{Entry, Thread, ThreadState};
 use crate::trap::Next;
 use crate::vcpu::{Vcpu, VcpuState};
@@ -648,7 +649,7 @@ pub(crate) fn dismiss<M: Machine>(
         signal::raise(local, shared, machine, supervisor.0, supervisor.1);
     } else if local.threads.at(index).domain == ROOT_DOMAIN {
         // Nobody is left who could start, supervise or end anything: its last words must not stay in memory.
-        machine.last_words();
+        trace::last_words(local, machine);
         machine.power(false);
     }
 }

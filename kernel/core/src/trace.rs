@@ -47,6 +47,20 @@ pub(crate) fn read<M: Machine>(local: &Local<M>, machine: &mut M, from: u64, pag
     [count, (from + count) % RECORDS, next]
 }
 
+/// Records that go with the kernel's last words.
+const LAST_WORDS: usize = 16;
+
+/// The machine is about to go off and nobody is left who could say why: it says what this CPU did last.
+pub(crate) fn last_words<M: Machine>(local: &Local<M>, machine: &mut M) {
+    let mut records = [Record { what: 0, argument: 0, time: 0, who: Who::Nobody }; LAST_WORDS];
+    let mut count = 0;
+    for (place, record) in records.iter_mut().zip(last(local, machine, LAST_WORDS as u64)) {
+        *place = record;
+        count += 1;
+    }
+    machine.last_words(records.get(..count).unwrap_or_default());
+}
+
 /// The last records of the running CPU, oldest first; fewer when it has not done so much yet.
 pub fn last<M: Machine>(local: &Local<M>, machine: &M, count: u64) -> impl Iterator<Item = Record> {
     let next = machine.next_note();

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use trellis_core::lines::{LIST_ENTRIES, ListEntry};
 use trellis_core::machine::{Entry, Machine, Memory, NEVER, Page, Stale, Ticks};
 use trellis_idl::kernel::{Fact, Refusal};
-use trellis_idl::trace::RECORDS;
+use trellis_idl::trace::{RECORDS, Record};
 
 /// Ticks a second.
 pub const HERTZ: u64 = 1_000_000;
@@ -192,10 +192,11 @@ impl Machine for HostedMachine {
         self.board.borrow_mut().power = Some(restart);
     }
 
-    fn last_words(&mut self) {
+    fn last_words(&mut self, records: &[Record]) {
         let mut board = self.board.borrow_mut();
         let rest = core::mem::take(&mut board.log);
         board.said.extend(rest);
+        board.said.extend(records.iter().flat_map(|record| format!("{record}\n").into_bytes()));
     }
 
     fn log(&mut self, address: u64, bytes: u64) {

@@ -34,7 +34,12 @@ mod board {
 
     /// The first word: where the plan is in the payload (low half) and how long (high half).
     fn main(first_word: u64) -> ! {
-        let mut root = start(plan(first_word));
+        run(plan(first_word))
+    }
+
+    #[inline(never)]
+    fn run(plan: &'static Plan<'static>) -> ! {
+        let mut root = start(plan);
         loop {
             root.step(&Svc);
         }

@@ -27,9 +27,9 @@ type Piece = Vec<Record, { MOST_READ as usize }>;
 #[derive(Clone, Copy, Debug, Default)]
 struct Read {
     /// The place to go on at.
-    place: u64,
-    /// The record before it; none before the first read.
-    before: Option<Record>,
+    place: u16,
+    /// When the record before it was noted; 0 before the first read. Two of one time do not stand at one place.
+    before: u64,
 }
 
 /// Empties every CPU's ring as long as the system runs.
@@ -72,12 +72,12 @@ impl Read {
     /// The next records of a ring, and whether some before them are lost.
     fn go_on(&mut self, system: &impl System, cpu: u8) -> Result<(Piece, bool), Refusal> {
         let (mut piece, mut behind, mut is_gap) = (Piece::new(), 0, false);
-        if let Some(before) = self.before {
+        if self.before != 0 {
             // The last one again: when another stands there now, the ring has gone round.
-            (piece, behind, _) = read(system, cpu, self.place.wrapping_sub(1))?;
-            is_gap = piece.first().is_none_or(|first| !is_same(first, &before));
+            (piece, behind, _) = read(system, cpu, u64::from(self.place).wrapping_sub(1))?;
+            is_gap = piece.first().is_none_or(|first| first.time != self.before);
         }
-        if is_gap || self.before.is_none() {
+        if is_gap || self.before == 0 {
             let (_, _, newest) = read(system, cpu, 0)?;
             // The oldest record stands where the next one will, which is already gone when that is noted: one on.
             (piece, behind, _) = read(system, cpu, newest + 1)?;
@@ -89,15 +89,10 @@ impl Read {
             piece.remove(0);
         }
         if let Some(last) = piece.last() {
-            (self.place, self.before) = (behind, Some(*last));
+            (self.place, self.before) = ((behind % RECORDS) as u16, last.time);
         }
         Ok((piece, is_gap))
     }
-}
-
-/// Whether this is that record: who it names may be gone meanwhile.
-fn is_same(one: &Record, other: &Record) -> bool {
-    (one.what, one.argument, one.time) == (other.what, other.argument, other.time)
 }
 
 /// The end of a CPU's ring, for the report of a fault there.
