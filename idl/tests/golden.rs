@@ -76,7 +76,7 @@ fn operations_keep_their_numbers() {
     for (number, op) in [(1, VcpuOp::Start), (2, VcpuOp::Reset)] {
         assert_eq!((VcpuOp::from_number(number), op as u64), (Some(op), number));
     }
-    let p2m = [P2mOp::Ready, P2mOp::Populate, P2mOp::Reset, P2mOp::Protect, P2mOp::PopulateAll];
+    let p2m = [P2mOp::Ready, P2mOp::Populate, P2mOp::Reset, P2mOp::Protect, P2mOp::Blank, P2mOp::PopulateAll];
     for (number, op) in (1..).zip(p2m) {
         assert_eq!((P2mOp::from_number(number), op as u64), (Some(op), number));
     }
@@ -87,7 +87,7 @@ fn operations_keep_their_numbers() {
 #[test]
 fn interfaces_keep_their_schema() {
     let golden = [
-        (P2M, Interface { number: 1, version: 1, schema: 0x04f7_74aa_c6a1_2172 }),
+        (P2M, Interface { number: 1, version: 1, schema: 0xf536_2140_c5e1_6e71 }),
         (VCPU, Interface { number: 2, version: 1, schema: 0x27ea_615a_5e79_3751 }),
         (HOST, Interface { number: 3, version: 1, schema: 0x9691_1f14_6b2e_167c }),
     ];
