@@ -32,3 +32,18 @@ fn every_cpu_model_of_the_board_runs_it() {
         seen.expect(seen.outcome.status == trellis_cli::status::Status::Well, cpu);
     }
 }
+
+#[test]
+fn a_trace_shows_each_cpu_from_its_first_record_to_the_end() {
+    let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("hello-trace.txt");
+    let trace = Some(file.clone());
+    let seen = story::seen(&trellis_cli::run::Run { icount: true, trace, ..story::of("hello.toml", LIMIT) }, &[]);
+    seen.expect_good_end();
+    let text = std::fs::read_to_string(&file).expect("the trace is there");
+    for part in ["CPU 0  root runs", "p2m.one (thread", "one vCPU 0 stops for HVC", "two vCPU 0 stops for a data access", "the kernel's alarm"] {
+        assert!(text.contains(part), "{part} is in the trace:\n{text}");
+    }
+    assert!(!text.contains("are lost"), "nothing is lost in so small a system");
+    let times: Vec<f64> = text.lines().skip(1).filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect();
+    assert!(times.len() > 100 && times.windows(2).all(|pair| pair[0] <= pair[1]));
+}

@@ -141,7 +141,7 @@ fn what_has_no_answer_ends_the_guest_with_a_report() {
         let seen = Pair { name: "endings", misdeeds: &wanted, ..Pair::default() }.run();
         seen.expect(seen.outcome.status == Status::GuestFailed, "a guest that crashed is no good end");
         let sentence = format!("root| guest hostile crashed: vCPU 0 {report}");
-        for text in [sentence.as_str(), "root|   pc  ", ".toml:", "memory = \"16M\"", "root| guest hello switched itself off"] {
+        for text in [sentence.as_str(), "µs before: hostile vCPU 0 stops for", "root|   pc  ", ".toml:", "memory = \"16M\"", "root| guest hello switched itself off"] {
             seen.expect(seen.log.contains(text), text);
         }
         seen.expect(!seen.out.contains("survived"), misdeed);
