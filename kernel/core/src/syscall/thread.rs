@@ -139,7 +139,8 @@ impl<M: Machine> Call<'_, M> {
         if patience != 0 && !(patience::SHORTEST..=patience::LONGEST).contains(&patience) {
             return Err(Refusal::BadArgument);
         }
-        let ticks = (u128::from(patience) * u128::from(self.machine.hertz()) / 1_000_000) as u64;
+        let hertz = self.machine.hertz();
+        let ticks = patience / 1_000_000 * hertz + patience % 1_000_000 * hertz / 1_000_000;
         patience::set(self.local, self.machine, index, ticks);
         self.local.threads.at_mut(index).supervisor = (Id::from_word(signal.name), signal.word.badge());
         one(0)
