@@ -8,6 +8,7 @@ use crate::names::Names;
 use crate::session::{Outputs, Session, Started};
 use crate::status::{Doing, Failure, Status};
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,6 +42,8 @@ pub struct Wish {
     pub timeout: Option<Duration>,
     /// Where the trace goes, of an image that sends one.
     pub trace: Option<PathBuf>,
+    /// Where the board's loader puts the kernel and how long it is: looked at when the machine hangs.
+    pub kernel: Option<Range<u64>>,
     /// The guest whose console is raw, by index, with the keys that go to it.
     pub console: Option<(u8, Box<dyn Read + Send>)>,
 }
@@ -83,6 +86,11 @@ pub fn drive(board: &[String], image: &Path, names: Names, wish: Wish, outputs: 
     }
     let end = end?;
     finished.doing(|| "write the output".into())?;
+    if let (End::Late, Some(kernel)) = (&end, wish.kernel) {
+        for line in emulator.autopsy(kernel) {
+            writeln!(outputs.log, "trellis| {line}").doing(|| "write the output".into())?;
+        }
+    }
     let status = conclude(end, emulator, &session, wish.timeout, outputs.log)?;
     Ok(Outcome { status, started: session.started() })
 }

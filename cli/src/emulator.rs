@@ -4,6 +4,7 @@
 //! The serial port is QEMU's standard input and output. The child is ended by its own process id, at the latest when
 //! the [`Emulator`] is dropped.
 
+use crate::autopsy::Channel;
 use crate::status::{Doing, Failure};
 use std::io::{Read, Write};
 use std::path::Path;
@@ -53,6 +54,7 @@ pub enum Event {
 pub struct Emulator {
     child: Child,
     events: Receiver<Event>,
+    control: Channel,
     input: Option<ChildStdin>,
 }
 
@@ -61,7 +63,8 @@ impl Emulator {
     pub fn start(arguments: &[String]) -> Result<Emulator, Failure> {
         let program = program();
         let mut command = Command::new(&program);
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let control = Channel::new().doing(|| "make a folder for the emulator's control channel".into())?;
+        command.args(arguments).args(control.arguments()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|error| {
             Failure::hinted(format!("could not start {program}: {error}"), "`./trellis` installs it (qemu-system-arm, version 8 or later)")
         })?;
@@ -73,7 +76,7 @@ impl Emulator {
             pump(complaints, sender, Event::Complaint);
         }
         let input = child.stdin.take();
-        Ok(Emulator { child, events, input })
+        Ok(Emulator { child, events, control, input })
     }
 
     /// The serial port's input, once.
@@ -92,6 +95,11 @@ impl Emulator {
             Err(RecvTimeoutError::Timeout) => Event::Quiet,
             Err(RecvTimeoutError::Disconnected) => Event::Closed,
         }
+    }
+
+    /// Stops the machine and says where it stands; `kernel` is where the kernel lies.
+    pub fn autopsy(&self, kernel: std::ops::Range<u64>) -> Vec<String> {
+        self.control.look(kernel).unwrap_or_else(|error| vec![format!("the machine cannot be looked at: {error}")])
     }
 
     /// Waits for it to end by itself.

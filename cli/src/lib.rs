@@ -2,14 +2,15 @@
 //! The `trellis` command as a library, so that the boot tests drive what users type.
 //!
 //! One file a subcommand (`args` lists them); `system` loads and composes, `programs` builds what runs on the board,
-//! `debian` fetches guests; `drive` runs an image in the `emulator`; `frame`, `session` and `report` turn its serial
-//! port into lines and an exit status, `timeline` what it says of each CPU into a trace; `trace` looks at single
-//! instructions.
+//! `debian` fetches guests; `drive` runs an image in the `emulator` (and holds an `autopsy` when it hangs); `frame`,
+//! `session` and `report` turn its serial port into lines and an exit status, `timeline` what it says of each CPU into a
+//! trace; `trace` looks at single instructions.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 pub mod apt;
 pub mod args;
+pub mod autopsy;
 pub mod bench;
 pub mod build;
 pub mod check;

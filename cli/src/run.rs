@@ -13,6 +13,8 @@ use clap::Args;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use trellis_idl::boot::{BootHeader, HEADER_OFFSET};
+use zerocopy::FromBytes;
 
 /// Composes an image and runs it in the emulator.
 ///
@@ -88,7 +90,9 @@ impl Run {
         let console = self.console_guest(&names)?;
         let (icount, timeout, trace) = (self.icount, self.timeout, self.trace.clone());
         let image_at = system.board().image_at;
-        Ok(Ready { board, image: temporary(&image)?, names, console, icount, timeout, trace, image_at })
+        let header = image.get(HEADER_OFFSET..).and_then(|rest| BootHeader::read_from_prefix(rest).ok());
+        let kernel_bytes = header.map_or(0, |(header, _)| header.payload.base);
+        Ok(Ready { board, image: temporary(&image)?, names, console, icount, timeout, trace, image_at, kernel_bytes })
     }
 
     fn console_guest(&self, names: &Names) -> Result<Option<u8>, Failure> {
@@ -110,12 +114,15 @@ struct Ready {
     trace: Option<PathBuf>,
     /// Where the board's loader puts the image.
     image_at: u64,
+    /// Bytes of the kernel in it.
+    kernel_bytes: u64,
 }
 
 impl Ready {
     fn go(self, keys: Box<dyn Read + Send>, outputs: &mut Outputs) -> Result<Outcome, Failure> {
         let console = self.console.map(|guest| (guest, keys));
-        let wish = Wish { icount: self.icount, timeout: self.timeout, trace: self.trace, console };
+        let kernel = Some(self.image_at..self.image_at + self.kernel_bytes);
+        let wish = Wish { icount: self.icount, timeout: self.timeout, trace: self.trace, kernel, console };
         drive(&self.board, self.image.path(), self.names, wish, outputs)
     }
 }

@@ -8,6 +8,7 @@ use trellis_cli::frame::Frame;
 use trellis_cli::names::{GuestName, Names};
 use trellis_cli::session::Outputs;
 use trellis_cli::status::Status;
+use trellis_idl::boot::{LOG_BYTES, LOG_MARK};
 use trellis_idl::wire::{FrameKind, GuestEnd, Report};
 
 /// An arm64 Image for QEMU's virt that writes `said` to the PL011, sends back the next `echoed` bytes it reads, and
@@ -112,6 +113,20 @@ fn a_machine_that_stands_still_is_ended_with_4() {
     let wish = Wish { timeout: Some(Duration::from_secs(2)), ..Wish::default() };
     let seen = run(&image(b"waiting", 0, false), wish);
     assert_eq!(seen.log, "kernel| waiting\ntrellis| not finished after 2 s, ended (--timeout)\n");
+    assert_eq!(seen.status, Status::TimedOut);
+}
+
+#[test]
+fn a_machine_that_hangs_says_where_and_what_was_not_printed() {
+    let mut image = image(b"waiting", 0, false);
+    image.extend(LOG_MARK);
+    image.extend([13u64, 0].iter().flat_map(|index| index.to_le_bytes()));
+    image.extend(b"CPU 3 is late");
+    image.resize(image.len() + LOG_BYTES, 0);
+    let kernel = Some(0x4020_0000..0x4020_0000 + image.len() as u64);
+    let seen = run(&image, Wish { timeout: Some(Duration::from_secs(2)), kernel, ..Wish::default() });
+    assert!(seen.log.starts_with("kernel| waiting\ntrellis| CPU 0 stands at 0x00000000402000"), "{}", seen.log);
+    assert!(seen.log.contains("EL2h\ntrellis| not printed yet: CPU 3 is late\n"), "{}", seen.log);
     assert_eq!(seen.status, Status::TimedOut);
 }
 

@@ -14,6 +14,11 @@ pub const HEADER_OFFSET: usize = 64;
 pub const MAGIC: u64 = u64::from_le_bytes(*b"TRELLIS\0");
 /// Version of this layout.
 pub const VERSION: u32 = 1;
+/// What stands in memory before the kernel's log, so that it is found from outside: then two indices of eight bytes (how
+/// many bytes were written, how many of them taken), then the ring.
+pub const LOG_MARK: [u8; 16] = *b"TRELLIS LOG RING";
+/// Bytes of the ring.
+pub const LOG_BYTES: usize = 16 * 1024;
 /// Most CPUs.
 pub const MAX_CPUS: usize = 64;
 

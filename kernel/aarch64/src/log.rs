@@ -2,19 +2,20 @@
 //! The kernel's log: a ring that the console server empties. Oldest bytes go when it is full, and are counted.
 
 use trellis_core::lock::Lock;
+use trellis_idl::boot::{LOG_BYTES as BYTES, LOG_MARK};
 
-const BYTES: usize = 16 * 1024;
-
-/// The ring.
+/// The ring, laid out as `trellis_idl::boot::LOG_MARK` says: whoever looks at a machine that hangs finds it.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Log {
-    bytes: [u8; BYTES],
+    mark: [u8; 16],
     head: usize,
     tail: usize,
+    bytes: [u8; BYTES],
 }
 
 /// The kernel's log.
-pub static LOG: Lock<Log> = Lock::new(Log { bytes: [0; BYTES], head: 0, tail: 0 });
+pub static LOG: Lock<Log> = Lock::new(Log { mark: LOG_MARK, head: 0, tail: 0, bytes: [0; BYTES] });
 
 impl Log {
     /// Appends a byte.

@@ -189,6 +189,7 @@ pub fn plan(on_reset: OnReset) -> Plan<'static> {
         guests: [guest].into_iter().collect(),
         manifest: Part::default(),
         uart_line: 33,
+        trace: false,
     }
 }
 
@@ -338,13 +339,14 @@ impl Whole {
             Program::P2m(server) => dispatch(server, &body, x0, words),
             Program::Vcpu(server) => dispatch(&**server, &body, x0, words),
         };
-        let (op, a0, words) = match reply {
-            Reply::Exit(answer, words) => (Op::ReplyAndWait, answer.0, words),
-            Reply::Call(words) => (Op::ReplyAndWait, 0, words),
-            Reply::Forward(portal, words) => (Op::Forward, portal, words),
+        let (op, a0, bytes, words) = match reply {
+            Reply::Exit(answer, words) => (Op::ReplyAndWait, answer.0, 0, words),
+            Reply::Call(words) => (Op::ReplyAndWait, 0, 0, words),
+            Reply::Letter(words, bytes) => (Op::ReplyAndWait, 0, bytes as u64, words),
+            Reply::Forward(portal, words) => (Op::Forward, portal, 0, words),
         };
         if self.name(cpu) == Some(name) {
-            self.hosted.borrow_mut().syscall(cpu, op as u16, [a0, 0, 0, 0, 0, 0], words);
+            self.hosted.borrow_mut().syscall(cpu, op as u16, [a0, bytes, 0, 0, 0, 0], words);
         }
         true
     }
