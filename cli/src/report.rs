@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_server_that_does_not_answer_is_said_to_and_to_whom() {
-        let said = |exit| sentences(&Report::ServerLate { server: 3, exit }, &two_guests());
+        let said = |exit| sentences(&Report::ServerLate { server: 3, exit }, &two_guests(), 0);
         let class = ExitClass::Hypercall as u8;
         let [line] = &said(Some((1, class)))[..] else { panic!() };
         assert!(line.ends_with(" does not answer: it took too long for an exit of vCPU 1, class Hypercall"), "{line}");

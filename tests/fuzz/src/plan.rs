@@ -75,6 +75,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         guests: [guest].into_iter().collect(),
         manifest: part,
         uart_line: 33,
+        trace: false,
     };
     assert_eq!(trellis_root::check::check(&plan), Ok(()), "the seed is a good plan");
     let p2m =
