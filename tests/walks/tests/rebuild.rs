@@ -31,7 +31,9 @@ fn counts(whole: &Whole) -> impl PartialEq + std::fmt::Debug + use<> {
 fn told(whole: &'static Whole, root: &mut Root<'static, Sight<'static>>) -> Vec<Report> {
     for _ in 0..4 {
         root.step(&whole.body(0, 0));
-        let seen = whole.reports();
+        let mut seen = whole.reports();
+        // What the CPU did before is another story.
+        seen.retain(|report| !matches!(report, Report::Last { .. }));
         if !seen.is_empty() {
             return seen;
         }
