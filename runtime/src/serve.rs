@@ -52,12 +52,16 @@ pub fn serve<S: Server>(server: &S) -> ! {
         } else {
             let mut reply = Reply::Call([0; WORDS]);
             called(server, badge, words, &mut reply);
-            match reply {
-                Reply::Exit(answer, words) => system.reply_and_wait(answer.0, words),
-                Reply::Forward(portal, words) => system.forward(portal, words),
-                Reply::Call(words) => system.reply_and_wait(0, words),
-                Reply::Letter(words, bytes) => system.reply_with_buffer(words, bytes),
-            }
+            let (answer, bytes, words) = match reply {
+                Reply::Exit(answer, words) => (answer.0, 0, words),
+                Reply::Call(words) => (0, 0, words),
+                Reply::Letter(words, bytes) => (0, bytes, words),
+                Reply::Forward(portal, words) => {
+                    asked = system.forward(portal, words);
+                    continue;
+                }
+            };
+            system.reply_with_buffer(answer, words, bytes)
         };
     }
 }

@@ -55,10 +55,11 @@ impl Svc {
         Asked { badge, words }
     }
 
-    /// The same to a caller, with so many bytes of this thread's buffer.
-    #[inline(never)]
-    pub(crate) fn reply_with_buffer(&self, words: [u64; WORDS], bytes: usize) -> Asked {
-        let (badge, words) = ipc::<{ Op::ReplyAndWait as u16 }>(0, bytes as u64, words);
+    /// The same, with so many bytes of this thread's buffer for a caller. Inlined like the others: what comes back through
+    /// memory in one arm of the serve loop would do so in all of them.
+    #[inline(always)]
+    pub(crate) fn reply_with_buffer(&self, answer: u64, words: [u64; WORDS], bytes: usize) -> Asked {
+        let (badge, words) = ipc::<{ Op::ReplyAndWait as u16 }>(answer, bytes as u64, words);
         Asked { badge, words }
     }
 
