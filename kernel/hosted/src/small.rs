@@ -28,6 +28,8 @@ pub mod slot {
     pub const SIGNALS: [u64; 2] = [FIRST + 15, FIRST + 16];
     /// Message buffers: one run of four pages.
     pub const BUFFERS: u64 = FIRST + 17;
+    /// The guest's memory again, to be read only.
+    pub const READ_ONLY: u64 = FIRST + 18;
     /// First slot that stories use.
     pub const FREE: u64 = FIRST + 24;
 }
@@ -145,12 +147,14 @@ pub fn system(settings: Settings) -> Hosted {
     hosted
 }
 
-/// The same with the guest's first two blocks mapped, its vCPU and the client started, and root at work.
+/// The same with the guest's first two blocks mapped, its vCPU and the client started, and root at work with a weak
+/// capability beside the strong ones.
 pub fn running(settings: Settings) -> Hosted {
     let mut hosted = system(settings);
     must(&mut hosted, Op::GuestMap, [slot::GUEST, GUEST_PAGE, slot::MEMORY, 0, 1024, 7]);
     must(&mut hosted, Op::ThreadStart, [slot::THREADS[2], 0x20_0000, 0, 0, 0, 0]);
     must(&mut hosted, Op::VcpuStart, [slot::VCPU, 0, 0, 0, 0, 0]);
+    grant(&mut hosted, slot::MEMORY, root_slot::DOMAIN, slot::READ_ONLY, Rights::READ);
     hosted
 }
 
