@@ -390,8 +390,8 @@ guarded_sync:
     cmp     x1, 0x15
     b.eq    server_call
     save_all
-    mov     x1, x0
-    mov     x0, sp
+    note_exit
+    mov     x1, sp
     bl      exit_door
     tbnz    x0, 0, delivered
     cbnz    x0, obey
