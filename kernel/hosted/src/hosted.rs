@@ -316,7 +316,9 @@ impl Cpu {
             }
             Next::Thread(index) => {
                 let thread = self.local.threads.at(index);
-                self.machine.note(TraceKind::Runs.with(0), 0, place_of(&thread.context));
+                if self.now != Now::Thread(index) {
+                    self.machine.note(TraceKind::Runs.with(0), 0, place_of(&thread.context));
+                }
                 self.registers = match thread.entry {
                     Entry::Parked => thread.context.parked,
                     Entry::Full => thread.context.full,
@@ -324,7 +326,9 @@ impl Cpu {
                 Now::Thread(index)
             }
             Next::Guest(index) => {
-                self.machine.note(TraceKind::Runs.with(0), 0, place_of(&self.local.vcpus.at(index).context));
+                if self.now != Now::Guest(index) {
+                    self.machine.note(TraceKind::Runs.with(0), 0, place_of(&self.local.vcpus.at(index).context));
+                }
                 self.enter(index)
             }
             Next::Idle => {

@@ -44,7 +44,7 @@ fn an_exit_and_a_refusal_are_noted_and_calls_are_not() {
     assert_eq!(hosted.cpus[0].machine.trace_length(), before);
     call(&mut hosted, 9, WORDS);
     assert_eq!(x0(&hosted), Err(Refusal::NoCapability));
-    let refused = last(&hosted, 0, 2)[0];
+    let refused = last(&hosted, 0, 1)[0];
     assert_eq!((refused.kind(), refused.detail()), (Some(TraceKind::Refused), Op::Call as u64));
     assert_eq!(refused.argument, Refusal::NoCapability as u64);
     assert_eq!(refused.who, Who::Thread { domain: 3, number: CLIENT });
@@ -57,7 +57,7 @@ fn root_reads_every_record_once_though_the_ring_goes_round() {
     let mut from = must(&mut hosted, Op::TraceRead, [SYSTEM, 0, 0, 0, 0, 0])[2];
     let mut seen = Vec::new();
     for round in 0..RECORDS {
-        // Each refusal leaves its own record and that root goes on.
+        // That root goes on leaves no record.
         hosted.syscall(0, Op::Signal as u16, [1000 + round, 0, 0, 0, 0, 0], [0; 10]);
         let [count, next, _] = must(&mut hosted, Op::TraceRead, [SYSTEM, 0, from, 0, 0, 0]);
         assert!(count <= MOST_READ && next < RECORDS);
