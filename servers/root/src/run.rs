@@ -44,6 +44,8 @@ pub struct Root<'a, B> {
     /// A server has more to say than was taken.
     unheard: u64,
     tracer: Tracer,
+    /// The CPU of the thread that faulted last.
+    faulted: Option<u8>,
     off: bool,
 }
 
@@ -67,7 +69,7 @@ impl<'a, B: Board> Root<'a, B> {
         let cpus = if plan.trace { MACHINE.fact(system, Fact::Cpus, 0).unwrap_or(0) } else { 0 };
         let tracer = Tracer::new(cpus);
         let mut root =
-            Root { board, plan, supply, servers, guests, lots, console: output, policy, unheard: 0, tracer, off: false };
+            Root { board, plan, supply, servers, guests, lots, console: output, policy, unheard: 0, tracer, faulted: None, off: false };
         for index in 0..plan.guests.len() {
             root.make_guest(system, index)?;
         }
@@ -152,6 +154,8 @@ impl<'a, B: Board> Root<'a, B> {
             && let Some(record) = self.stopped(system, index)
         {
             log!("server {} is lost", self.name(index));
+            // Asked now: what follows may destroy the thread.
+            self.faulted = self.faulted_on(system, index);
             self.happened(system, Event::ServerStopped(index as u8, record, seconds(system)));
         }
     }
@@ -312,7 +316,7 @@ impl<'a, B: Board> Root<'a, B> {
                 let guest = self.plan.guests.get(usize::from(*guest));
                 guest.and_then(|guest| guest.cpus.get(usize::from(crash.vcpu)).copied())
             }
-            Report::ServerFaulted { server, .. } => self.faulted_on(system, usize::from(*server)),
+            Report::ServerFaulted { .. } => self.faulted,
             _ => None,
         };
         if let Some(cpu) = cpu {
