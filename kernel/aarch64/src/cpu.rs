@@ -49,7 +49,9 @@ pub struct Cpu {
     pub local: Local<Aarch64>,
 }
 
-const _: () = assert!(align_of::<Cpu>() as u64 == 2 * TRACE_BYTES && offset_of!(Cpu, trace) == 0);
+const _: () = assert!(
+    align_of::<Cpu>() as u64 == 2 * TRACE_BYTES && offset_of!(Cpu, trace) == 0 && BLOCK_OFFSET == align_of::<Cpu>()
+);
 
 const STACK: usize = 16 * 1024;
 
@@ -154,8 +156,6 @@ impl Cpu {
     /// Registers that every CPU sets once; from here on it notes what it does.
     pub fn set_up(&mut self, header: &BootHeader) {
         self.machine.next_note = (&raw mut self.trace).cast();
-        // Nothing but a panic looks there: whose block this CPU has.
-        write!("tpidr_el2", &raw const *self as u64);
         self.machine.policy = silicon::choose(header);
         self.guard = self.machine.policy.guard() | u64::from(isa::features().has(Features::ERRORS)) << 41;
         self.set_vectors(false);
@@ -664,14 +664,17 @@ extern "C" fn own_fault_door(at: *mut u8, esr: u64, elr: u64, far: u64) -> ! {
     panic!("fault in the kernel: esr {esr:#x}, elr {elr:#x}, far {far:#x}, block {at:?}");
 }
 
-/// What this CPU did last, for a kernel that is about to end. Nothing before its block is set up.
+/// What this CPU did last, for a kernel that is about to end. Nothing before its registers are set up.
 pub fn last_records(count: u64, mut show: impl FnMut(trellis_idl::trace::Record)) {
-    let block = read!("tpidr_el2") as *const Cpu;
-    if block.is_null() {
+    let here = 0u8;
+    // The stack is in the block, whose alignment is no less than what lies below the stack's end.
+    let block = (&raw const here as usize & !(align_of::<Cpu>() - 1)) as *const Cpu;
+    // SAFETY: this CPU runs on its block's stack since its first instructions. Whoever held the block mutably panicked and
+    // never comes back.
+    let cpu = unsafe { &*block };
+    if cpu.machine.next_note.is_null() {
         return;
     }
-    // SAFETY: `set_up` put this CPU's block there. Whoever held it mutably panicked and never comes back.
-    let cpu = unsafe { &*block };
     trellis_core::trace::last(&cpu.local, &cpu.machine, count).for_each(&mut show);
 }
 
