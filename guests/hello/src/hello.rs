@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What each CPU does, and how the boot CPU waits for the others.
 
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use trellis_guest_platform::tree::MAX_CPUS;
-use trellis_guest_platform::{Machine, cpu, guest, println, psci, timer, vectors};
+use trellis_guest_platform::{Machine, cpu, gic, gic2, guest, println, psci, timer, vectors};
 
 /// Timer interrupts that each CPU waits for.
 const INTERRUPTS: u64 = 3;
@@ -12,6 +12,10 @@ const INTERRUPTS: u64 = 3;
 const PERIOD: u64 = 1_000;
 
 static CAME: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
+/// The software interrupt by which a CPU says that it is about to finish, where an interrupt says who sent it.
+const BYE: u32 = 1;
+/// CPUs that CPU 0 got it from, one bit each.
+static SENDERS: AtomicU32 = AtomicU32::new(0);
 static FINISHED: AtomicUsize = AtomicUsize::new(0);
 
 guest!(run);
@@ -28,12 +32,20 @@ fn run(machine: &'static Machine) {
         }
     }
     greet(0);
+    FINISHED.fetch_add(1, Ordering::Release);
     wait_for_others(started);
+    if gic::is_version_2() {
+        println!("{name}: software interrupts from CPUs {:#b}", SENDERS.load(Ordering::Relaxed));
+    }
     println!("{name}: {} of {} CPUs finished", FINISHED.load(Ordering::Acquire), machine.cpus());
 }
 
 fn other(_: &'static Machine, index: usize, _: u64) {
     greet(index);
+    if gic::is_version_2() {
+        gic2::send(BYE, 1);
+    }
+    FINISHED.fetch_add(1, Ordering::Release);
 }
 
 fn greet(index: usize) {
@@ -44,11 +56,13 @@ fn greet(index: usize) {
     cpu::mask();
     let took = (cpu::counter() - begin) * 1_000 / timer::microseconds(1_000);
     println!("CPU {index}: {} timer interrupts in {took} us", CAME[index].load(Ordering::Relaxed));
-    FINISHED.fetch_add(1, Ordering::Release);
 }
 
 /// The next interrupt is due a period after the last was, however late this one came.
 fn tick(line: u32, _: u64) {
+    if line == BYE {
+        note_sender();
+    }
     if line != timer::LINE {
         return;
     }
@@ -65,6 +79,31 @@ fn wait_for_others(started: usize) {
         timer::arm(cpu::counter() + timer::microseconds(PERIOD));
         cpu::wait_for_interrupt();
         timer::stop();
-        trellis_guest_platform::gic::discard();
+        take_all();
+    }
+    take_all();
+}
+
+/// Takes and ends whatever is pending.
+fn take_all() {
+    if !gic::is_version_2() {
+        gic::discard();
+        return;
+    }
+    loop {
+        let taken = gic2::acknowledge();
+        match taken.line() {
+            gic::SPURIOUS.. => return,
+            BYE => note_sender(),
+            _ => {}
+        }
+        gic2::end(taken);
+    }
+}
+
+/// Somebody is about to finish.
+fn note_sender() {
+    if gic::is_version_2() {
+        SENDERS.fetch_or(1 << gic2::last().sender(), Ordering::Relaxed);
     }
 }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The GICv3: one distributor, one redistributor frame of 128 KiB a CPU, the CPU interface in system registers.
-//! Group 1, EOImode 0.
+//! Group 1, EOImode 0. Where there is a GICv2 instead, set-up and the interrupt vector use [`crate::gic2`].
+
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cpu::{self, device_read, device_write};
-use crate::{read_register, timer, write_register};
+use crate::{gic2, read_register, timer, write_register};
 
 /// The distributor.
 pub const DISTRIBUTOR: u64 = 0x0800_0000;
@@ -14,8 +16,21 @@ pub const REDISTRIBUTOR_BYTES: u64 = 0x2_0000;
 /// Numbers from here on are no interrupts.
 pub const SPURIOUS: u32 = 1020;
 
+static IS_VERSION_2: AtomicBool = AtomicBool::new(false);
+
+/// Whether the controller is a GICv2.
+#[inline(always)]
+pub fn is_version_2() -> bool {
+    IS_VERSION_2.load(Ordering::Relaxed)
+}
+
 /// Enables affinity routing and group 1 (GICD_CTLR.ARE, EnableGrp1).
 pub fn init_distributor() {
+    // ID_AA64PFR0_EL1.GIC: whether this CPU has registers for one. Asked once, since a hypervisor answers.
+    IS_VERSION_2.store(read_register!("id_aa64pfr0_el1") >> 24 & 15 == 0, Ordering::Relaxed);
+    if is_version_2() {
+        return gic2::init_distributor();
+    }
     device_write(DISTRIBUTOR, 0x12);
     while device_read(DISTRIBUTOR) & 1 << 31 != 0 {
         core::hint::spin_loop();
@@ -24,6 +39,9 @@ pub fn init_distributor() {
 
 /// Wakes this CPU's redistributor, enables all SGIs and the virtual timer, and opens the CPU interface.
 pub fn init_cpu() {
+    if is_version_2() {
+        return gic2::init_cpu();
+    }
     let frame = redistributor();
     device_write(frame + 0x14, device_read(frame + 0x14) & !2);
     while device_read(frame + 0x14) & 4 != 0 {
@@ -72,6 +90,15 @@ pub fn end(line: u32) {
 /// Takes and ends whatever is pending; how many there were.
 pub fn discard() -> u32 {
     let mut count = 0;
+    if is_version_2() {
+        while let taken = gic2::acknowledge()
+            && taken.line() < SPURIOUS
+        {
+            gic2::end(taken);
+            count += 1;
+        }
+        return count;
+    }
     loop {
         let line = acknowledge();
         if line >= SPURIOUS {

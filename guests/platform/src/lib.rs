@@ -19,6 +19,8 @@ pub mod fault;
 #[cfg(target_os = "none")]
 pub mod gic;
 #[cfg(target_os = "none")]
+pub mod gic2;
+#[cfg(target_os = "none")]
 pub mod map;
 #[cfg(target_os = "none")]
 pub mod psci;

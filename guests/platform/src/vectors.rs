@@ -4,7 +4,7 @@
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::{fault, gic};
+use crate::{fault, gic, gic2};
 
 // The counter is read by the second instruction, so that a handler can say when it was entered. x19-x29 are kept by
 // the Rust functions called from here.
@@ -114,15 +114,26 @@ extern "C" fn exception(frame: &mut Frame, kind: u64) {
 }
 
 fn interrupt(entered: u64) {
-    let line = gic::acknowledge();
-    if line >= gic::SPURIOUS {
+    if gic::is_version_2() {
+        let taken = gic2::acknowledge();
+        if taken.line() < gic::SPURIOUS {
+            handle(taken.line(), entered);
+            gic2::end(taken);
+        }
         return;
     }
+    let line = gic::acknowledge();
+    if line < gic::SPURIOUS {
+        handle(line, entered);
+        gic::end(line);
+    }
+}
+
+fn handle(line: u32, entered: u64) {
     let handler = HANDLER.load(Ordering::Acquire);
     if handler != 0 {
         // SAFETY: the word is not zero, so `set_handler` put a `Handler` there.
         let handler = unsafe { core::mem::transmute::<usize, Handler>(handler) };
         handler(line, entered);
     }
-    gic::end(line);
 }

@@ -32,6 +32,28 @@ fn linux_uses_four_cpus_of_a_raspberry_pi_4() {
     four_vcpus_on("raspi4b");
 }
 
+/// Our own guest on the GICv2 of this board: each vCPU sends the first an interrupt, which names its sender.
+fn senders_on(board: &str) {
+    let mut manifest = tempfile::Builder::new().suffix(".toml").tempfile().expect("a temporary file");
+    let text = "name = \"four\"\nboard = \"virt-gicv2\"\n\n[guest.four]\nkernel = \"hello\"\nmemory = \"16M\"\ncpus = [0, 1, 2, 3]\n";
+    manifest.write_all(text.as_bytes()).expect("a manifest is written");
+    let timeout = Some(Duration::from_secs(120));
+    let run = Run { manifest: Some(manifest.path().to_owned()), board: Some(board.into()), timeout, ..Run::default() };
+    let seen = story::seen(&run, &[]);
+    seen.expect_good_end();
+    seen.expect(seen.guests_with(|line| line.contains("software interrupts from CPUs 0b1110")).len() == 1, "each sender is named");
+}
+
+#[test]
+fn software_interrupts_say_who_sent_them_with_gicv2() {
+    senders_on("virt-gicv2");
+}
+
+#[test]
+fn software_interrupts_say_who_sent_them_on_a_raspberry_pi_4() {
+    senders_on("raspi4b");
+}
+
 /// CPUs that do not come must not end in silence: the emulator is given fewer than the image wants.
 #[test]
 fn a_machine_with_too_few_cpus_says_so_and_switches_itself_off() {
