@@ -39,6 +39,10 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// Runs whose guests measure; where two measure the same, the first counts.
 const MANIFESTS: [&str; 2] = ["images/bench.toml", "images/bench-pair.toml"];
 
+/// The image for what floating-point registers cost; the last figure of its run, which stops at whatever is not as it
+/// must be.
+const VECTORS: &str = "images/bench-vectors.toml";
+const LAST_OF_VECTORS: &str = "exit_hvc_live_vectors";
 /// The first on a board whose predictors are guarded.
 const GUARDED: &str = "images/bench-guarded.toml";
 
@@ -85,6 +89,12 @@ impl Bench {
         let (mut none, mut text) = (Vec::new(), Vec::new());
         run(manifest, Some(BENCH_ROOT)).with_keys(Box::new(io::empty()), &mut Outputs { out: &mut none, log: &mut text })?;
         add(read(&text, outputs)?, &mut figures);
+        let vectors = Run { cpu: Some("max".into()), ..run(&place::root().join(VECTORS), Some(BENCH_ROOT)) };
+        let (mut none, mut text) = (Vec::new(), Vec::new());
+        vectors.with_keys(Box::new(io::empty()), &mut Outputs { out: &mut none, log: &mut text })?;
+        let measured = read(&text, outputs)?;
+        is_whole(&measured)?;
+        add(measured, &mut figures);
         add(traced(run(manifest, Some(BENCH_ROOT)), &[trace::CALL])?, &mut figures);
         add(traced(run(manifest, None), &[trace::HYPERCALL, trace::DEVICE_READ])?, &mut figures);
         Ok((figures, status))
@@ -104,6 +114,17 @@ fn guarded(outputs: &mut Outputs) -> Result<Vec<Figure>, Failure> {
 
 fn run(manifest: &Path, root: Option<&'static str>) -> Run {
     Run { manifest: Some(manifest.to_owned()), icount: true, timeout: Some(LIMIT), root, ..Run::default() }
+}
+
+/// Floating-point registers were measured to the end, an exit with live ones costs what it costs without, and a switch
+/// between guests that use none moves nothing.
+fn is_whole(figures: &[Figure]) -> Result<(), Failure> {
+    let value = |name: &str| figures.iter().find(|figure| figure.name == name).map(|figure| figure.value);
+    let (with, without) = (value(LAST_OF_VECTORS), value("exit_hvc_no_vectors"));
+    if with.is_none() || with != without || value("fp_switch_none_bytes") != Some(0) {
+        return Err(Failure::says(format!("floating-point registers: exit with {with:?} and without {without:?} of them live")));
+    }
+    Ok(())
 }
 
 /// What the paths are made of that such a run takes.

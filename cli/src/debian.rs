@@ -21,6 +21,12 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 uname -a
 echo \"processors: $(grep -c ^processor /proc/cpuinfo)\"
+if [ -n \"$churn\" ]; then
+    wrong=0 pids=
+    for seed in $(seq $churn); do churn ${rounds:-200} $seed & pids=\"$pids $!\"; done
+    for pid in $pids; do wait $pid || wrong=1; done
+    echo \"churn: $churn programs, wrong $wrong\"
+fi
 echo 'trellis: linux is up'
 read -r words </proc/cmdline
 case \" $words \" in *' trellis.shell '*) setsid cttyhack sh ;; esac
@@ -55,6 +61,16 @@ pub fn linux() -> Result<Linux, Failure> {
     // Cheap, and never older than this tool.
     write(&files.initramfs, &initramfs(&read(&busybox)?))?;
     Ok(files)
+}
+
+/// The same initramfs with a program of ours, which runs in as many copies as the kernel's command line says: `churn=3`.
+pub fn churn_initramfs(program: &Path) -> Result<PathBuf, Failure> {
+    linux()?;
+    let folder = place::cache()?.join("guests");
+    let file = folder.join("linux-churn.cpio");
+    let archive = contents(&read(&folder.join("busybox"))?).program("bin/churn", &read(program)?);
+    write(&file, &archive.finish())?;
+    Ok(file)
 }
 
 /// Debian's U-Boot for QEMU's arm64 virt.
@@ -108,10 +124,14 @@ fn image(file: &[u8]) -> Result<Vec<u8>, Failure> {
 }
 
 fn initramfs(busybox: &[u8]) -> Vec<u8> {
+    contents(busybox).finish()
+}
+
+fn contents(busybox: &[u8]) -> Archive {
     let folders = ["bin", "dev", "proc", "sys"];
     let archive = folders.iter().fold(Archive::default(), |archive, folder| archive.directory(folder));
     let archive = archive.program("bin/busybox", busybox).program("init", INIT.as_bytes());
-    archive.character_device("dev/console", 5, 1).finish()
+    archive.character_device("dev/console", 5, 1)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {

@@ -17,6 +17,7 @@ pub const WANTED: &[(&str, u64, u64)] = &[
     ("wfi_timer", 1_000, 200),
     ("cpu_on", 12_000, 2_000),
     ("map_page_batched", 60, 25),
+    ("fp_switch_none_bytes", 0, 0),
     ("boot_to_root", 1_000_000, 300_000),
     ("kernel_text", 96 << 10, 64 << 10),
     ("kernel_memory", 2 << 20, 1 << 20),

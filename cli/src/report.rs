@@ -48,6 +48,7 @@ fn ended(guest: u8, end: &GuestEnd, names: &Names) -> Vec<String> {
         GuestEnd::Off => vec![format!("guest {name} switched itself off")],
         GuestEnd::Reset => vec![format!("guest {name} asked for a reset, which ends it (on-reset = \"end\")")],
         GuestEnd::Status(status) => vec![format!("guest {name} ended with status {status}")],
+        GuestEnd::Vectors { wanted, lengths } => vec![format!("guest {name} was not started: {}", no_vectors(*wanted, *lengths))],
         GuestEnd::Crash(crash) => crashed(guest, crash, names),
         GuestEnd::Server(server) => {
             vec![format!("guest {name} ended because its server {} stopped", names.server(*server))]
@@ -129,6 +130,25 @@ fn registers(general: &[u64]) -> Vec<String> {
     general.chunks(4).enumerate().map(row).collect()
 }
 
+/// Why a machine cannot give a guest its vectors, with both numbers.
+fn no_vectors(wanted: u8, lengths: u16) -> String {
+    let all: Vec<u32> = (0..16).filter(|bit| lengths >> bit & 1 == 1).map(|bit| (bit + 1) * 128).collect();
+    let known = all.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+    let bits = u32::from(wanted) * 128;
+    match all.iter().rev().find(|length| **length <= bits) {
+        _ if all.is_empty() && wanted == 0 => {
+            "it asks for SVE vectors, and the CPUs of this machine have none in common".into()
+        }
+        _ if all.is_empty() => {
+            format!("it asks for SVE vectors of {bits} bits, and the CPUs of this machine have none in common")
+        }
+        Some(less) => format!(
+            "it asks for SVE vectors of {bits} bits, and the CPUs of this machine would give it {less} (they have {known})"
+        ),
+        None => format!("it asks for SVE vectors of {bits} bits, and the CPUs of this machine have {known}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,6 +176,15 @@ mod tests {
     fn ordinary_ends_are_one_sentence() {
         assert_eq!(end(GuestEnd::Off), "guest web switched itself off");
         assert_eq!(end(GuestEnd::Status(7)), "guest web ended with status 7");
+        assert_eq!(
+            end(GuestEnd::Vectors { wanted: 3, lengths: 0b1011 }),
+            "guest web was not started: it asks for SVE vectors of 384 bits, and the CPUs of this machine would give it \
+             256 (they have 128, 256, 512)"
+        );
+        assert_eq!(
+            end(GuestEnd::Vectors { wanted: 0, lengths: 0 }),
+            "guest web was not started: it asks for SVE vectors, and the CPUs of this machine have none in common"
+        );
         assert_eq!(end(GuestEnd::Server(2)), "guest web ended because its server vcpu-web stopped");
         assert!(is_good_end(&GuestEnd::Reset) && !is_good_end(&GuestEnd::Status(7)));
     }

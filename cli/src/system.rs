@@ -12,6 +12,8 @@ use trellis_images::{Download, Source, System};
 
 /// Folder of the first server.
 pub const ROOT: &str = "servers/root";
+/// Folder of the Linux program that keeps vector registers busy.
+const CHURN: &str = "guests/churn";
 
 /// This host as the composer sees it: files, our own guests built when they are asked for, downloads fetched then.
 #[derive(Debug, Default)]
@@ -73,6 +75,10 @@ impl Source for Host {
         let path = match download {
             Download::Linux => debian::linux().map(|linux| linux.kernel),
             Download::BusyboxInitrd => debian::linux().map(|linux| linux.initramfs),
+            Download::ChurnInitrd => {
+                let path = self.programs()?.get(CHURN).ok_or_else(|| format!("there is no program in {CHURN}"))?;
+                debian::churn_initramfs(path)
+            }
             Download::UBoot => debian::u_boot(),
         };
         path.map_err(|failure| failure.text(false))
@@ -110,7 +116,9 @@ pub fn emulation(system: &System, cpu: Option<&str>, icount: bool) -> Result<Vec
         return Err(Failure::usage(sentence, "`./trellis build` makes the image for it; `--board virt` runs it elsewhere"));
     };
     let cpu = cpu.unwrap_or(&emulator.cpu);
-    if !emulator.cpus.iter().any(|known| known == cpu) {
+    // Properties may follow the model's name: max,sve512=on.
+    let model = cpu.split(',').next().unwrap_or(cpu);
+    if !emulator.cpus.iter().any(|known| known == model) {
         let sentence = format!("the board {} is not emulated with the CPU {cpu}", board.name);
         return Err(Failure::usage(sentence, format!("it can be {}", emulator.cpus.join(", "))));
     }

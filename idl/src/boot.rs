@@ -62,6 +62,8 @@ pub mod start {
 pub mod flags {
     /// An emulator: it predicts nothing, so nothing is done about predictors.
     pub const EMULATED: u32 = 1;
+    /// A guest may have scalable vectors, so CPUs are asked which lengths they have; else nobody touches them.
+    pub const VECTORS: u32 = 2;
 }
 
 /// Which interrupt controller.

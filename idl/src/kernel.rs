@@ -80,6 +80,11 @@ pub enum Op {
     /// and the supervisor is signalled; a late answer finds nobody.
     ThreadSupervise = 0x24,
 
+    /// Lets a thread use floating-point registers, which are its own: `x0` thread, `x1` frames for its save area:
+    /// a run of one page, which is the kernel's, and cannot be reclaimed, until the thread is destroyed. Without this their
+    /// use is a fault.
+    ThreadFloat = 0x25,
+
     /// Makes a portal into a thread: `x0` thread, `x1` badge, `x2` empty slot.
     PortalCreate = 0x28,
     /// Makes a signal capability: `x0` thread, `x1` bits, `x2` empty slot.
@@ -94,7 +99,9 @@ pub enum Op {
     /// returns 0. `x0` slot, `x1` = 0 at first. Back: `x0` = 1 when there is more to do: ask again with the `x1` of this.
     Revoke = 0x32,
 
-    /// Makes a guest: `x0` frames for its page tables, `x1` views (1 for now), `x2` empty slot.
+    /// Makes a guest: `x0` frames for its page tables, `x1` views (1 for now), `x2` empty slot, `x3` lanes of 128 bits that
+    /// its scalable vectors have (0 = it has none), `x4` vCPUs whose save areas the frames shall hold (0 without such
+    /// vectors). Refused `Unsupported` when a CPU cannot have exactly this length.
     GuestCreate = 0x38,
     /// Maps into a guest: `x0` guest, `x1` view << 56 | guest page, `x2` frames, `x3` first page in the run, `x4` pages, `x5` [`Access`] bits.
     GuestMap = 0x39,
@@ -181,6 +188,7 @@ impl Op {
         Op::FramesSplit, Op::FramesReclaim, Op::FramesInfo,
         Op::DomainCreate, Op::DomainMap, Op::DomainUnmap, Op::DomainDestroy,
         Op::ThreadCreate, Op::ThreadStart, Op::ThreadDestroy, Op::ThreadFault, Op::ThreadSupervise,
+        Op::ThreadFloat,
         Op::PortalCreate, Op::SignalCreate, Op::Grant, Op::Drop, Op::Revoke,
         Op::GuestCreate, Op::GuestMap, Op::GuestUnmap, Op::GuestProtect, Op::GuestRead, Op::GuestWrite, Op::GuestDestroy,
         Op::VcpuCreate, Op::VcpuRoute, Op::VcpuWindow, Op::VcpuGet, Op::VcpuSet, Op::VcpuStart, Op::VcpuReset,
@@ -663,6 +671,25 @@ pub enum VcpuRegister {
     TimerHeld = 62,
 }
 
+/// Floating-point registers of a vCPU, for [`Op::VcpuGet`] and [`Op::VcpuSet`]. Reading or writing one puts the vCPU's
+/// state into memory first if it is in hardware.
+pub mod float_register {
+    /// The first number; all from here on are floating-point registers.
+    pub const FIRST: u64 = 0x1000;
+    /// Lanes of 128 bits in its scalable vectors, 0 without them. Read only.
+    pub const LENGTH: u64 = 0x1000;
+    /// FPSR.
+    pub const FPSR: u64 = 0x1001;
+    /// FPCR.
+    pub const FPCR: u64 = 0x1002;
+    /// ZCR_EL1, where there are scalable vectors.
+    pub const ZCR_EL1: u64 = 0x1003;
+    /// Word w (64 bits) of vector n is at 32 n + w from here.
+    pub const VECTORS: u64 = 0x2000;
+    /// Word w of predicate n is at 4 n + w from here; FFR is number 16. The last word of one may have fewer bits.
+    pub const PREDICATES: u64 = 0x3000;
+}
+
 /// Words of the record of a thread's fault, read by [`Op::ThreadFault`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -714,6 +741,10 @@ pub enum Fact {
     /// What this CPU does at every entry about its predictors: firmware function in bits 0–31 (0 = none), taken branches
     /// in 32–39, 40 = CLRBHB. 0 = nothing.
     Predictors = 17,
+    /// Lengths that scalable vectors can have on every CPU: bit n for n + 1 lanes of 128 bits; 0 = there are none.
+    VectorLengths = 32,
+    /// Bytes of floating-point registers that moved between hardware and memory on this CPU.
+    FloatBytes = 33,
 }
 
 #[cfg(test)]

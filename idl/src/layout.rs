@@ -12,7 +12,7 @@ pub const STACKS: u64 = 0x2000_0000;
 /// Distance between stacks.
 pub const STACK_STRIDE: u64 = 0x0002_0000;
 /// Bytes of a stack.
-pub const STACK_BYTES: u64 = 0x0001_0000;
+pub const STACK_BYTES: u64 = 0x0001_8000;
 /// Message buffer page of thread `i` is at `BUFFERS + i * 4096`.
 pub const BUFFERS: u64 = 0x2800_0000;
 /// Ring page `i` of a server is at `RINGS + i * 4096`. See `runtime::ring` for what is in a page, [`ring`] for which is

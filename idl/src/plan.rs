@@ -140,6 +140,19 @@ pub struct GuestPlan<'a> {
     pub vcpu: u8,
     /// Line in the manifest where `[guest.NAME]` stands.
     pub manifest_line: u32,
+    /// Scalable vectors.
+    pub sve: Sve,
+}
+
+/// Scalable vectors of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sve {
+    /// None: their use is undefined.
+    Off,
+    /// Of exactly so many lanes of 128 bits.
+    Lanes(u8),
+    /// The longest that every CPU has; a machine without any is refused.
+    Most,
 }
 
 /// What happens when a guest asks for a reset.

@@ -124,6 +124,13 @@ pub enum GuestEnd {
     Crash(Crash),
     /// One of its servers stopped.
     Server(u8),
+    /// It was not started: the machine cannot give it the scalable vectors that its manifest asks for.
+    Vectors {
+        /// Lanes of 128 bits that it asks for; 0 = as many as there are.
+        wanted: u8,
+        /// Lengths that every CPU has: bit n for n + 1 lanes.
+        lengths: u16,
+    },
 }
 
 /// Why a guest crashed, with its registers.

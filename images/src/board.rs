@@ -27,6 +27,8 @@ pub struct Board {
     pub vmid_bits: u8,
     /// Interrupt controllers that guests may see; the first is the default.
     pub guest_gic: Vec<u8>,
+    /// Whether its CPUs have scalable vectors; none = that is known only when it runs.
+    pub sve: Option<bool>,
     /// Where a loader puts the image.
     pub image_at: u64,
     /// Only an emulator is ever meant: its CPUs predict nothing, and the kernel does nothing about predictors.
@@ -144,7 +146,9 @@ impl Emulator {
         }
         arguments.extend(["-nic".into(), "none".into(), "-smp".into(), self.smp.unwrap_or(cpus.max(1)).to_string()]);
         if nominal {
-            arguments.extend(["-global".into(), format!("{cpu}-arm-cpu.cntfrq=1000000000")]);
+            // Properties may follow the model's name.
+            let model = cpu.split(',').next().unwrap_or(cpu);
+            arguments.extend(["-global".into(), format!("{model}-arm-cpu.cntfrq=1000000000")]);
         }
         arguments
     }

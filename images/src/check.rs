@@ -14,7 +14,7 @@ use crate::quantity::show_size;
 use crate::source::{Download, OUR_GUESTS, Source};
 use crate::table::{Placed, Problems, Span};
 use std::path::{Path, PathBuf};
-use trellis_idl::plan::{Budget, MAX_VCPUS, OnReset, Populate};
+use trellis_idl::plan::{Budget, MAX_VCPUS, OnReset, Populate, Sve};
 
 /// Longest command line: Linux takes no more.
 const MAX_COMMAND_LINE: usize = 2047;
@@ -40,6 +40,7 @@ impl Checker<'_> {
         self.load_offset(entry, kind, problems);
         let cpus = self.cpus(entry, problems);
         let gic = self.gic(entry, problems);
+        let sve = self.sve(entry, problems);
         let memory = self.memory(entry, problems);
         let command_line = command_line(entry, problems);
         let kernel = entry.kernel.as_ref().and_then(|origin| self.file("kernel", origin, problems));
@@ -69,6 +70,7 @@ impl Checker<'_> {
             on_reset: entry.on_reset.as_ref().map_or(OnReset::Reboot, |policy| policy.value),
             essential: entry.essential.as_ref().is_none_or(|essential| essential.value),
             manifest_line: line,
+            sve: sve?,
             placement,
             kernel,
             initrd,
@@ -174,6 +176,21 @@ impl Checker<'_> {
         let problem = self.label_board(problem, format!("can show GICv{}", board.default_gic()));
         problems.push(problem.hint(format!("{why}; leave `gic` out to get the board's kind")));
         None
+    }
+
+    /// Whether the machine has the length is seen when it runs; a board that has none is known here.
+    fn sve(&self, entry: &GuestEntry, problems: &mut Problems) -> Option<Sve> {
+        let Some(sve) = &entry.sve else { return Some(Sve::Off) };
+        match self.board {
+            Some(board) if board.sve == Some(false) && sve.value != Sve::Off => {
+                let problem = Problem::new(Code::SveNotOnBoard, format!("board `{}` has no scalable vectors", board.name))
+                    .at(sve.span.clone(), "asked for here");
+                let problem = self.label_board(problem, "its CPUs have no SVE".into());
+                problems.push(problem.hint("sve = \"off\", or another board"));
+                None
+            }
+            _ => Some(sve.value),
+        }
     }
 
     fn memory(&self, entry: &GuestEntry, problems: &mut Problems) -> Option<u64> {

@@ -10,7 +10,7 @@ use crate::program::{ComposeError, Program};
 use crate::system::{System, bounded};
 use trellis_idl::boot::{self, BootHeader, HEADER_OFFSET};
 use trellis_idl::kernel::PAGE;
-use trellis_idl::plan::{ConsoleConfig, Load, P2mConfig, Part, Plan, Role, Segment, ServerPlan, VcpuConfig};
+use trellis_idl::plan::{ConsoleConfig, Load, P2mConfig, Part, Plan, Role, Segment, ServerPlan, Sve, VcpuConfig};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Where the arm64 Image header says how much memory the kernel takes.
@@ -93,6 +93,9 @@ impl System {
         let bytes = payload.finished_bytes(base)?;
         self.check_room(base + bytes)?;
         let mut header = self.board.header(self.cpus());
+        if self.guests.iter().any(|guest| guest.sve != Sve::Off) {
+            header.flags |= boot::flags::VECTORS;
+        }
         header.image_bytes = base + bytes;
         header.payload = boot::Range { base, bytes };
         header.plan = boot::Range { base: plan.offset, bytes: plan.bytes };

@@ -4,7 +4,7 @@
 use crate::device_tree::MEMORY_BASE;
 use crate::manifest::Kind;
 use crate::place::Placement;
-use trellis_idl::plan::{Budget, OnReset, Populate};
+use trellis_idl::plan::{Budget, OnReset, Populate, Sve};
 
 /// One guest of a checked system.
 #[derive(Clone, Debug)]
@@ -33,6 +33,8 @@ pub struct Guest {
     pub essential: bool,
     /// Line of `[guest.NAME]` in the manifest.
     pub manifest_line: u32,
+    /// Scalable vectors.
+    pub sve: Sve,
     /// What lies where in its memory.
     pub placement: Placement,
     /// The kernel file.
@@ -49,7 +51,17 @@ impl Guest {
     /// levels and for devices.
     pub fn table_pages(&self) -> u32 {
         let tables = self.memory_bytes.div_ceil(2 << 20) + self.memory_bytes.div_ceil(1 << 30) + 24;
-        u32::try_from(tables).unwrap_or(u32::MAX)
+        u32::try_from(tables + self.float_pages()).unwrap_or(u32::MAX)
+    }
+
+    /// Save areas of its vCPUs' scalable vectors: 32 vectors, 17 predicates an eighth as long, and 64 bytes.
+    fn float_pages(&self) -> u64 {
+        let lanes = match self.sve {
+            Sve::Off => return 0,
+            Sve::Lanes(lanes) => u64::from(lanes),
+            Sve::Most => 16,
+        };
+        self.cpus.len() as u64 * (64 + 32 * 16 * lanes + 17 * 2 * lanes).div_ceil(4096)
     }
 
     /// Name of the server that owns its maps.

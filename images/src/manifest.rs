@@ -7,7 +7,7 @@ use crate::problem::{Code, Problem};
 use crate::source::{Download, OUR_GUESTS};
 use crate::table::{Later, Placed, Problems, Span, Table, not_there_yet};
 use toml::de::{DeTable, DeValue};
-use trellis_idl::plan::{OnReset, Populate};
+use trellis_idl::plan::{OnReset, Populate, Sve};
 
 /// Longest manifest.
 pub const MAX_BYTES: usize = 1 << 20;
@@ -134,19 +134,20 @@ pub struct GuestEntry {
     pub on_reset: Option<Placed<OnReset>>,
     /// `essential`.
     pub essential: Option<Placed<bool>>,
+    /// `sve`.
+    pub sve: Option<Placed<Sve>>,
 }
 
 const SYSTEM_KEYS: [&str; 4] = ["name", "board", "control", "guest"];
 const SYSTEM_LATER: [Later; 2] =
     [("server", "servers of your own, such as monitors, and swapping them"), ("device", "passing devices to guests")];
-const GUEST_KEYS: [&str; 13] = [
+const GUEST_KEYS: [&str; 14] = [
     "kind", "kernel", "initrd", "command-line", "memory", "load-offset", "populate", "cpus", "priority", "budget", "gic",
-    "on-reset", "essential",
+    "on-reset", "essential", "sve",
 ];
-const GUEST_LATER: [Later; 6] = [
+const GUEST_LATER: [Later; 5] = [
     ("monitor", "watching a guest"),
     ("device", "passing devices to guests"),
-    ("sve", "vector registers for guests"),
     ("views", "alternative views of a guest's memory"),
     ("swap", "swapping servers at runtime"),
     ("dma", "passing devices to guests"),
@@ -267,6 +268,7 @@ fn guest(name: Placed<String>, value: &Placed<&DeValue<'_>>, problems: &mut Prob
         gic: table.number("gic", 2..4, problems),
         on_reset: table.choice("on-reset", &[("reboot", OnReset::Reboot), ("end", OnReset::End)], problems),
         essential: table.flag("essential", problems),
+        sve: sve(&table, problems),
         name,
     })
 }
@@ -279,6 +281,24 @@ fn kind(table: &Table<'_, '_>, problems: &mut Problems) -> Option<Placed<Kind>> 
         problems.push(not_there_yet("kind = \"solo5\"", "Solo5 guests", span.clone()));
     }
     Some(Placed::new(value?, span))
+}
+
+/// A word, or bits of a vector.
+fn sve(table: &Table<'_, '_>, problems: &mut Problems) -> Option<Placed<Sve>> {
+    let (_, value) = table.get("sve")?;
+    if value.value.as_str().is_some() {
+        return table.choice("sve", &[("off", Sve::Off), ("max", Sve::Most)], problems);
+    }
+    let bits = table.number("sve", 0..1 << 16, problems)?;
+    if !bits.value.is_multiple_of(128) || !(128..=2048).contains(&bits.value) {
+        problems.push(
+            Problem::new(Code::SveLength, format!("scalable vectors cannot have {} bits", bits.value))
+                .at(bits.span, "not a length of vectors")
+                .hint("a multiple of 128 from 128 to 2048, or \"max\" for the longest that the machine has"),
+        );
+        return None;
+    }
+    Some(bits.map(|bits| Sve::Lanes((bits / 128) as u8)))
 }
 
 fn budget(table: &Table<'_, '_>, problems: &mut Problems) -> Option<BudgetEntry> {

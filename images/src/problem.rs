@@ -80,6 +80,8 @@ codes! {
     TooManyVmids = "trellis::board::vmids",
     /// The board cannot show a guest this interrupt controller.
     GicNotOnBoard = "trellis::board::gic",
+    /// The board's CPUs have no scalable vectors.
+    SveNotOnBoard = "trellis::board::sve",
     /// The budgets on a CPU come to more than the CPU.
     CpuOverbooked = "trellis::board::cpu_overbooked",
     /// More vCPUs than a guest may have.
@@ -92,6 +94,8 @@ codes! {
     MemoryTooSmall = "trellis::guest::memory_too_small",
     /// A budget of more time than its period has.
     BudgetOverPeriod = "trellis::guest::budget_over_period",
+    /// No length that scalable vectors can have.
+    SveLength = "trellis::guest::sve_length",
     /// A key that means nothing for this kind of guest.
     KeyDoesNotApply = "trellis::guest::key_does_not_apply",
     /// The kind said is not the kind of this kernel.

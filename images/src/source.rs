@@ -13,26 +13,29 @@ pub enum Download {
     Linux,
     /// An initial file system made of Debian's static busybox.
     BusyboxInitrd,
+    /// The same with a program of ours that keeps vector registers busy.
+    ChurnInitrd,
     /// U-Boot for QEMU's virt board: a raw image.
     UBoot,
 }
 
 impl Download {
     /// Every download.
-    pub const ALL: [Download; 3] = [Download::Linux, Download::BusyboxInitrd, Download::UBoot];
+    pub const ALL: [Download; 4] = [Download::Linux, Download::BusyboxInitrd, Download::ChurnInitrd, Download::UBoot];
 
     /// How a manifest names it.
     pub const fn name(self) -> &'static str {
         match self {
             Download::Linux => "debian:linux",
             Download::BusyboxInitrd => "debian:busybox-initrd",
+            Download::ChurnInitrd => "debian:busybox-churn-initrd",
             Download::UBoot => "debian:u-boot",
         }
     }
 }
 
 /// Guests of ours, as manifests name them. All are ELF files.
-pub const OUR_GUESTS: [&str; 3] = ["hello", "hostile", "probe"];
+pub const OUR_GUESTS: [&str; 4] = ["hello", "hostile", "probe", "vectors"];
 
 /// What the composer asks of its caller.
 pub trait Source {
@@ -51,7 +54,7 @@ pub trait Source {
 pub struct Folders {
     /// Where guests of ours lie, each under its own name.
     pub guests: PathBuf,
-    /// Where downloads lie: `linux`, `busybox-initrd`, `u-boot`.
+    /// Where downloads lie: `linux`, `busybox-initrd`, `busybox-churn-initrd`, `u-boot`.
     pub downloads: PathBuf,
 }
 

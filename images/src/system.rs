@@ -144,6 +144,7 @@ fn guest_plan(index: usize, guest: &Guest) -> GuestPlan<'_> {
         p2m: 1 + 2 * index as u8,
         vcpu: 2 + 2 * index as u8,
         manifest_line: guest.manifest_line,
+        sve: guest.sve,
     }
 }
 

@@ -5,6 +5,7 @@ fn main() {
     println!("cargo:rerun-if-changed=kernel.ld");
     println!("cargo:rerun-if-changed=src/boot.S");
     println!("cargo:rerun-if-changed=src/entry.S");
+    println!("cargo:rerun-if-changed=src/fp.S");
     if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("none") {
         let folder = std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets it");
         println!("cargo:rustc-link-arg-bins=-T{folder}/kernel.ld");

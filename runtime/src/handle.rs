@@ -259,6 +259,11 @@ impl Thread {
         tell(system, Op::ThreadSupervise, [self.slot, by.slot, patience])
     }
 
+    /// [`Op::ThreadFloat`]: the thread may use floating-point registers, saved in these frames.
+    pub fn float(self, system: &impl System, area: Frames) -> Done {
+        tell(system, Op::ThreadFloat, [self.slot, area.slot])
+    }
+
     /// [`Op::PortalCreate`].
     pub fn portal(self, system: &impl System, badge: u64, slot: u64) -> Result<Portal, Refusal> {
         tell(system, Op::PortalCreate, [self.slot, badge, slot])?;
@@ -291,7 +296,14 @@ impl Signal {
 impl Guest {
     /// [`Op::GuestCreate`], with one view.
     pub fn create(system: &impl System, tables: Frames, slot: u64) -> Result<Guest, Refusal> {
-        tell(system, Op::GuestCreate, [tables.slot, 1, slot])?;
+        Guest::create_with_vectors(system, tables, slot, 0, 0)
+    }
+
+    /// The same, with scalable vectors of so many lanes and save areas for so many vCPUs.
+    pub fn create_with_vectors(
+        system: &impl System, tables: Frames, slot: u64, lanes: u8, vcpus: u64,
+    ) -> Result<Guest, Refusal> {
+        tell(system, Op::GuestCreate, [tables.slot, 1, slot, lanes.into(), if lanes == 0 { 0 } else { vcpus }])?;
         Ok(Guest::at(slot))
     }
 
@@ -369,6 +381,11 @@ impl Vcpu {
     /// [`Op::VcpuGet`] of x`n`.
     pub fn get_general(self, system: &impl System, n: u8) -> Result<u64, Refusal> {
         ask(system, Op::VcpuGet, [self.slot, u64::from(n & 31)]).map(|[_, value, _]| value)
+    }
+
+    /// [`Op::VcpuGet`] of a floating-point register ([`trellis_idl::kernel::float_register`]).
+    pub fn get_float(self, system: &impl System, register: u64) -> Result<u64, Refusal> {
+        ask(system, Op::VcpuGet, [self.slot, register]).map(|[_, value, _]| value)
     }
 
     /// [`Op::VcpuSet`].

@@ -156,7 +156,7 @@ fn by_number(op: Op, a: [u64; 6]) -> [u64; 3] {
     }
     arms! {
         Signal Wait Clock Exit Yield FramesSplit FramesReclaim FramesInfo DomainCreate DomainMap DomainUnmap
-        DomainDestroy ThreadCreate ThreadStart ThreadDestroy ThreadFault ThreadSupervise PortalCreate SignalCreate Grant
+        DomainDestroy ThreadCreate ThreadStart ThreadDestroy ThreadFault ThreadSupervise ThreadFloat PortalCreate SignalCreate Grant
         Drop Revoke GuestCreate GuestMap GuestUnmap GuestProtect GuestWrite GuestDestroy VcpuCreate VcpuRoute
         VcpuWindow VcpuGet VcpuSet VcpuStart VcpuReset VcpuStop VcpuException VcpuLaunch VcpuDestroy LinesWrite LinesRead
         LinesPriority LinesPriorityRead LineTarget LinesEnable LineTake LineBind LineAck LineCreate SystemOff Log LogRead

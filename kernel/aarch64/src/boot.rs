@@ -14,7 +14,7 @@ use core::fmt::Write;
 use core::sync::atomic::Ordering;
 use trellis_core::init;
 use trellis_idl::trace::Record;
-use trellis_idl::boot::{BootHeader, MAGIC, VERSION};
+use trellis_idl::boot::{BootHeader, MAGIC, VERSION, flags};
 
 core::arch::global_asm!(include_str!("boot.S"), cpu_offset = const BLOCK_OFFSET);
 
@@ -68,6 +68,9 @@ extern "C" fn boot_main(image: u64, first_tick: u64, _device_tree: u64, level: u
     cpu.machine.first_tick = first_tick;
     cpu.machine.kernel_bytes = &raw const __bss_end as u64 - &raw const __image_start as u64;
     silicon::begin_common();
+    if header.flags & flags::VECTORS != 0 {
+        crate::fp::announce(&mut Serial(if header.uart.kind == 1 { header.uart.base } else { 0 }));
+    }
     cpu.set_up(header);
     Gic::start_distributor(&header.gic);
     cpu.machine.gic = Gic::start(&header.gic);
@@ -88,6 +91,7 @@ extern "C" fn boot_main(image: u64, first_tick: u64, _device_tree: u64, level: u
     if missing != 0 {
         let _ = writeln!(LOG.lock(), "CPUs {missing:#x} do not start");
     }
+    report_vectors(cpu, header);
     first(cpu)
 }
 
@@ -100,6 +104,19 @@ fn greet(cpu: &Cpu) {
         cpu.machine.gic.lists(),
         cpu.machine.hertz
     );
+}
+
+/// Which lengths of vectors all CPUs have that came up, if a guest may have some.
+fn report_vectors(cpu: &Cpu, header: &BootHeader) {
+    if header.flags & flags::VECTORS == 0 {
+        return;
+    }
+    let lengths = SHARED.vector_lengths.load(Ordering::Acquire);
+    let here = cpu.machine.lengths.0;
+    let _ = writeln!(LOG.lock(), "Vectors: lengths {lengths:#x} (of 128 bits, one bit each), here {here:#x}");
+    if crate::fp::is_refused() {
+        let _ = writeln!(LOG.lock(), "Vectors: a CPU has SVE and its firmware keeps it (CPTR_EL3.EZ)");
+    }
 }
 
 /// Says why the kernel cannot run here, and switches off where firmware can.

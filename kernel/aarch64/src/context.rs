@@ -4,6 +4,7 @@
 use crate::debug::Debug;
 use crate::registers::{self, Pstate};
 use core::mem::offset_of;
+use trellis_core::float::Layout;
 use trellis_core::lines::{LIST_ENTRIES, ListEntry};
 use trellis_core::machine::{NEVER, Page, ThreadContext, Ticks, VcpuContext};
 use trellis_idl::kernel::{Answer, Refusal, VcpuRegister};
@@ -125,17 +126,10 @@ impl El1 {
     };
 }
 
-/// Vector registers V0–V31, FPSR, FPCR.
+/// A save area for fixed vectors: FPSR, FPCR, V0–V31, as [`Layout`] has them.
 #[derive(Clone, Copy, Debug)]
-#[repr(C, align(16))]
-pub struct Vectors {
-    /// V0–V31, low half first.
-    pub v: [u64; 64],
-    /// FPSR.
-    pub fpsr: u64,
-    /// FPCR.
-    pub fpcr: u64,
-}
+#[repr(C, align(64))]
+pub struct Vectors(pub [u64; Layout::new(0).bytes() as usize / 8]);
 
 /// A vCPU's registers.
 #[derive(Debug)]
@@ -175,8 +169,12 @@ pub struct Vcpu {
     pub underflow: bool,
     /// Breakpoints, watchpoints, single step.
     pub debug: Debug,
-    /// Vector registers, valid while another owns the hardware's.
+    /// Vector registers of a guest without scalable ones, valid while another owns the hardware's.
     pub vectors: Vectors,
+    /// Lanes of its scalable vectors; 0 = it has none.
+    pub lanes: u8,
+    /// Page of its save area; 0 = `vectors`.
+    pub area: Page,
 }
 
 const _: () = assert!(
@@ -190,7 +188,7 @@ impl VcpuContext for Vcpu {
     const EMPTY: Self = Vcpu {
         x: [0; 32], pc: 0, sp_el0: 0, pstate: 0, vttbr: 0, hcr: 0, cptr: 0, sctlr: 0, reserved: 0, exit: [0; 10],
         el1: El1::EMPTY, lists: [0; LIST_ENTRIES], vmcr: 0, active_priorities: 0, timer_active: false, underflow: false,
-        debug: Debug::EMPTY, vectors: Vectors { v: [0; 64], fpsr: 0, fpcr: 0 },
+        debug: Debug::EMPTY, vectors: Vectors([0; Layout::new(0).bytes() as usize / 8]), lanes: 0, area: 0,
     };
 
     fn exit(&self) -> &[u64; 10] {
@@ -203,7 +201,9 @@ impl VcpuContext for Vcpu {
 
     fn reset(&mut self) {
         let (vttbr, vmpidr, vpidr) = (self.vttbr, self.el1.vmpidr, self.el1.vpidr);
+        let (lanes, area) = (self.lanes, self.area);
         *self = Self::EMPTY;
+        self.set_float(lanes, area);
         self.vttbr = vttbr;
         self.el1.vmpidr = vmpidr;
         self.el1.vpidr = vpidr;
@@ -216,6 +216,19 @@ impl VcpuContext for Vcpu {
     fn set_map(&mut self, tag: u16, root: Page, index: u8) {
         self.vttbr = vttbr(tag, root);
         self.el1.vmpidr = 1 << 31 | index as u64;
+    }
+
+    fn set_float(&mut self, lanes: u8, area: Page) {
+        self.lanes = lanes;
+        self.area = area;
+    }
+
+    fn float(&self) -> &[u64] {
+        &self.vectors.0
+    }
+
+    fn float_mut(&mut self) -> &mut [u64] {
+        &mut self.vectors.0
     }
 
     fn get(&self, register: u64) -> Result<u64, Refusal> {

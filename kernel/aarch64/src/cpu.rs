@@ -5,6 +5,7 @@ use crate::context::{Thread, Vcpu};
 use crate::decode;
 use crate::errors::{self, Severity};
 use crate::features::Features;
+use crate::fp;
 use crate::gic;
 use crate::isa::{self, read, write};
 use crate::log::LOG;
@@ -14,6 +15,8 @@ use crate::registers::{self, Esr};
 use crate::silicon;
 use core::fmt::Write;
 use core::mem::offset_of;
+use core::sync::atomic::Ordering;
+use trellis_core::float::{self, Lengths};
 use trellis_core::local::{Local, Running, THREADS, VCPUS};
 use trellis_core::machine::{Machine, VcpuContext};
 use trellis_core::shared::Shared;
@@ -22,7 +25,7 @@ use trellis_core::thread::{Entry, FaultRecord};
 use trellis_core::trap::{self, Next, Trap, take};
 use trellis_core::vcpu::mask_words;
 use trellis_core::{lines, portal, signal, vcpu};
-use trellis_idl::boot::BootHeader;
+use trellis_idl::boot::{BootHeader, flags};
 use trellis_idl::kernel::{Answer, ExitClass, Groups, Op, Refusal};
 use trellis_idl::trace::{RECORD_WORDS, RECORDS, TraceKind};
 
@@ -43,6 +46,8 @@ pub struct Cpu {
     interrupt: Trap,
     /// What the guarded vectors do at every entry.
     guard: u64,
+    /// Where the exception vectors are that this CPU uses.
+    vectors: u64,
     /// The hardware.
     pub machine: Aarch64,
     /// The core's state of this CPU.
@@ -59,8 +64,9 @@ const STACK: usize = 16 * 1024;
 pub const BLOCK_OFFSET: usize = offset_of!(Cpu, current);
 const CURRENT: usize = 0;
 const MODE: usize = offset_of!(Cpu, mode) - BLOCK_OFFSET;
-const SERVER: usize = offset_of!(Cpu, server) - BLOCK_OFFSET;
-const GUARD: usize = offset_of!(Cpu, guard) - BLOCK_OFFSET;
+pub(crate) const SERVER: usize = offset_of!(Cpu, server) - BLOCK_OFFSET;
+pub(crate) const VECTORS: usize = offset_of!(Cpu, vectors) - BLOCK_OFFSET;
+pub(crate) const GUARD: usize = offset_of!(Cpu, guard) - BLOCK_OFFSET;
 const NOTE: usize = offset_of!(Cpu, machine) + offset_of!(Aarch64, next_note) - BLOCK_OFFSET;
 
 core::arch::global_asm!(
@@ -76,10 +82,6 @@ core::arch::global_asm!(
 core::arch::global_asm!(include_str!("memory.S"));
 
 unsafe extern "C" {
-    /// Saves the vector registers.
-    pub fn save_vectors(to: *mut crate::context::Vectors);
-    /// Loads them.
-    pub fn load_vectors(from: *const crate::context::Vectors);
     static vectors: u8;
     static guarded_vectors: u8;
 }
@@ -114,13 +116,14 @@ impl Cpu {
             arguments: [0; 6],
             interrupt: Trap::Spurious,
             guard: 0,
+            vectors: 0,
             local: Local::new(cpu),
             machine: Aarch64 {
                 gic: crate::gic::Gic::None,
                 loaded: core::ptr::null_mut(),
                 direct: core::ptr::null_mut(),
                 debug_owner: core::ptr::null_mut(),
-                float_owner: core::ptr::null_mut(),
+                lengths: Lengths(0),
                 last: [core::ptr::null_mut(); 64],
                 hertz: 0,
                 first_tick: 0,
@@ -171,6 +174,14 @@ impl Cpu {
         write!("sctlr_el1", registers::SCTLR_EL1_SERVER);
         write!("vtcr_el2", registers::vtcr(read!("id_aa64mmfr0_el1") & 15));
         isa::isb();
+        if header.flags & flags::VECTORS != 0 {
+            self.guard |= fp::PROBING;
+            // An exception would read it.
+            core::hint::black_box(&mut *self);
+            self.machine.lengths = fp::discover();
+            self.guard &= !fp::PROBING;
+        }
+        SHARED.vector_lengths.fetch_and(self.machine.lengths.0.into(), Ordering::AcqRel);
         self.machine.hertz = read!("cntfrq_el0");
         // What firmware left pending is told here, not blamed on the first server.
         isa::let_errors_in();
@@ -179,7 +190,8 @@ impl Cpu {
     /// Plain vectors where nothing is to be done at entry.
     fn set_vectors(&mut self, debugging: bool) {
         let table = if self.guard != 0 || debugging { &raw const guarded_vectors } else { &raw const vectors };
-        write!("vbar_el2", table as u64);
+        self.vectors = table as u64;
+        write!("vbar_el2", self.vectors);
     }
 
     /// Turns the core's word into what `entry.S` obeys; sleeps while there is nothing to run.
@@ -483,11 +495,7 @@ fn exit_in_kernel(cpu: &mut Cpu, index: u16, what: decode::Decoded) -> Obey {
             context.el1.cntv_cval = read!("cntv_cval_el0");
             Trap::WaitForInterrupt
         }
-        decode::Decoded::Float => {
-            let context = cpu.vcpu(index);
-            cpu.machine.take_float(context);
-            Trap::Spurious
-        }
+        decode::Decoded::Float => Trap::Float(FaultRecord::default()),
         decode::Decoded::Undefined => {
             // Arm ARM: an undefined instruction at EL1 or EL0 is EC 0 with IL set, taken to EL1.
             let context = cpu.vcpu(index);
@@ -514,7 +522,28 @@ fn exit_in_kernel(cpu: &mut Cpu, index: u16, what: decode::Decoded) -> Obey {
 fn server_fault(cpu: &mut Cpu, esr: u64) -> Obey {
     cpu.machine.guest_mode = false;
     let record = FaultRecord { syndrome: esr, address: read!("far_el2") };
+    if Esr(esr).is_float(read!("cpacr_el1")) {
+        return server_float(cpu, record);
+    }
     let next = take(&mut cpu.local, &SHARED, &mut cpu.machine, Trap::Fault(record));
+    cpu.obey(next)
+}
+
+/// A server used floating-point registers: its own, if it may have some, from here to its next entry.
+fn server_float(cpu: &mut Cpu, record: FaultRecord) -> Obey {
+    cpu.note_interrupted();
+    let before = cpu.local.running;
+    let next = take(&mut cpu.local, &SHARED, &mut cpu.machine, Trap::Float(record));
+    if let Next::Thread(index) = next
+        && before == Running::Thread(index)
+        && float::open_thread(&cpu.local) == Some(index)
+    {
+        // EL0 obeys the guest's CPACR_EL1, which goes to its context first.
+        cpu.machine.save_loaded();
+        fp::open_thread();
+        cpu.guard |= fp::OPEN;
+        write!("vbar_el2", &raw const guarded_vectors as u64);
+    }
     cpu.obey(next)
 }
 

@@ -125,6 +125,8 @@ pub fn rare(context: &mut Vcpu, esr: Esr) -> Decoded {
         ec::SYSTEM => return uncommon(system(context, esr)),
         ec::WAIT if esr.0 & 1 == 0 => return Decoded::Wait,
         ec::FLOAT => return Decoded::Float,
+        // Its own CPACR_EL1 comes first (Arm ARM D1.3.5), so what arrives here is the guest's to use or not to have.
+        ec::SVE if context.lanes != 0 => return Decoded::Float,
         ec::SVE | ec::SME => return Decoded::Undefined,
         _ => {}
     }
@@ -398,6 +400,9 @@ mod tests {
         assert_eq!(whole(&mut context, Esr(0x19 << 26)), Decoded::Undefined);
         assert_eq!(whole(&mut context, Esr(0x1d << 26)), Decoded::Undefined);
         assert_eq!(whole(&mut context, Esr(0x07 << 26)), Decoded::Float);
+        context.lanes = 2;
+        assert_eq!(whole(&mut context, Esr(0x19 << 26)), Decoded::Float);
+        assert_eq!(whole(&mut context, Esr(0x1d << 26)), Decoded::Undefined);
         assert_eq!(whole(&mut context, Esr(0x3c << 26)), Decoded::Exit(ExitClass::Debug));
         assert_eq!(whole(&mut context, Esr(0x3f << 26)), Decoded::Exit(ExitClass::Illegal));
     }

@@ -18,8 +18,9 @@
     .endm
 
     // A slot that first does what this CPU's predictors and errors need: [GUARD] is a function of the firmware (bits
-    // 0-31), taken branches (32-39), CLRBHB (40), ESB (41). At most 32 instructions.
-    .macro  guarded target deferred
+    // 0-31), taken branches (32-39), CLRBHB (40), ESB (41); 42: a thread has its floating-point registers until now
+    // (fp.S). At most 32 instructions.
+    .macro  guarded target deferred close
     .balign 128
     stp     x0, x1, [sp, -16]
     msr     mdscr_el1, xzr              // a guest's single step and breakpoints are not for servers
@@ -40,6 +41,7 @@
     smc     0                           // DEN 0028, 2.7: x4 and up are kept
     ldp     x2, x3, [sp, -32]
 4:  ldr     x0, [sp, {GUARD}]
+    tbnz    x0, 42, \close
     tbz     x0, 41, 5f
     hint    16                          // ESB: what went wrong below belongs to whoever ran there
     mrs     x1, S3_0_C12_C1_1           // DISR_EL1
@@ -186,14 +188,14 @@ guarded_vectors:
     vector  own_fault
     vector  own_fault
     vector  own_error
-    guarded guarded_sync, deferred_sync
-    guarded guarded_irq, deferred_irq
-    guarded guarded_irq, deferred_irq
-    guarded system_error, deferred_irq
-    guarded exit_32, deferred_sync
-    guarded guarded_irq, deferred_irq
-    guarded guarded_irq, deferred_irq
-    guarded system_error, deferred_irq
+    guarded guarded_sync, deferred_sync, close_sync
+    guarded guarded_irq, deferred_irq, close_irq
+    guarded guarded_irq, deferred_irq, close_irq
+    guarded system_error, deferred_irq, close_error
+    guarded exit_32, deferred_sync, close_sync
+    guarded guarded_irq, deferred_irq, close_irq
+    guarded guarded_irq, deferred_irq, close_irq
+    guarded system_error, deferred_irq, close_error
 
     .text
 // Another thread goes on; the words ride in x19-x28. x0 = its context + 1, x1 = its x0.
@@ -501,6 +503,8 @@ guest_again:
     b       load_general
 
 own_fault:
+    ldr     x0, [sp, {GUARD}]
+    tbnz    x0, 43, probe_failed        // lengths of vectors are being tried, and EL3 gave the access back
     mov     x0, sp
     mrs     x1, esr_el2
     mrs     x2, elr_el2
@@ -520,55 +524,4 @@ translate_write:
     at      s1e1w, x0
 1:  isb
     mrs     x0, par_el1
-    ret
-
-    .text
-// Vector registers of the context at x0 (32 pairs, then FPSR and FPCR).
-    .arch_extension fp
-    .arch_extension simd
-    .globl save_vectors
-save_vectors:
-    stp     q0, q1, [x0]
-    stp     q2, q3, [x0, 32]
-    stp     q4, q5, [x0, 64]
-    stp     q6, q7, [x0, 96]
-    stp     q8, q9, [x0, 128]
-    stp     q10, q11, [x0, 160]
-    stp     q12, q13, [x0, 192]
-    stp     q14, q15, [x0, 224]
-    stp     q16, q17, [x0, 256]
-    stp     q18, q19, [x0, 288]
-    stp     q20, q21, [x0, 320]
-    stp     q22, q23, [x0, 352]
-    stp     q24, q25, [x0, 384]
-    stp     q26, q27, [x0, 416]
-    stp     q28, q29, [x0, 448]
-    stp     q30, q31, [x0, 480]
-    mrs     x1, fpsr
-    mrs     x2, fpcr
-    str     x1, [x0, 512]
-    str     x2, [x0, 520]
-    ret
-    .globl load_vectors
-load_vectors:
-    ldp     q0, q1, [x0]
-    ldp     q2, q3, [x0, 32]
-    ldp     q4, q5, [x0, 64]
-    ldp     q6, q7, [x0, 96]
-    ldp     q8, q9, [x0, 128]
-    ldp     q10, q11, [x0, 160]
-    ldp     q12, q13, [x0, 192]
-    ldp     q14, q15, [x0, 224]
-    ldp     q16, q17, [x0, 256]
-    ldp     q18, q19, [x0, 288]
-    ldp     q20, q21, [x0, 320]
-    ldp     q22, q23, [x0, 352]
-    ldp     q24, q25, [x0, 384]
-    ldp     q26, q27, [x0, 416]
-    ldp     q28, q29, [x0, 448]
-    ldp     q30, q31, [x0, 480]
-    ldr     x1, [x0, 512]
-    ldr     x2, [x0, 520]
-    msr     fpsr, x1
-    msr     fpcr, x2
     ret

@@ -17,12 +17,15 @@ pub mod narrow;
 pub mod part;
 pub mod predictor;
 pub mod registers;
+pub mod streaming;
 pub mod traps;
 
 #[cfg(target_os = "none")]
 pub mod boot;
 #[cfg(target_os = "none")]
 pub mod cpu;
+#[cfg(target_os = "none")]
+pub mod fp;
 #[cfg(target_os = "none")]
 pub mod gic;
 #[cfg(target_os = "none")]

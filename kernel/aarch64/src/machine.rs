@@ -4,12 +4,14 @@
 use crate::context::{Thread, Vcpu};
 use crate::debug::Count;
 use crate::features::Features;
+use crate::fp;
 use crate::gic::Gic;
 use crate::isa::{self, read, write};
 use crate::log::LOG;
 use crate::predictor::Policy;
 use crate::registers::{self, pack_entry, unpack_entry};
 use crate::silicon;
+use trellis_core::float::{FloatMove, Lengths};
 use trellis_core::lines::ListEntry;
 use trellis_core::machine::{Entry, Machine, Memory, NEVER, Page, Stale, Ticks};
 use trellis_idl::boot::BootHeader;
@@ -30,8 +32,8 @@ pub struct Aarch64 {
     pub direct: *mut Vcpu,
     /// The vCPU whose breakpoints are in the hardware (null = none, or they changed).
     pub debug_owner: *mut Vcpu,
-    /// The vCPU whose vector registers are in the hardware (null = none).
-    pub float_owner: *mut Vcpu,
+    /// Lengths that vectors can have here.
+    pub lengths: Lengths,
     /// Per VMID (low bits): the vCPU that ran here last, so that stage 1 entries of another are dropped.
     pub last: [*mut Vcpu; 64],
     /// Ticks a second.
@@ -70,9 +72,15 @@ impl Memory for Aarch64 {
         unsafe { place.add(index & 511).write_volatile(value) }
     }
 
+    fn word(&self, page: Page, index: usize) -> u64 {
+        let place = (page << 12) as *const u64;
+        // SAFETY: the core passes save areas only, which are the kernel's own; RAM is mapped where it is.
+        unsafe { place.add(index & 511).read_volatile() }
+    }
+
     fn set_word(&mut self, page: Page, index: usize, value: u64) {
         let place = (page << 12) as *mut u64;
-        // SAFETY: the core passes message buffer pages only, in which no Rust object lives.
+        // SAFETY: the core passes message buffer pages and save areas only, in which no Rust object lives.
         unsafe { place.add(index & 511).write_volatile(value) }
     }
 
@@ -272,33 +280,6 @@ impl Aarch64 {
         self.direct = core::ptr::null_mut();
         self.debug_owner = core::ptr::null_mut();
     }
-
-    /// Saves the vector registers of their owner, who traps at its next use.
-    pub fn save_float(&mut self) {
-        if self.float_owner.is_null() {
-            return;
-        }
-        // SAFETY: as in `load`; the vector registers are this vCPU's.
-        unsafe {
-            let owner = &mut *self.float_owner;
-            owner.cptr = registers::CPTR_TRAP_ALL;
-            crate::cpu::save_vectors(&raw mut owner.vectors);
-        }
-        self.float_owner = core::ptr::null_mut();
-    }
-
-    /// Gives the vector registers to a vCPU that just tried to use them.
-    pub fn take_float(&mut self, vcpu: *mut Vcpu) {
-        write!("cptr_el2", registers::CPTR_FLOAT);
-        isa::isb();
-        self.save_float();
-        // SAFETY: as in `load`.
-        unsafe {
-            (*vcpu).cptr = registers::CPTR_FLOAT;
-            crate::cpu::load_vectors(&raw const (*vcpu).vectors);
-        }
-        self.float_owner = vcpu;
-    }
 }
 
 impl Machine for Aarch64 {
@@ -363,12 +344,26 @@ impl Machine for Aarch64 {
         if core::ptr::eq(self.loaded, vcpu) {
             self.save_loaded();
         }
-        if core::ptr::eq(self.float_owner, vcpu) {
-            write!("cptr_el2", registers::CPTR_FLOAT);
-            isa::isb();
-            self.save_float();
-            write!("cptr_el2", registers::CPTR_TRAP_ALL);
-        }
+    }
+
+    fn move_float(&mut self, way: FloatMove, vcpu: &mut Vcpu) {
+        let area = match vcpu.area {
+            0 => &raw mut vcpu.vectors as u64,
+            page => page << 12,
+        };
+        fp::carry(way, vcpu.lanes, area);
+        vcpu.cptr = match way {
+            FloatMove::Save => registers::CPTR_TRAP_ALL,
+            FloatMove::Load => registers::cptr_of_owner(vcpu.lanes),
+        };
+    }
+
+    fn move_thread_float(&mut self, way: FloatMove, area: Page) {
+        fp::carry(way, 0, area << 12);
+    }
+
+    fn vector_lengths(&self) -> Lengths {
+        self.lengths
     }
 
     fn fact(&self, which: u64, argument: u64) -> Result<u64, Refusal> {

@@ -19,6 +19,16 @@ pub const HCR_SERVER: u64 = traps::value(traps::HCR_SERVER);
 pub const CPTR_TRAP_ALL: u64 = traps::CPTR_RES1 | traps::value(traps::CPTR);
 /// The same without the trap on floating point.
 pub const CPTR_FLOAT: u64 = CPTR_TRAP_ALL & !(1 << 10);
+/// The same without the traps on floating point and SVE.
+pub const CPTR_VECTORS: u64 = CPTR_FLOAT & !(1 << 8);
+
+/// CPTR_EL2 for who owns the floating-point registers and has so many lanes in scalable vectors.
+pub const fn cptr_of_owner(lanes: u8) -> u64 {
+    if lanes == 0 { CPTR_FLOAT } else { CPTR_VECTORS }
+}
+
+/// CPACR_EL1 while a server may use floating point: EL0 obeys FPEN under TGE (Arm ARM D24.2.34).
+pub const CPACR_FLOAT: u64 = 3 << 20;
 
 /// SCTLR_EL1 out of reset: MMU and caches off, RES1 bits set.
 pub const SCTLR_EL1_RESET: u64 = 0x30d0_0800;
@@ -84,6 +94,11 @@ impl Esr {
     /// Exception class.
     pub const fn class(self) -> u8 {
         (self.0 >> 26 & 0x3f) as u8
+    }
+
+    /// A thread's use of floating point: trapped by CPTR_EL2, or unknown while the loaded guest's CPACR_EL1 forbids it.
+    pub const fn is_float(self, cpacr: u64) -> bool {
+        self.class() == 0x07 || (self.class() == 0 && cpacr & CPACR_FLOAT != CPACR_FLOAT)
     }
 
     /// The instruction was 32 bits long (always, in AArch64, but for some asynchronous classes).

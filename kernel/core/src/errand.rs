@@ -90,6 +90,11 @@ impl Errands {
 }
 
 impl<W: Word> Errands<W> {
+    /// Of words that are zero.
+    pub const fn of(what: W, threads: W, askers: W) -> Errands<W> {
+        Errands { what, threads, askers }
+    }
+
     /// Leaves an errand. True: the CPU must be kicked; else a kick is on its way already.
     #[inline]
     pub fn leave(&self, errand: Errand) -> bool {

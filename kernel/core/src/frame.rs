@@ -18,6 +18,8 @@ pub enum Use {
     Memory,
     /// The kernel's: page tables of a domain or guest.
     Tables,
+    /// The kernel's: a thread's floating-point registers. Not to be taken back before the thread ends.
+    Registers,
 }
 
 /// How far a run is with being taken back: it is not to be used meanwhile.
@@ -213,6 +215,13 @@ impl Runs {
         });
         self.get_mut(name)?.taking = Taking::Begun;
         Ok(true)
+    }
+
+    /// Whether a thread's registers are saved in this run or in what was split off it.
+    pub fn has_registers(&self, name: u64) -> Result<bool, Refusal> {
+        let whole = *self.get(name)?;
+        let mut parts = self.pool.names().filter_map(|id| self.pool.get(id)).filter(|run| run.lies_in(&whole));
+        Ok(whole.use_ == Use::Registers || parts.any(|run| run.use_ == Use::Registers))
     }
 
     /// The deepest of what was split off a run, directly or not; itself when nothing is.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A guest: the maps its vCPUs see. (Views other than the host map have their room in `views`, and are not there yet.)
 
+use crate::float::Areas;
 use crate::grace::Mark;
 use crate::machine::{Memory, PAGE_BYTES};
 use crate::space::Space;
@@ -22,13 +23,16 @@ pub struct Guest {
     pub mark: Mark,
     /// What every frame that was ever mapped here allows: no access may be changed to more.
     pub most: Access,
+    /// Save areas of its vCPUs' floating-point registers.
+    pub float: Areas,
 }
 
 impl Guest {
     /// Every access to memory.
     pub const ANY: Access = Access(7);
     /// No guest.
-    pub const EMPTY: Guest = Guest { space: Space::EMPTY, tables: 0, cpus: 0, mark: 0, most: Guest::ANY };
+    pub const EMPTY: Guest =
+        Guest { space: Space::EMPTY, tables: 0, cpus: 0, mark: 0, most: Guest::ANY, float: Areas::NONE };
 }
 
 /// Copies between two maps page by page; stops where either has no page or forbids it. Says how many bytes.

@@ -4,7 +4,7 @@
 //! A machine crate decodes what happened, asks one of the doors in [`trap`], and obeys the [`trap::Next`] it gets
 //! back. Read in this order: [`machine`] (what a machine owes), [`pool`] (names), [`cap`] and [`table`] (authority),
 //! [`local`] and [`shared`] (state), [`portal`] (IPC), [`vcpu`] (exits), [`schedule`] (time), [`patience`] (deadlines of
-//! answers), [`lines`] (virtual interrupts), [`source`] and [`queue`] (interrupts that a server forwards), [`space`] and
+//! answers), [`float`] (vector registers), [`lines`] (virtual interrupts), [`source`] and [`queue`] (interrupts that a server forwards), [`space`] and
 //! [`frame`] (memory), [`grace`] (when what was taken away may be used again), [`syscall`] (the table of operations),
 //! [`trace`] (what happened last), [`init`] (the first domain).
 //!
@@ -22,6 +22,7 @@ pub mod atomic;
 pub mod cap;
 pub mod domain;
 pub mod errand;
+pub mod float;
 pub mod frame;
 pub mod grace;
 pub mod guest;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What belongs to one CPU alone: its threads, vCPUs, portals, budgets and timers. Reached without locks or atomics.
 
+use crate::float::Registers;
 use crate::machine::{Machine, NEVER, Ticks};
 use crate::patience::Looks;
 use crate::pool::{Id, Pool};
@@ -70,6 +71,8 @@ pub struct Local<M: Machine> {
     pub budgets: [Budget; BUDGETS],
     /// Deadline of each budget's owner (a wait, a virtual timer).
     pub deadlines: [Ticks; BUDGETS],
+    /// Whose its floating-point registers are.
+    pub float: Registers,
 }
 
 impl<M: Machine> Local<M> {
@@ -94,6 +97,7 @@ impl<M: Machine> Local<M> {
             portals: Pool::new(cpu),
             budgets: [Budget::EMPTY; BUDGETS],
             deadlines: [NEVER; BUDGETS],
+            float: Registers::NEW,
         }
     }
 

@@ -17,7 +17,7 @@ impl<T> Lock<T> {
         Lock { taken: AtomicU64::new(0), inner: TicketMutex::new(value) }
     }
 
-    /// Takes the lock, in order of asking.
+    /// Takes the lock, in order of asking. Out of line: no hot path comes here, and there are many that do.
     #[inline(never)]
     pub fn lock(&self) -> TicketMutexGuard<'_, T> {
         let guard = self.inner.lock();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the core asks of hardware. Deciding is not among it.
 
+use crate::float::{FloatMove, Lengths};
 use crate::lines::ListEntry;
 use trellis_idl::kernel::{Access, Refusal};
 use trellis_idl::trace::Record;
@@ -57,6 +58,8 @@ pub trait Memory {
     fn entry(&self, table: Page, index: usize) -> u64;
     /// Writes it with one 64-bit store that table walkers see whole.
     fn set_entry(&mut self, table: Page, index: usize, value: u64);
+    /// Reads a word of a page that is no table.
+    fn word(&self, page: Page, index: usize) -> u64;
     /// Writes a word of a page that is no table.
     fn set_word(&mut self, page: Page, index: usize, value: u64);
     /// Unpacks an entry. `level` 1 = 1 GiB, 2 = 2 MiB, 3 = 4 KiB.
@@ -102,8 +105,17 @@ pub trait Machine: Memory + Sized + core::fmt::Debug {
     fn list_entries(&self) -> usize;
     /// Asks for a maintenance interrupt when at most one list register is in use.
     fn watch_underflow(&mut self, on: bool);
-    /// Puts what the hardware holds of this vCPU into its context, if it is loaded, and forgets it.
+    /// Puts what the hardware holds of this vCPU into its context, if it is loaded, and forgets it; not its
+    /// floating-point registers, whose owner the core keeps.
     fn unload(&mut self, vcpu: &mut Self::Vcpu);
+    /// Moves a vCPU's floating-point registers between hardware and memory ([`VcpuContext::set_float`] says where that is).
+    /// Afterwards their use by this vCPU traps (saved) or does not (loaded).
+    fn move_float(&mut self, way: FloatMove, vcpu: &mut Self::Vcpu);
+    /// The same for a thread, whose area of fixed vectors lies at this page. Loaded ones trap until the machine lets the
+    /// thread go on, and again from its next entry into the kernel.
+    fn move_thread_float(&mut self, way: FloatMove, area: Page);
+    /// Lengths that vectors can have on this CPU.
+    fn vector_lengths(&self) -> Lengths;
     /// A fact about the machine ([`trellis_idl::kernel::Fact`]).
     fn fact(&self, which: u64, argument: u64) -> Result<u64, Refusal>;
     /// Switches off (false) or restarts (true). Comes back only where the board cannot.
@@ -153,6 +165,13 @@ pub trait VcpuContext: core::fmt::Debug {
     fn reset(&mut self);
     /// The map it runs in, and which number it is in its guest.
     fn set_map(&mut self, tag: u16, root: Page, index: u8);
+    /// How many lanes of 128 bits its vectors have (0 = fixed ones) and where its floating-point registers are saved (0 =
+    /// in the context itself). Stays over [`VcpuContext::reset`].
+    fn set_float(&mut self, lanes: u8, area: Page);
+    /// Words of the save area in the context, laid out by [`crate::float::Layout`] for fixed vectors.
+    fn float(&self) -> &[u64];
+    /// The same, for writing.
+    fn float_mut(&mut self) -> &mut [u64];
     /// Reads a register by [`trellis_idl::kernel::VcpuRegister`] number.
     fn get(&self, register: u64) -> Result<u64, Refusal>;
     /// Writes one; bits a guest may not have are refused.

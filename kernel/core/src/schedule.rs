@@ -24,7 +24,7 @@ pub const NO_BUDGET: BudgetId = u16::MAX;
 const WOKEN: u64 = 0;
 
 /// Turns of equal priority last this many milliseconds.
-const SLICE_MS: u64 = 10;
+pub const SLICE_MS: u64 = 10;
 
 /// Time on a CPU: a priority, and how much of each period.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -73,6 +73,8 @@ pub struct Shared {
     pub running: AtomicU64,
     /// Which CPUs have left the kernel since when.
     pub grace: Grace,
+    /// Lengths of vectors that all CPUs have which have come up so far ([`crate::float::Lengths`]).
+    pub vector_lengths: AtomicU64,
     /// Physical lines.
     pub lines: [LineSlot; LINES],
     /// Taken by operations that make, destroy, grant or revoke.
@@ -142,6 +144,7 @@ impl Shared {
             vcpus: [const { [const { VcpuMail { name: ZERO, pending: [ZERO; 2] } }; GUEST_VCPUS] }; GUESTS],
             running: ZERO,
             grace: Grace::new(),
+            vector_lengths: AtomicU64::new(0xffff),
             lines: [const { LineSlot { thread: ZERO, bits: ZERO } }; LINES],
             control: Lock::new(Control {
                 guests: Pool::new(SHARED_HOME),

@@ -148,6 +148,7 @@ impl<M: Machine> Call<'_, M> {
             Op::ThreadDestroy => self.thread_destroy(),
             Op::ThreadFault => self.thread_record(),
             Op::ThreadSupervise => self.thread_supervise(),
+            Op::ThreadFloat => self.thread_float(),
             Op::PortalCreate => self.portal_create(),
             Op::SignalCreate => self.signal_create(),
             Op::Grant => self.grant(),

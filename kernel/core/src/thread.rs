@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A thread: where a domain's program runs, whom it serves, and what it waits for.
 
+use crate::float;
 use crate::machine::{Machine, ThreadContext, Ticks};
 use crate::patience::Late;
 use crate::pool::{Empty, Id};
@@ -102,6 +103,10 @@ pub struct Thread<M: Machine> {
     pub waited: Ticks,
     /// Whom it has kept for too long.
     pub late: Late,
+    /// Where its floating-point registers are; without a save area it may not have any.
+    pub float: float::State,
+    /// Name of the run that its save area is in.
+    pub float_frames: u64,
 }
 
 /// What thread names name, without the machine in the type (they travel in capabilities).
@@ -132,6 +137,8 @@ impl<M: Machine> Empty for Thread<M> {
         patience: 0,
         waited: 0,
         late: [0; 3],
+        float: float::State::EMPTY,
+        float_frames: 0,
     };
 }
 

@@ -9,7 +9,7 @@ use crate::local::{Local, Running};
 use crate::machine::Machine;
 use crate::shared::Shared;
 use crate::thread::{FaultRecord, ThreadState};
-use crate::{lines, portal, remote, schedule, signal, vcpu};
+use crate::{float, lines, portal, remote, schedule, signal, vcpu};
 
 /// What brought this CPU into the kernel, off the hot doors.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,6 +32,8 @@ pub enum Trap {
     Line(u32),
     /// The running thread broke its contract.
     Fault(FaultRecord),
+    /// What runs used floating-point registers that trap; a thread that may not have any broke its contract.
+    Float(FaultRecord),
     /// Nothing: go on (a spurious interrupt).
     Spurious,
 }
@@ -112,12 +114,13 @@ pub fn take<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, 
         Trap::Kick => signal::kicked(local, shared, machine),
         Trap::Line(line) => signal::line_arrived(local, shared, machine, line),
         Trap::Fault(record) => fault(local, shared, machine, record),
+        Trap::Float(record) => float::trapped(local, shared, machine, record),
         Trap::Spurious => schedule::go_on(local, shared, machine),
     }
 }
 
 /// A thread broke its contract: it stops, its client gets nothing more from it, its supervisor is told.
-fn fault<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, record: FaultRecord) -> Next {
+pub(crate) fn fault<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, record: FaultRecord) -> Next {
     let Running::Thread(index) = local.running else {
         return schedule::go_on(local, shared, machine);
     };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A virtual processor: its routes, its windows, and how it stops and goes on.
 
+use crate::float;
 use crate::lines::{self, Lines};
 use crate::local::{Local, Running, THREADS};
 use crate::machine::{Machine, NEVER, VcpuContext};
@@ -92,6 +93,8 @@ pub struct Vcpu<M: Machine> {
     pub queued_groups: u64,
     /// Virtual interrupt state.
     pub lines: Lines,
+    /// Where its floating-point registers are.
+    pub float: float::State,
 }
 
 impl<M: Machine> Empty for Vcpu<M> {
@@ -111,6 +114,7 @@ impl<M: Machine> Empty for Vcpu<M> {
         queued_badge: 0,
         queued_groups: 0,
         lines: Lines::EMPTY,
+        float: float::State::EMPTY,
     };
 }
 
@@ -264,6 +268,7 @@ pub fn enter<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M,
     vcpu.state = VcpuState::Running;
     if vcpu.hazard {
         vcpu.hazard = false;
+        float::entering(local, machine, index);
         lines::refresh(local, machine, index);
     }
     Next::Guest(index)

@@ -57,6 +57,8 @@ enum Shape {
     Line(u64),
     /// Access or rights bits.
     Bits,
+    /// A vCPU's register, or a number beside them.
+    Register,
     /// A time soon.
     Soon,
     /// How long an answer may take.
@@ -96,11 +98,12 @@ fn shape(op: Op) -> [Shape; 6] {
         Op::ThreadDestroy => of(&[Of(Kind::Thread)]),
         Op::ThreadFault => of(&[Of(Kind::Thread), Below(40)]),
         Op::ThreadSupervise => of(&[Of(Kind::Thread), Of(Kind::Signal), Patience]),
+        Op::ThreadFloat => of(&[Of(Kind::Thread), Of(Kind::Frames)]),
         Op::PortalCreate => of(&[Of(Kind::Thread), Word, Empty]),
         Op::SignalCreate => of(&[Of(Kind::Thread), Below(8), Empty]),
         Op::Grant => of(&[Used, Of(Kind::Domain), Below(64), Bits]),
         Op::Drop | Op::Revoke => of(&[Used]),
-        Op::GuestCreate => of(&[Of(Kind::Frames), Below(2), Empty]),
+        Op::GuestCreate => of(&[Of(Kind::Frames), Below(2), Empty, Below(6), Below(4)]),
         Op::GuestMap => of(&[Of(Kind::Guest), GuestPage, Of(Kind::Frames), Offset, Pages, Bits]),
         Op::GuestUnmap => of(&[Of(Kind::Guest), GuestPage, Pages]),
         Op::GuestProtect => of(&[Of(Kind::Guest), GuestPage, Pages, Bits]),
@@ -109,8 +112,8 @@ fn shape(op: Op) -> [Shape; 6] {
         Op::VcpuCreate => of(&[Of(Kind::Guest), Below(2), Below(4), Empty, Priority, Budget]),
         Op::VcpuRoute => of(&[Of(Kind::Vcpu), Below(17), Of(Kind::Portal), Below(8), Word]),
         Op::VcpuWindow => of(&[Of(Kind::Vcpu), Below(17), GuestPage, Pages, Below(11)]),
-        Op::VcpuGet => of(&[Of(Kind::Vcpu), Below(64)]),
-        Op::VcpuSet => of(&[Of(Kind::Vcpu), Below(64), Word]),
+        Op::VcpuGet => of(&[Of(Kind::Vcpu), Register]),
+        Op::VcpuSet => of(&[Of(Kind::Vcpu), Register, Word]),
         Op::VcpuLaunch => of(&[Of(Kind::Vcpu), GuestPage, Word]),
         Op::VcpuStart | Op::VcpuReset | Op::VcpuStop | Op::VcpuDestroy => of(&[Of(Kind::Vcpu)]),
         Op::VcpuException => of(&[Of(Kind::Vcpu), Word, Word]),
@@ -193,6 +196,8 @@ fn argument(hosted: &Hosted, caller: &Caller, shape: Shape, choice: u16, word: u
         Shape::Line(step) => n % (130 / step) * step,
         Shape::Half => word >> (n % 32) & 0xffff_ffff,
         Shape::Bits => if n.is_multiple_of(8) { 0xff } else { n % 16 },
+        Shape::Register if n.is_multiple_of(2) => n / 2 % 72,
+        Shape::Register => [0x1000, 0x2000, 0x3000][(n % 3) as usize] + word % 0x420,
         Shape::Soon => hosted.board.borrow().now + n % 5000,
         Shape::Patience => n % 3 * 1500,
         Shape::Priority => if n.is_multiple_of(3) { PASSIVE } else { n % 250 },
@@ -247,6 +252,7 @@ fn guest_step(hosted: &mut Hosted, cpu: u16, step: &Step) {
             let class = ExitClass::ALL[n as usize % 10];
             hosted.exit(cpu, class, [0, 1, 2, 3, 4, 5, 6, 7, 8, step.word]);
         }
+        4 if n & 1 == 1 => drop(hosted.float(cpu).map(|file| file.status[0] = step.word)),
         4 => drop(hosted.wait_for_interrupt(cpu)),
         5 => {
             if let Some(line) = hosted.acknowledge(cpu) {
@@ -266,7 +272,8 @@ fn thread_step(hosted: &mut Hosted, cpu: u16, step: &Step) -> Result<(), Broken>
     let is_root = caller.domain == 0;
     match step.what % 32 {
         0 | 1 => interrupt(hosted, cpu, step),
-        2 if !is_root => drop(hosted.trap(cpu, Trap::Fault(FaultRecord { syndrome: 1, address: 2 }))),
+        2 if !is_root && step.choice[0] & 1 == 1 => drop(hosted.trap(cpu, Trap::Fault(FaultRecord { syndrome: 1, address: 2 }))),
+        2 => drop(hosted.float(cpu).map(|file| file.status[1] = step.word)),
         3 => drop(hosted.touch_own(cpu, small::BUFFER + u64::from(step.choice[0] % 8) * 4096, Access::WRITE)),
         // Servers mostly serve, and everybody waits now and then, or nothing else would ever run.
         4..=11 if !is_root => call(hosted, cpu, &caller, Op::ReplyAndWait, step)?,

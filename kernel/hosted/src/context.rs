@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Saved state of threads and vCPUs on the hosted machine.
 
+use trellis_core::float::Layout;
 use trellis_core::lines::{LIST_ENTRIES, ListEntry};
 use trellis_core::machine::{NEVER, Page, ThreadContext, Ticks, VcpuContext};
 use trellis_idl::kernel::{Answer, Refusal, VcpuRegister};
@@ -98,7 +99,17 @@ pub struct HostedVcpu {
     pub underflow: bool,
     /// Its timer's physical line is active.
     pub timer_active: bool,
+    /// Lanes of its vectors.
+    pub lanes: u8,
+    /// Its save area, if that is not in here.
+    pub area: Page,
+    /// Its use of floating-point registers does not trap.
+    pub float_open: bool,
+    vectors: [u64; VECTOR_WORDS],
 }
+
+/// Words of a save area for fixed vectors.
+const VECTOR_WORDS: usize = Layout::new(0).bytes() as usize / 8;
 
 const NO_LINE: ListEntry = ListEntry {
     line: 0, priority: 0, pending: false, active: false, group: false, sender: 0, hardware: false, notify: false,
@@ -142,6 +153,10 @@ impl VcpuContext for HostedVcpu {
         lists: [NO_LINE; LIST_ENTRIES],
         underflow: false,
         timer_active: false,
+        lanes: 0,
+        area: 0,
+        float_open: false,
+        vectors: [0; VECTOR_WORDS],
     };
 
     fn exit(&self) -> &[u64; 10] {
@@ -153,7 +168,8 @@ impl VcpuContext for HostedVcpu {
     }
 
     fn reset(&mut self) {
-        *self = HostedVcpu { tag: self.tag, root: self.root, number: self.number, ..HostedVcpu::EMPTY };
+        let HostedVcpu { tag, root, number, lanes, area, .. } = *self;
+        *self = HostedVcpu { tag, root, number, lanes, area, ..HostedVcpu::EMPTY };
         self.set_special(VcpuRegister::Pstate, 0x3c5);
     }
 
@@ -161,6 +177,19 @@ impl VcpuContext for HostedVcpu {
         self.tag = tag;
         self.root = root;
         self.number = index;
+    }
+
+    fn set_float(&mut self, lanes: u8, area: Page) {
+        self.lanes = lanes;
+        self.area = area;
+    }
+
+    fn float(&self) -> &[u64] {
+        &self.vectors
+    }
+
+    fn float_mut(&mut self) -> &mut [u64] {
+        &mut self.vectors
     }
 
     fn get(&self, register: u64) -> Result<u64, Refusal> {

@@ -22,7 +22,7 @@ fn cpu(hasher: &mut DefaultHasher, cpu: &Cpu) {
         if name != 0 {
             let t = local.threads.at(index);
             add(hasher, (name, t.client, t.table, t.rank, t.state, t.budget, t.turn, t.queue, t.queue_last, t.next));
-            add(hasher, (t.domain, t.buffer, t.supervisor, t.fault, t.context.tag, t.context.root));
+            add(hasher, (t.domain, t.buffer, t.supervisor, t.fault, t.context.tag, t.context.root, t.float.area));
         }
     }
     for index in 0..VCPUS as u16 {
@@ -30,7 +30,7 @@ fn cpu(hasher: &mut DefaultHasher, cpu: &Cpu) {
         if name != 0 {
             let v = local.vcpus.at(index);
             add(hasher, (name, v.state, v.stop_wanted, v.turn, &v.routes, &v.windows, v.window_count, v.guest, v.next));
-            add(hasher, (v.number, v.lines));
+            add(hasher, (v.number, v.lines, v.float.lanes, v.float.area));
         }
     }
     for index in 0..BUDGETS {

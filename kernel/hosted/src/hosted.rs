@@ -6,19 +6,21 @@
 
 use crate::board::Board;
 use crate::context::Registers;
+use crate::float::FloatFile;
 use crate::machine::HostedMachine;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
+use trellis_core::float::Lengths;
 use trellis_core::local::{Local, Running, VCPUS};
 use trellis_core::machine::{Machine, NEVER, VcpuContext};
 use trellis_core::shared::Shared;
 use trellis_core::syscall::dispatch;
-use trellis_core::thread::Entry;
+use trellis_core::thread::{Entry, FaultRecord};
 use trellis_core::trace::place_of;
 use trellis_core::trap::{Next, Trap, interrupt, take};
 use trellis_core::vcpu::mask_words;
-use trellis_core::{init, lines, portal, signal, vcpu};
+use trellis_core::{float, init, lines, portal, signal, vcpu};
 use trellis_idl::boot::{BootHeader, MAGIC, Range, Segment};
 use trellis_idl::kernel::{Access, ExitClass, Groups, Op, Refusal};
 use trellis_idl::layout;
@@ -42,11 +44,13 @@ pub struct Settings {
     pub pages: u64,
     /// List registers.
     pub list_registers: usize,
+    /// Lengths of vectors that its CPUs have.
+    pub lengths: Lengths,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { cpus: 1, pages: 4096, list_registers: 4 }
+        Settings { cpus: 1, pages: 4096, list_registers: 4, lengths: Lengths(0b1011) }
     }
 }
 
@@ -126,6 +130,7 @@ impl Hosted {
         let shared = Box::new(Shared::new());
         let mut cpus: Vec<Cpu> = (0..settings.cpus).map(|cpu| Cpu::new(cpu, &settings, &board)).collect();
         shared.running.store(u64::MAX >> (64 - settings.cpus), Ordering::Release);
+        shared.vector_lengths.fetch_and(settings.lengths.0.into(), Ordering::AcqRel);
         let free = init::free_memory(header, FIRST_PAGE);
         if free.iter().any(|(first, pages)| *pages != 0 && !has_memory(&board, *first, *pages)) {
             return Err(Refusal::BadArgument);
@@ -154,6 +159,7 @@ impl Hosted {
         let this = &mut self.cpus[cpu as usize];
         let Running::Thread(me) = this.local.running else { panic!("no thread runs on CPU {cpu}") };
         this.registers.words = words;
+        this.machine.float.opened = None;
         const CALL: u16 = Op::Call as u16;
         const REPLY: u16 = Op::ReplyAndWait as u16;
         const SIGNAL: u16 = Op::Signal as u16;
@@ -197,6 +203,7 @@ impl Hosted {
     /// Something off the hot doors: an interrupt, a fault of the running thread, an exit the kernel answers itself.
     pub fn trap(&mut self, cpu: u16, trap: Trap) -> Now {
         let this = &mut self.cpus[cpu as usize];
+        this.machine.float.opened = None;
         if let Running::Thread(index) = this.local.running {
             let thread = this.local.threads.at_mut(index);
             thread.context.full = this.registers;
@@ -221,6 +228,21 @@ impl Hosted {
             same => same,
         };
         this.obey(next)
+    }
+
+    /// What runs uses floating-point registers: the registers, if it gets them.
+    pub fn float(&mut self, cpu: u16) -> Option<&mut FloatFile> {
+        let before = self.now(cpu);
+        if !self.cpus[cpu as usize].has_float() {
+            self.trap(cpu, Trap::Float(FaultRecord { syndrome: 0x1e00_0000, address: 0 }));
+        }
+        let this = &mut self.cpus[cpu as usize];
+        if let Now::Thread(index) = this.now
+            && float::open_thread(&this.local) == Some(index)
+        {
+            this.machine.float.opened = Some(index);
+        }
+        (before == this.now && this.has_float()).then_some(&mut this.machine.float)
     }
 
     /// Delivers kicks until there are none.
@@ -278,12 +300,22 @@ impl Cpu {
     fn new(cpu: u16, settings: &Settings, board: &Rc<RefCell<Board>>) -> Cpu {
         let mut machine = HostedMachine::new(board.clone(), settings.cpus);
         machine.list_registers = settings.list_registers;
+        machine.float = FloatFile::new(settings.lengths);
         Cpu { local: Box::new(Local::new(cpu)), machine, registers: Registers::default(), now: Now::Idle }
     }
 
     /// The vCPU whose state is in the hardware.
     pub fn loaded(&self) -> Option<u16> {
         (0..VCPUS as u16).find(|index| self.machine.is_loaded(&self.local.vcpus.at(*index).context))
+    }
+
+    /// Whether what runs may use floating-point registers without a trap.
+    fn has_float(&self) -> bool {
+        match self.now {
+            Now::Guest(index) => self.local.vcpus.at(index).context.float_open,
+            Now::Thread(index) => self.machine.float.opened == Some(index),
+            Now::Idle => false,
+        }
     }
 
     /// Does what the core says: the second half of every entry.

@@ -7,6 +7,7 @@ use crate::hosted::{Cpu, Hosted};
 use crate::machine::HostedMachine;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
+use trellis_core::float::Owner;
 use trellis_core::frame::{MapName, Run, Use};
 use trellis_core::local::{BUDGETS, Local, Running, THREADS, VCPUS};
 use trellis_core::machine::{Entry, Leaf, Page, VcpuContext};
@@ -34,6 +35,7 @@ pub fn quick(hosted: &Hosted) -> Result<(), Broken> {
         queues(&cpu.local)?;
         clients(&cpu.local)?;
         budgets(&cpu.local)?;
+        floats(cpu)?;
     }
     alive(hosted)?;
     homes(hosted)?;
@@ -69,6 +71,23 @@ fn can_run(local: &LocalState, what: Running) -> bool {
         }
         Running::Vcpu(i) => local.vcpus.name_at(i).0 != 0 && local.vcpus.at(i).state == VcpuState::Running,
     }
+}
+
+/// Whoever may use the floating-point registers is their owner, and both sides say so.
+fn floats(cpu: &Cpu) -> Result<(), Broken> {
+    let (local, registers) = (&cpu.local, &cpu.local.float);
+    for (index, name, v) in vcpus(local) {
+        let holds = registers.hold(local.cpu, Owner::Vcpu(name), &v.float);
+        law!(holds == v.context.float_open, "vCPU {index} owns its registers ({holds}) and they trap, or the other way");
+        law!(holds == v.float.is_away(), "vCPU {index} has its registers nowhere or twice");
+    }
+    for (index, name, t) in threads(local) {
+        let holds = registers.hold(local.cpu, Owner::Thread(name), &t.float);
+        law!(holds == t.float.is_away(), "thread {index} has its registers nowhere or twice");
+        let opened = cpu.machine.float.opened == Some(index);
+        law!(!opened || holds, "thread {index} uses registers that are not its own");
+    }
+    Ok(())
 }
 
 /// Every thread's and vCPU's map is that of a living domain or guest.

@@ -14,6 +14,7 @@ pub mod board;
 pub mod context;
 pub mod digest;
 pub mod entry;
+pub mod float;
 pub mod guest;
 pub mod hosted;
 pub mod laws;

@@ -4,11 +4,13 @@
 use crate::board::Board;
 use crate::context::{HostedThread, HostedVcpu};
 use crate::entry;
+use crate::float::{FloatFile, Moved};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use trellis_core::float::{FloatMove, Lengths};
 use trellis_core::lines::{LIST_ENTRIES, ListEntry};
-use trellis_core::machine::{Entry, Machine, Memory, NEVER, Page, Stale, Ticks};
+use trellis_core::machine::{Entry, Machine, Memory, NEVER, Page, Stale, Ticks, VcpuContext};
 use trellis_idl::kernel::{Fact, Refusal};
 use trellis_idl::trace::{RECORDS, Record};
 
@@ -34,6 +36,8 @@ pub struct HostedMachine {
     pub cpus: u16,
     /// The virtual timer's physical line was acknowledged and not ended yet.
     pub timer_active: bool,
+    /// Floating-point registers.
+    pub float: FloatFile,
     /// Address of the context that is loaded, as an identity and nothing else; 0 = none.
     loaded: usize,
     /// The trace: words of each record, and where the next one goes.
@@ -53,6 +57,7 @@ impl HostedMachine {
             masks: BTreeMap::new(),
             cpus,
             timer_active: false,
+            float: FloatFile::new(Lengths(0)),
             loaded: 0,
             trace: Box::new([[0; 4]; RECORDS as usize]),
             next_note: 0,
@@ -84,6 +89,10 @@ impl Memory for HostedMachine {
 
     fn set_entry(&mut self, table: Page, index: usize, value: u64) {
         self.board.borrow_mut().set_entry(table, index, value);
+    }
+
+    fn word(&self, page: Page, index: usize) -> u64 {
+        self.board.borrow().word(page * 4096 + index as u64 * 8)
     }
 
     fn set_word(&mut self, page: Page, index: usize, value: u64) {
@@ -175,6 +184,26 @@ impl Machine for HostedMachine {
             vcpu.timer_active = std::mem::take(&mut self.timer_active);
             self.loaded = 0;
         }
+    }
+
+    fn move_float(&mut self, way: FloatMove, vcpu: &mut HostedVcpu) {
+        let (lanes, area) = (vcpu.lanes, vcpu.area);
+        let who = if area == 0 { u64::from(vcpu.tag) << 8 | u64::from(vcpu.number) } else { area };
+        match area {
+            0 => self.float.move_context(way, vcpu.float_mut()),
+            area => self.float.move_area(way, lanes, &mut self.board.borrow_mut(), area),
+        }
+        vcpu.float_open = way == FloatMove::Load;
+        self.float.moves.push(Moved { way, who, lanes });
+    }
+
+    fn move_thread_float(&mut self, way: FloatMove, area: Page) {
+        self.float.move_area(way, 0, &mut self.board.borrow_mut(), area);
+        self.float.moves.push(Moved { way, who: area, lanes: 0 });
+    }
+
+    fn vector_lengths(&self) -> Lengths {
+        self.float.lengths
     }
 
     fn fact(&self, which: u64, _argument: u64) -> Result<u64, Refusal> {

@@ -49,7 +49,9 @@ pub fn make(
     let p2m = server(system, board, supply, plan, guest.p2m)?;
     let vcpu = server(system, board, supply, plan, guest.vcpu)?;
     let config = guest::config(board, plan.servers.get(usize::from(guest.vcpu)).ok_or(missing)?)?;
-    let made = guest::make(system, supply, guest, config.gic, &p2m, &vcpu)?;
+    // One that cannot have what it asks for is not started (`Root::begin`).
+    let lanes = guest::lanes(guest.sve, guest::lengths(system)).unwrap_or(0);
+    let made = guest::make(system, supply, guest, config.gic, lanes, &p2m, &vcpu)?;
     guest::loads(system, supply, &config, &vcpu)?;
     wire::attach(system, rings, p2m.domain, vcpu.domain)?;
     made.input.grant(system, ends.console.domain, slot::INPUT + index as u64, Rights::USE).step("grant a signal")?;

@@ -506,6 +506,7 @@ pub fn plan() -> Plan<'static> {
         p2m: 1 + 2 * index,
         vcpu: 2 + 2 * index,
         manifest_line: 1,
+        sve: Sve::Off,
     };
     Plan {
         version: VERSION,

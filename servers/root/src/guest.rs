@@ -5,12 +5,13 @@ use crate::build::Built;
 use crate::supply::Supply;
 use crate::{Board, StartError, Step};
 use heapless::Vec;
-use trellis_idl::kernel::{Access, ExitClass, Groups, PAGE, Rights};
+use trellis_idl::kernel::{Access, ExitClass, Fact, Groups, PAGE, Rights};
 use trellis_idl::layout::{PAYLOAD, badge, platform, root_slot, slot, vcpu_signal};
-use trellis_idl::plan::{GuestPlan, MAX_VCPUS, ServerPlan, VcpuConfig};
+use trellis_idl::plan::{GuestPlan, MAX_VCPUS, ServerPlan, Sve, VcpuConfig};
+use trellis_idl::wire::GuestEnd;
 use trellis_runtime::handle::{VcpuSetup, budget};
 use trellis_runtime::memory::decode_config;
-use trellis_runtime::{Frames, Guest, Portal, Signal, System, Vcpu};
+use trellis_runtime::{Frames, Guest, Machine, Portal, Signal, System, Vcpu};
 
 /// Highest priority of a vCPU: root must be able to run.
 pub const MAX_PRIORITY: u8 = 200;
@@ -46,13 +47,31 @@ fn groups(class: ExitClass) -> Groups {
     }
 }
 
+/// Lanes of a guest's scalable vectors on this machine, or why it cannot be started: a length that hardware would
+/// round down is none.
+pub fn lanes(wish: Sve, lengths: u16) -> Result<u8, GuestEnd> {
+    let most = (u16::BITS - lengths.leading_zeros()) as u8;
+    match wish {
+        Sve::Off => Ok(0),
+        Sve::Most if most != 0 => Ok(most),
+        Sve::Most => Err(GuestEnd::Vectors { wanted: 0, lengths }),
+        Sve::Lanes(wanted @ 1..=16) if lengths >> (wanted - 1) & 1 == 1 => Ok(wanted),
+        Sve::Lanes(wanted) => Err(GuestEnd::Vectors { wanted, lengths }),
+    }
+}
+
+/// Lengths of vectors that all CPUs of this machine have.
+pub fn lengths(system: &impl System) -> u16 {
+    Machine::at(root_slot::SYSTEM).fact(system, Fact::VectorLengths, 0).unwrap_or(0) as u16
+}
+
 /// Makes a guest beside its two servers, which do not run yet.
 pub fn make(
-    system: &impl System, supply: &mut Supply, plan: &GuestPlan<'_>, gic: u8, p2m: &Built, vcpu: &Built,
+    system: &impl System, supply: &mut Supply, plan: &GuestPlan<'_>, gic: u8, lanes: u8, p2m: &Built, vcpu: &Built,
 ) -> Result<Made, StartError> {
     let tables = supply.take(system, plan.table_pages.into())?;
     let slot = supply.slot();
-    let guest = Guest::create(system, tables, slot).step("make a guest")?;
+    let guest = Guest::create_with_vectors(system, tables, slot, lanes, plan.cpus.len() as u64).step("make a guest")?;
     if gic == 2 {
         // The second device of a board with GICv2 is the virtual CPU interface.
         let interface = Frames::at(root_slot::DEVICES + 1);
@@ -172,4 +191,20 @@ pub fn loads(
             .step("map the payload")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_is_given_exactly_or_not_at_all() {
+        // 128, 256 and 512 bits.
+        assert_eq!([Sve::Off, Sve::Lanes(2), Sve::Most].map(|wish| lanes(wish, 0b1011)), [Ok(0), Ok(2), Ok(4)]);
+        assert_eq!(lanes(Sve::Lanes(3), 0b1011), Err(GuestEnd::Vectors { wanted: 3, lengths: 0b1011 }));
+        assert_eq!(lanes(Sve::Lanes(0), u16::MAX), Err(GuestEnd::Vectors { wanted: 0, lengths: u16::MAX }));
+        assert_eq!(lanes(Sve::Lanes(200), u16::MAX), Err(GuestEnd::Vectors { wanted: 200, lengths: u16::MAX }));
+        assert_eq!(lanes(Sve::Most, 0), Err(GuestEnd::Vectors { wanted: 0, lengths: 0 }));
+        assert_eq!(lanes(Sve::Off, 0), Ok(0));
+    }
 }

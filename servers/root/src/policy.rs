@@ -107,6 +107,11 @@ impl Policy {
         self.servers.get(server).is_none_or(|(_, stopped)| *stopped)
     }
 
+    /// Whether this guest has ended.
+    pub fn has_ended(&self, guest: usize) -> bool {
+        self.guests.get(guest).is_none_or(|life| life.ended.is_some())
+    }
+
     /// Decides.
     pub fn decide(&mut self, event: Event) -> Actions {
         let mut actions = Actions::new();

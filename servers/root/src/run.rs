@@ -116,7 +116,16 @@ impl<'a, B: Board> Root<'a, B> {
             kernel_memory: fact(Fact::KernelMemory),
         };
         self.report(system, &started);
+        let lengths = guest::lengths(system);
+        for (index, guest) in (0u8..).zip(&self.plan.guests) {
+            if let Err(end) = guest::lanes(guest.sve, lengths) {
+                self.happened(system, Event::Ended(index, end));
+            }
+        }
         for guest in 0..self.guests.len() {
+            if self.policy.has_ended(guest) {
+                continue;
+            }
             if let Err(why) = self.start_guest(system, guest) {
                 self.not_started(system, guest, why);
             }

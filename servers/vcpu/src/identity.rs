@@ -11,6 +11,8 @@ pub struct Shown {
     pub gic: u8,
     /// 32-bit code at its user level.
     pub aarch32: bool,
+    /// Scalable vectors.
+    pub vectors: bool,
 }
 
 /// What becomes of a field of four bits.
@@ -26,11 +28,13 @@ enum Rule {
     Exactly(u8),
     /// 1 for a guest with a version 3 interrupt controller: system registers to talk to it.
     GicRegisters,
+    /// The machine's for a guest with scalable vectors.
+    WithVectors,
     /// 2 where the guest may run 32-bit code at user level, else 1.
     UserState,
 }
 
-use Rule::{AtMost, Exactly, GicRegisters, Keep, SignedAtMost, UserState};
+use Rule::{AtMost, Exactly, GicRegisters, Keep, SignedAtMost, UserState, WithVectors};
 
 /// Lowest bit, rule.
 type Field = (u8, Rule);
@@ -41,13 +45,16 @@ type Row = (u8, u8, &'static str, &'static [Field], &'static str);
 /// The 64-bit registers. Every other encoding of the space reads as zero, as the architecture reserves it.
 const TABLE: &[Row] = &[
     (4, 0, "ID_AA64PFR0_EL1",
-        &[(0, UserState), (4, Exactly(1)), (16, Keep), (20, Keep), (24, GicRegisters), (48, Keep), (56, AtMost(1)),
+        &[(0, UserState), (4, Exactly(1)), (16, Keep), (20, Keep), (24, GicRegisters), (32, WithVectors), (48, Keep), (56, AtMost(1)),
           (60, Keep)],
-        "no EL2, EL3 or 32-bit EL1; RAS, SVE, MPAM, AMU, RME hidden and trapped; CSV2 without SCXTNUM: not switched"),
+        "no EL2, EL3 or 32-bit EL1; RAS, MPAM, AMU, RME hidden and trapped; CSV2 without SCXTNUM: not switched"),
     (4, 1, "ID_AA64PFR1_EL1", &[(0, Keep), (4, Keep)],
         "MTE, SME, NMI, GCS, THE need EL2 state that is not switched; BTI and SSBS live in PSTATE and SCTLR"),
     (4, 2, "ID_AA64PFR2_EL1", &[], "nothing known in it is switched"),
-    (4, 4, "ID_AA64ZFR0_EL1", &[], "SVE hidden"),
+    (4, 4, "ID_AA64ZFR0_EL1",
+        &[(0, WithVectors), (4, WithVectors), (16, WithVectors), (20, WithVectors), (24, WithVectors), (32, WithVectors),
+          (40, WithVectors), (44, WithVectors), (52, WithVectors), (56, WithVectors)],
+        "all of it with scalable vectors, nothing without"),
     (4, 5, "ID_AA64SMFR0_EL1", &[], "SME hidden"),
     (4, 7, "ID_AA64FPFR0_EL1", &[], "FPMR is not switched"),
     (5, 0, "ID_AA64DFR0_EL1", &[(0, Exactly(6)), (12, AtMost(5)), (20, AtMost(3)), (28, AtMost(1))],
@@ -116,6 +123,7 @@ fn apply((low, rule): Field, machine: u64, shown: Shown) -> u64 {
         SignedAtMost(most) => theirs.min(most),
         Exactly(value) => value,
         GicRegisters => (shown.gic == 3).into(),
+        WithVectors => if shown.vectors { theirs } else { 0 },
         UserState => 1 + u8::from(shown.aarch32 && theirs == 2),
     };
     u64::from(field) << low
@@ -125,7 +133,7 @@ fn apply((low, rule): Field, machine: u64, shown: Shown) -> u64 {
 mod tests {
     use super::*;
 
-    const SHOWN: Shown = Shown { gic: 3, aarch32: false };
+    const SHOWN: Shown = Shown { gic: 3, aarch32: false, vectors: false };
 
     fn of(name: &str, machine: u64) -> u64 {
         let row = TABLE.iter().find(|row| row.2 == name).expect("in the table");
@@ -155,10 +163,21 @@ mod tests {
     #[test]
     fn narrow_code_is_shown_only_where_the_manifest_says_so() {
         assert_eq!(value(2, 0, SHOWN, |_| 7), 0);
-        let wide = Shown { gic: 2, aarch32: true };
+        let wide = Shown { aarch32: true, gic: 2, ..SHOWN };
         assert_eq!(value(2, 0, wide, |_| 7), 7);
         assert_eq!(value(4, 0, wide, |_| 0x22), 0x12);
         assert_eq!(value(1, 2, wide, |_| u64::MAX), 0);
+    }
+
+    #[test]
+    fn scalable_vectors_are_shown_whole_or_not_at_all() {
+        let with = Shown { vectors: true, ..SHOWN };
+        // As QEMU's neoverse-n2 and max have them.
+        assert_eq!(value(4, 0, with, |_| 0x1201_1101_1101_1112) >> 32 & 15, 1);
+        assert_eq!(value(4, 4, with, |_| 0x0110_1101_0111_0021), 0x0110_1101_0111_0021);
+        assert_eq!(value(4, 0, SHOWN, |_| u64::MAX) >> 32 & 15, 0);
+        assert_eq!(value(4, 4, SHOWN, |_| u64::MAX), 0);
+        assert_eq!(value(4, 5, with, |_| u64::MAX), 0);
     }
 
     #[test]

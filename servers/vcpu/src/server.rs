@@ -19,7 +19,7 @@ use crate::timer::{self, PhysicalTimer};
 use crate::{bank, bus, crash, hypercall, platform};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use trellis_idl::interface::{self, ATTACH};
-use trellis_idl::kernel::{Answer, Exit, ExitClass, ExitHeader, Fact, LineField, Op, PAGE, Refusal, WORDS};
+use trellis_idl::kernel::{Answer, Exit, ExitClass, ExitHeader, Fact, LineField, Op, PAGE, Refusal, WORDS, float_register};
 use trellis_idl::layout::{badge as badges, slot};
 use trellis_idl::plan::{MAX_VCPUS, VcpuConfig};
 use trellis_idl::wire::{GuestEnd, P2mOp, ToRoot, VcpuOp};
@@ -53,6 +53,8 @@ pub struct VcpuServer<'a, O> {
     power: Power,
     /// The guest has ended and root knows.
     ended: AtomicBool,
+    /// Its vCPUs have scalable vectors: the kernel knows, and is asked when the guest starts.
+    vectors: AtomicBool,
     serial: Shared<Pl011>,
     /// UARTFR as it was when the port's lock was last given back, to be read without it.
     serial_flags: AtomicU32,
@@ -167,6 +169,7 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
             outside,
             power: Power::new(vcpus, memory),
             ended: AtomicBool::new(false),
+            vectors: AtomicBool::new(false),
             serial: Shared::new(Pl011::new()),
             serial_flags: AtomicU32::new(Pl011::new().flags()),
             clock: Shared::new(Pl031::new()),
@@ -344,7 +347,8 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
             let mut local = local.lock(system);
             let Local { debug, timer, .. } = &mut *local;
             let before = timer.deadline();
-            let shown = Shown { gic: self.config.gic, aarch32: self.config.aarch32 };
+            let vectors = self.vectors.load(Ordering::Acquire);
+            let shown = Shown { gic: self.config.gic, aarch32: self.config.aarch32, vectors };
             let mut processor = Processor { debug, timer, now, shown };
             let outcome = if trapped.is_read {
                 processor.read(trapped.register, |number| host_id(system, number))
@@ -417,6 +421,8 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
     /// Root: load and run.
     fn start(&self, system: &impl System) -> Result<(), Refusal> {
         self.forget(system);
+        let lanes = vcpu_at(0).get_float(system, float_register::LENGTH).unwrap_or(0);
+        self.vectors.store(lanes != 0, Ordering::Release);
         let started = boot::start(system, &self.config, &self.outside, || self.power.set(0, State::On));
         if let Err(refusal) = started {
             trellis_runtime::log!("{}: start refused: {refusal:?}", self.config.guest);

@@ -122,7 +122,7 @@ mod tests {
 
     fn with<R>(now: u64, f: impl FnOnce(&mut Processor<'_>) -> R) -> R {
         let (mut debug, mut timer) = (DebugRegisters::new(), PhysicalTimer::new());
-        let shown = identity::Shown { gic: 3, aarch32: false };
+        let shown = identity::Shown { gic: 3, aarch32: false, vectors: false };
         f(&mut Processor { debug: &mut debug, timer: &mut timer, now, shown })
     }
 

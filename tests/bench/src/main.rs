@@ -8,6 +8,8 @@
 fn main() {}
 
 #[cfg(target_os = "none")]
+mod float;
+#[cfg(target_os = "none")]
 mod paths;
 
 #[cfg(target_os = "none")]

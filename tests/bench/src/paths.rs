@@ -11,7 +11,7 @@ use trellis_runtime::{Svc, System};
 const PASSES: u64 = 1000;
 /// Slots this program fills.
 const TABLES: u64 = 70;
-const ECHO: u64 = 71;
+pub const ECHO: u64 = 71;
 const CODE: u64 = 72;
 const STACK: u64 = 73;
 const THREAD: u64 = 74;
@@ -26,7 +26,7 @@ const BACK: u64 = 82;
 const GUEST_CODE: u64 = 83;
 const EXITS: u64 = 84;
 const EXITS_STACK: u64 = 85;
-const EXITS_PORTAL: u64 = 86;
+pub const EXITS_PORTAL: u64 = 86;
 const VCPU: u64 = 87;
 const LINE: u64 = 88;
 /// The serial port's physical line on the board that this runs on (images/boards/virt.toml).
@@ -117,7 +117,7 @@ unsafe extern "C" {
 }
 
 /// The serial port's page, mapped here.
-struct Serial;
+pub struct Serial;
 
 impl Serial {
     /// Lets the port interrupt when it has sent something, or not (PL011 3.3.10, UARTIMSC.TXIM).
@@ -137,14 +137,17 @@ impl Write for Serial {
     }
 }
 
-fn kernel(op: Op, arguments: [u64; 6]) -> [u64; 3] {
+pub fn kernel(op: Op, arguments: [u64; 6]) -> [u64; 3] {
     match Svc.invoke(op, arguments) {
         Ok(values) => values,
-        Err(refusal) => panic!("{op:?} {arguments:x?}: {refusal:?}"),
+        Err(refusal) => {
+            let _ = writeln!(Serial, "{op:?} {arguments:x?}: {refusal:?}");
+            panic!("{op:?} {arguments:x?}: {refusal:?}")
+        }
     }
 }
 
-fn now() -> u64 {
+pub fn now() -> u64 {
     kernel(Op::Clock, [0; 6])[0]
 }
 
@@ -184,7 +187,7 @@ macro_rules! repeat {
     }};
 }
 
-fn split(pages: u64, slot: u64, at: &mut u64) {
+pub fn split(pages: u64, slot: u64, at: &mut u64) {
     kernel(Op::FramesSplit, [root_slot::MEMORY, *at, pages, slot, 0, 0]);
     *at += pages;
 }
@@ -197,14 +200,8 @@ fn build(at: &mut u64) {
     split(1, WAITER_STACK, at);
     kernel(Op::DomainCreate, [TABLES, 16, 1, ECHO, 0, 0]);
     let write = Access::READ.with(Access::WRITE).0;
-    kernel(Op::DomainMap, [root_slot::DOMAIN, SCRATCH, CODE, 0, 1, write]);
     let code = &raw const echo_begin;
-    let words = (&raw const echo_end as usize - code as usize) / 4;
-    for i in 0..words {
-        // SAFETY: both ranges are mapped: constants of this program and the page just mapped.
-        unsafe { (SCRATCH as *mut u32).add(i).write_volatile(code.add(i).read_volatile()) };
-    }
-    kernel(Op::DomainUnmap, [root_slot::DOMAIN, SCRATCH, 1, 0, 0, 0]);
+    write_code(CODE, code, (&raw const echo_end as usize - code as usize) / 4);
     let execute = Access::READ.with(Access::EXECUTE).0;
     kernel(Op::DomainMap, [ECHO, layout::PROGRAM, CODE, 0, 1, execute]);
     kernel(Op::DomainMap, [ECHO, layout::STACKS, STACK, 0, 1, write]);
@@ -279,24 +276,34 @@ fn map_batched(at: &mut u64) {
     let _ = writeln!(Serial, "figure map_page_batched {} instructions", spent.div_ceil(16 * 256));
 }
 
-/// A guest whose exits the bare stub above serves: what the kernel's share of an exit costs.
-fn exits(at: &mut u64) {
-    split(1, GUEST_CODE, at);
-    split(1, EXITS_STACK, at);
+/// Puts words of this program into a run.
+pub fn write_code(run: u64, code: *const u32, words: usize) {
     let write = Access::READ.with(Access::WRITE).0;
-    kernel(Op::DomainMap, [root_slot::DOMAIN, SCRATCH, GUEST_CODE, 0, 1, write]);
-    let code = &raw const guest_begin;
-    for i in 0..(&raw const guest_end as usize - code as usize) / 4 {
-        // SAFETY: as in `build`.
+    kernel(Op::DomainMap, [root_slot::DOMAIN, SCRATCH, run, 0, 1, write]);
+    for i in 0..words {
+        // SAFETY: both ranges are mapped: constants of this program and the page just mapped.
         unsafe { (SCRATCH as *mut u32).add(i).write_volatile(code.add(i).read_volatile()) };
     }
     kernel(Op::DomainUnmap, [root_slot::DOMAIN, SCRATCH, 1, 0, 0, 0]);
-    let all = Access::READ.with(Access::WRITE).with(Access::EXECUTE).0;
-    kernel(Op::GuestMap, [GUEST, 0x40000, GUEST_CODE, 0, 1, all]);
+}
+
+/// The bare stub that serves exits.
+pub fn exits_server(at: &mut u64) {
+    split(1, EXITS_STACK, at);
     kernel(Op::ThreadCreate, [ECHO, 0, PASSIVE, EXITS, 0, 0]);
     kernel(Op::PortalCreate, [EXITS, 0, EXITS_PORTAL, 0, 0, 0]);
     let entry = layout::PROGRAM + (&raw const exits_begin as u64 - &raw const echo_begin as u64);
     kernel(Op::ThreadStart, [EXITS, entry, layout::STACKS + 4096, 0, 0, 0]);
+}
+
+/// A guest whose exits the bare stub above serves: what the kernel's share of an exit costs.
+fn exits(at: &mut u64) {
+    split(1, GUEST_CODE, at);
+    exits_server(at);
+    let code = &raw const guest_begin;
+    write_code(GUEST_CODE, code, (&raw const guest_end as usize - code as usize) / 4);
+    let all = Access::READ.with(Access::WRITE).with(Access::EXECUTE).0;
+    kernel(Op::GuestMap, [GUEST, 0x40000, GUEST_CODE, 0, 1, all]);
     kernel(Op::VcpuCreate, [GUEST, 0, 0, VCPU, 100, 0]);
     let groups = Groups::PC.with(Groups::VALUE).with(Groups::GENERAL).0;
     for class in 0..10 {
@@ -320,6 +327,11 @@ pub fn run(_plan: u64) -> ! {
     kernel(Op::DomainMap, [root_slot::DOMAIN, layout::DEVICE, root_slot::DEVICES, 0, 1, write]);
     let mut at = 1;
     build(&mut at);
+    // An image with scalable vectors is for those alone: all others are measured on a CPU without.
+    if fact(Fact::VectorLengths) != 0 {
+        crate::float::run(&mut at);
+        finish();
+    }
     let _ = writeln!(Serial, "figure boot_to_root {} instructions", fact(Fact::BootTicks));
     let _ = writeln!(Serial, "figure kernel_memory {} bytes", fact(Fact::KernelMemory));
     measure("null_syscall", |n| repeat!(n, 0u64, "svc #200"), |n| repeat!(n, 0u64, ""));
@@ -342,6 +354,10 @@ pub fn run(_plan: u64) -> ! {
     irq_to_thread();
     map_batched(&mut at);
     exits(&mut at);
+    finish();
+}
+
+fn finish() -> ! {
     let _ = writeln!(Serial, "bench done");
     kernel(Op::SystemOff, [root_slot::SYSTEM, 0, 0, 0, 0, 0]);
     Svc.exit()

@@ -4,8 +4,8 @@
 use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
 use trellis_idl::plan::{
-    Channel, ConsoleConfig, GuestPlan, Load, OnReset, P2mConfig, Part, Plan, Populate, Role, Segment, ServerPlan, VERSION,
-    VcpuConfig,
+    Channel, ConsoleConfig, GuestPlan, Load, OnReset, P2mConfig, Part, Plan, Populate, Role, Segment, ServerPlan, Sve,
+    VERSION, VcpuConfig,
 };
 
 /// The first byte says which type the others are.
@@ -64,6 +64,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         table_pages: 8,
         essential: true,
         on_reset: OnReset::End,
+        sve: Sve::Off,
         p2m: 1,
         vcpu: 2,
         manifest_line: 3,

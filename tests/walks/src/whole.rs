@@ -178,6 +178,7 @@ pub fn plan(on_reset: OnReset) -> Plan<'static> {
         table_pages: 16,
         essential: true,
         on_reset,
+        sve: Sve::Off,
         p2m: 1,
         vcpu: 2,
         manifest_line: 1,

@@ -23,7 +23,7 @@ impl<M: Machine> Call<'_, M> {
         if !control.slots.has(count as u32) || control.domains.free() == 0 {
             return Err(Refusal::Quota);
         }
-        let space = self.begin_map(&mut control, tables.name)?;
+        let space = self.begin_map(&mut control, tables.name, 0)?;
         let id = control.domains.insert(DomainName::EMPTY).ok_or(Refusal::Quota)?;
         let table = control.slots.take(count as u32).ok_or(Refusal::Quota)?;
         *self.shared.domains[id.index() % DOMAINS].lock() =

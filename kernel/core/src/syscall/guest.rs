@@ -2,12 +2,14 @@
 //! Operations on guests: make one, edit its map, copy into and out of it, end it with its vCPUs.
 
 use super::{Call, Done, MORE, one};
+use crate::float::{Areas, Lengths};
 use crate::frame::MapName;
 use crate::guest::{self, Guest};
 use crate::local::VCPUS;
 use crate::machine::Machine;
 use crate::pool::{Empty, Id};
 use crate::shared::{Control, DOMAINS, GUESTS, GuestName};
+use core::sync::atomic::Ordering;
 use trellis_idl::kernel::{Access, Kind, Refusal, Rights};
 
 impl<M: Machine> Call<'_, M> {
@@ -21,11 +23,24 @@ impl<M: Machine> Call<'_, M> {
         if control.guests.free() == 0 {
             return Err(Refusal::Quota);
         }
-        let space = self.begin_map(&mut control, tables.name)?;
+        let run = *control.runs.get(tables.name)?;
+        let (float, left) = self.float_areas(run.first, run.pages)?;
+        let space = self.begin_map(&mut control, tables.name, run.pages - left)?;
         let id = control.guests.insert(GuestName::EMPTY).ok_or(Refusal::Quota)?;
-        *self.shared.guests[id.index() % GUESTS].lock() = Guest { space, tables: tables.name, ..Guest::EMPTY };
+        *self.shared.guests[id.index() % GUESTS].lock() = Guest { space, tables: tables.name, float, ..Guest::EMPTY };
         self.put(&control, self.a[2], Kind::Guest, Rights::ALL, id.0)?;
         one(0)
+    }
+
+    /// Save areas for a new guest's vCPUs, and the pages that are left for its tables. A length that hardware would
+    /// round down is none.
+    fn float_areas(&self, first: u64, pages: u64) -> Result<(Areas, u64), Refusal> {
+        let (areas, left) = Areas::cut(first, pages, self.a[3], self.a[4])?;
+        let lengths = Lengths(self.shared.vector_lengths.load(Ordering::Acquire) as u16);
+        if areas.lanes != 0 && !lengths.has(areas.lanes) {
+            return Err(Refusal::Unsupported);
+        }
+        if left == 0 { Err(Refusal::Quota) } else { Ok((areas, left)) }
     }
 
     /// The index of a living guest.

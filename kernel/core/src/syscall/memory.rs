@@ -34,15 +34,15 @@ impl<M: Machine> Call<'_, M> {
         Ok([run.pages, first, u64::from(run.device)])
     }
 
-    /// A map with nothing in it, under a tag of its own, whose tables are a whole run.
-    pub(super) fn begin_map(&mut self, control: &mut Control, tables: u64) -> Result<Space, Refusal> {
+    /// A map with nothing in it, under a tag of its own, whose tables are a whole run but for its last `kept` pages.
+    pub(super) fn begin_map(&mut self, control: &mut Control, tables: u64, kept: u64) -> Result<Space, Refusal> {
         let run = *control.runs.get(tables)?;
         control.runs.check(tables, 0, run.pages)?;
         if run.device || run.constant || run.mapped().next().is_some() {
             return Err(Refusal::BadArgument);
         }
         let tag = control.take_tag().ok_or(Refusal::Quota)?;
-        let space = Space::new(self.machine, tag, run.first, run.pages).inspect_err(|_| control.give_tag(tag))?;
+        let space = Space::new(self.machine, tag, run.first, run.pages.saturating_sub(kept)).inspect_err(|_| control.give_tag(tag))?;
         // A walker that still had this tag from the last one that bore it may have looked at anything since.
         self.machine.invalidate(Stale { tag, root: space.root, first: 0, pages: LIMIT });
         control.runs.get_mut(tables)?.use_ = Use::Tables;

@@ -30,7 +30,7 @@ impl<M: Machine> Call<'_, M> {
     pub(super) fn frames_reclaim(&mut self) -> Done {
         let cap = self.cap(0, Kind::Frames, Rights::CONTROL)?;
         let mut control = self.shared.control.lock();
-        if self.lives_in(control.runs.get(cap.name)?, &control) {
+        if self.lives_in(control.runs.get(cap.name)?, &control) || control.runs.has_registers(cap.name)? {
             return Err(Refusal::BadState);
         }
         control.runs.begin_taking(cap.name)?;

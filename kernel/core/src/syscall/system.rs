@@ -3,6 +3,7 @@
 
 use super::{Call, Done, one};
 use crate::machine::Machine;
+use core::sync::atomic::Ordering;
 use crate::trace;
 use trellis_idl::kernel::{Fact, Kind, PAGE, Refusal, Rights};
 
@@ -63,6 +64,8 @@ impl<M: Machine> Call<'_, M> {
         let value = match self.a[1] {
             w if w == Fact::SharedWrites as u64 => self.local.shared_writes,
             w if w == Fact::FreeNames as u64 => self.free_names(self.a[2])?,
+            w if w == Fact::VectorLengths as u64 => self.shared.vector_lengths.load(Ordering::Acquire),
+            w if w == Fact::FloatBytes as u64 => self.local.float.moved,
             which => self.machine.fact(which, self.a[2])?,
         };
         Ok([0, value, 0])

@@ -3,6 +3,8 @@
 
 use super::{Call, Done, START_UP, one};
 use crate::cap::{Cap, CapWord};
+use crate::float;
+use crate::frame::Use;
 use crate::local::Running;
 use crate::machine::{Machine, ThreadContext};
 use crate::patience;
@@ -121,6 +123,7 @@ impl<M: Machine> Call<'_, M> {
         self.shared.publish(self.local.cpu, index, 0);
         schedule::forget(self.local, index);
         portal::remove_all(self.local, id);
+        self.give_float_area(index);
         self.local.threads.remove(id);
         if !self.local.threads.names().any(|id| self.local.threads.at(id.index() as u16).domain == domain) {
             self.shared.domains[domain as usize % DOMAINS].lock().cpus &= !(1 << self.local.cpu);
@@ -144,6 +147,41 @@ impl<M: Machine> Call<'_, M> {
         patience::set(self.local, self.machine, index, ticks);
         self.local.threads.at_mut(index).supervisor = (Id::from_word(signal.name), signal.word.badge());
         one(0)
+    }
+
+    /// Gives a thread a save area: from now on it may use floating-point registers.
+    pub(super) fn thread_float(&mut self) -> Done {
+        let index = self.thread(0, Rights::CONTROL)?;
+        let frames = self.cap(1, Kind::Frames, Rights::CONTROL)?;
+        if self.local.threads.at(index).float.area != 0 {
+            return Err(Refusal::Occupied);
+        }
+        let mut control = self.shared.control.lock();
+        let run = *control.runs.get(frames.name)?;
+        let area = control.runs.check(frames.name, 0, run.pages)?;
+        if run.pages != 1 || run.device || run.constant || run.mapped().next().is_some() {
+            return Err(Refusal::BadArgument);
+        }
+        control.runs.get_mut(frames.name)?.use_ = Use::Registers;
+        self.machine.zero(area, 1);
+        let thread = self.local.threads.at_mut(index);
+        thread.float = float::State::new(0, area);
+        thread.float_frames = frames.name;
+        one(0)
+    }
+
+    /// A thread is gone: its save area is memory again, without what stood in it.
+    fn give_float_area(&mut self, index: u16) {
+        let thread = self.local.threads.at_mut(index);
+        let (frames, area) = (core::mem::take(&mut thread.float_frames), thread.float.area);
+        float::forget_thread(self.local, index);
+        if area != 0 {
+            let mut control = self.shared.control.lock();
+            if let Ok(run) = control.runs.get_mut(frames) {
+                run.use_ = Use::Memory;
+            }
+            self.machine.zero(area, 1);
+        }
     }
 
     pub(super) fn portal_create(&mut self) -> Done {

@@ -2,6 +2,7 @@
 //! Operations on vCPUs: make one, wire its exits, read, write, start and stop it, and its virtual lines.
 
 use super::{Call, Done, one};
+use crate::float;
 use crate::lines;
 use crate::local::{Running, THREADS};
 use crate::machine::{Machine, VcpuContext};
@@ -29,12 +30,22 @@ impl<M: Machine> Call<'_, M> {
             return Err(Refusal::Occupied);
         }
         let mut record = self.shared.guests[guest].lock();
+        let lanes = record.float.lanes;
+        if lanes != 0 && !self.machine.vector_lengths().has(lanes) {
+            return Err(Refusal::Unsupported);
+        }
+        let area = record.float.take(self.machine)?;
         let mut vcpu = Vcpu::<M>::EMPTY;
         vcpu.guest = guest as u16;
         vcpu.number = number as u8;
+        vcpu.float = float::State::new(lanes, area);
         vcpu.context.set_map(record.space.tag, record.space.root, number as u8);
+        vcpu.context.set_float(lanes, area);
         vcpu.context.reset();
-        let id = self.local.vcpus.insert(vcpu).ok_or(Refusal::Quota)?;
+        let Some(id) = self.local.vcpus.insert(vcpu) else {
+            record.float.give(area);
+            return Err(Refusal::Quota);
+        };
         record.cpus |= 1 << self.local.cpu;
         drop(record);
         let at = id.index() as u16;
@@ -62,6 +73,11 @@ impl<M: Machine> Call<'_, M> {
         let mail = &self.shared.vcpus[guest as usize % GUESTS][vcpu.number as usize % GUEST_VCPUS];
         mail.name.store(0, Ordering::Release);
         self.machine.unload(&mut vcpu.context);
+        let area = vcpu.float.area;
+        float::forget_vcpu(self.local, index);
+        if area != 0 {
+            self.shared.guests[guest as usize % GUESTS].lock().float.give(area);
+        }
         schedule::forget(self.local, budget);
         let id = self.local.vcpus.name_at(index);
         self.local.vcpus.remove(id);
@@ -133,11 +149,17 @@ impl<M: Machine> Call<'_, M> {
 
     pub(super) fn vcpu_get(&mut self) -> Done {
         let index = self.still_vcpu(Rights::READ)?;
+        if float::is_register(self.a[1]) {
+            return Ok([0, float::access(self.local, self.machine, index, self.a[1], None)?, 0]);
+        }
         Ok([0, self.local.vcpus.at(index).context.get(self.a[1])?, 0])
     }
 
     pub(super) fn vcpu_set(&mut self) -> Done {
         let index = self.still_vcpu(Rights::WRITE)?;
+        if float::is_register(self.a[1]) {
+            return float::access(self.local, self.machine, index, self.a[1], Some(self.a[2])).and(one(0));
+        }
         self.local.vcpus.at_mut(index).context.set(self.a[1], self.a[2])?;
         one(0)
     }
@@ -169,6 +191,7 @@ impl<M: Machine> Call<'_, M> {
         if self.local.vcpus.at(index).state != VcpuState::Stopped {
             return Err(Refusal::BadState);
         }
+        float::reset(self.local, self.machine, index);
         self.local.vcpus.at_mut(index).context.reset();
         lines::reset(self.local, self.machine, index);
         one(0)
