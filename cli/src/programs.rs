@@ -64,12 +64,16 @@ fn command(root: &Path) -> Result<Command, Failure> {
     for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTUP_TOOLCHAIN"] {
         cargo.env_remove(name);
     }
+    // Programs and their data are within 1 MiB: one instruction finds an address, where two are the default.
+    cargo.env("RUSTFLAGS", "-Ccode-model=tiny");
     cargo.env("RUSTC", variable("TRELLIS_BOARD_RUSTC", "/usr/bin/rustc"));
+    // The distribution's compiler is a stable one. Building `core`, and to say function by function what is
+    // compiled for speed, count as unstable.
+    cargo.env("RUSTC_BOOTSTRAP", "1");
     cargo.args(["build", "--release", "--quiet", "--bins", "--message-format=json-render-diagnostics", "--target", TARGET]);
     if variable("TRELLIS_BOARD_CORE", "source") == "source" {
         cargo.args(["-Zbuild-std=core,alloc,compiler_builtins", "-Zbuild-std-features=compiler-builtins-mem"]);
-        // The distribution's compiler is a stable one; building `core` counts as unstable.
-        cargo.env("RUSTC_BOOTSTRAP", "1").env("CARGO_TARGET_AARCH64_UNKNOWN_NONE_SOFTFLOAT_LINKER", "ld.lld");
+        cargo.env("CARGO_TARGET_AARCH64_UNKNOWN_NONE_SOFTFLOAT_LINKER", "ld.lld");
     }
     for folder in packages(root)? {
         cargo.arg("-p").arg(name(&folder)?);

@@ -225,7 +225,7 @@ pub const PASSIVE: u64 = 0xffff;
 
 /// Why the kernel did not do it. State is as before the call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
-#[repr(u8)]
+#[repr(u64)]
 pub enum Refusal {
     /// The slot is empty or outside the table.
     NoCapability = 1,

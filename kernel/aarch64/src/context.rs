@@ -278,6 +278,7 @@ impl VcpuContext for Vcpu {
     }
 
     /// Arm ARM D1.3.6: the vector by where it came from, the state saved, everything masked.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn exception(&mut self, syndrome: u64, address: u64) {
         let from = Pstate(self.pstate);
         let offset = if from.is_narrow() { 0x600 } else if from.is_user() { 0x400 } else if from.uses_sp_el0() { 0 } else { 0x200 };
@@ -302,6 +303,7 @@ impl VcpuContext for Vcpu {
         }
     }
 
+    #[inline(always)]
     fn list_entry(&self, index: usize) -> ListEntry {
         registers::unpack_list(self.lists[index % LIST_ENTRIES])
     }
@@ -310,6 +312,7 @@ impl VcpuContext for Vcpu {
         self.underflow = on;
     }
 
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn set_list_entry(&mut self, index: usize, entry: ListEntry) {
         self.lists[index % LIST_ENTRIES] = registers::pack_list(entry);
     }

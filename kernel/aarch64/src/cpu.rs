@@ -195,6 +195,7 @@ impl Cpu {
     }
 
     /// Turns the core's word into what `entry.S` obeys; sleeps while there is nothing to run.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn obey(&mut self, mut next: Next) -> Obey {
         let mut slept = false;
         loop {
@@ -262,6 +263,7 @@ impl Cpu {
     }
 
     /// Puts a vCPU's state into the hardware, if it is not there.
+    #[inline(always)]
     fn load(&mut self, index: u16) {
         let context = self.vcpu(index);
         if self.machine.direct != context {
@@ -269,6 +271,7 @@ impl Cpu {
         }
     }
 
+    #[cfg_attr(target_os = "none", optimize(speed))]
     #[inline(never)]
     fn load_indirect(&mut self, context: *mut Vcpu, index: u16) {
         if self.machine.loaded != context {
@@ -290,6 +293,7 @@ impl Cpu {
     }
 
     /// More must be decided about an interrupt than its hot door does.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     #[cold]
     fn undecided(&mut self, trap: Trap, line: u32) -> u64 {
         self.machine.note(TraceKind::Interrupt.with(0), line.into(), self.current as u64);
@@ -298,6 +302,7 @@ impl Cpu {
     }
 
     /// What an interrupt means, which the kernel ends itself unless a guest will.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn meaning(&mut self, line: u32) -> Trap {
         match line {
             gic::VIRTUAL_TIMER => Trap::VirtualTimer,
@@ -324,6 +329,7 @@ impl Cpu {
     }
 
     /// What was interrupted goes on from its full frame.
+    #[inline(always)]
     fn note_interrupted(&mut self) {
         self.machine.guest_mode = self.mode == 1;
         if let Running::Thread(index) = self.local.running {
@@ -333,6 +339,7 @@ impl Cpu {
 }
 
 /// A system call: hot operations are decided here, the others are noted for [`slow_door`].
+#[cfg_attr(target_os = "none", optimize(speed))]
 #[unsafe(no_mangle)]
 extern "C" fn svc_door(a0: u64, a1: u64, a2: u64, a3: u64, a4: u64, a5: u64, number: u64, at: *mut u8) -> Obey {
     // SAFETY: `entry.S` passes SP_EL2 at rest.
@@ -366,6 +373,7 @@ extern "C" fn svc_door(a0: u64, a1: u64, a2: u64, a3: u64, a4: u64, a5: u64, num
 }
 
 /// An answer to a vCPU whose state is not in the hardware, or whose debug registers are in use.
+#[cfg_attr(target_os = "none", optimize(speed))]
 #[cold]
 #[inline(never)]
 fn answer_another(cpu: &mut Cpu, vcpu: u16, mask: u64) -> Obey {
@@ -377,6 +385,7 @@ fn answer_another(cpu: &mut Cpu, vcpu: u16, mask: u64) -> Obey {
 }
 
 /// A signal, apart from the other hot operations so that they keep their registers.
+#[cfg_attr(target_os = "none", optimize(speed))]
 #[inline(never)]
 fn signal_door(cpu: &mut Cpu, selector: u64) -> Obey {
     match signal::overtaking(&mut cpu.local, &SHARED, &mut cpu.machine, selector) {
@@ -393,6 +402,7 @@ fn signal_door(cpu: &mut Cpu, selector: u64) -> Obey {
 }
 
 /// A system call whose words are parked.
+#[cfg_attr(target_os = "none", optimize(speed))]
 #[unsafe(no_mangle)]
 extern "C" fn slow_door(at: *mut u8) -> Obey {
     // SAFETY: `entry.S` passes SP_EL2 at rest.
@@ -410,6 +420,7 @@ extern "C" fn slow_door(at: *mut u8) -> Obey {
 }
 
 /// A guest stopped or a server faulted; everything is in the running context.
+#[cfg_attr(target_os = "none", optimize(speed))]
 #[unsafe(no_mangle)]
 extern "C" fn exit_door(esr: u64, at: *mut u8) -> Obey {
     // SAFETY: `entry.S` passes SP_EL2 at rest.
@@ -429,6 +440,7 @@ extern "C" fn exit_door(esr: u64, at: *mut u8) -> Obey {
 }
 
 /// An exit that is not decoded in a few instructions.
+#[cfg_attr(target_os = "none", optimize(speed))]
 #[cold]
 #[inline(never)]
 fn exit_rare(cpu: &mut Cpu, index: u16, esr: u64) -> Obey {
@@ -455,6 +467,7 @@ fn deliver(cpu: &mut Cpu, index: u16, class: u8) -> Obey {
     }
 }
 
+#[cfg_attr(target_os = "none", optimize(speed))]
 #[cold]
 #[inline(never)]
 fn exit_slow(cpu: &mut Cpu, class: u8) -> Obey {
@@ -464,6 +477,7 @@ fn exit_slow(cpu: &mut Cpu, class: u8) -> Obey {
 }
 
 /// The running guest sends a software interrupt, to itself if that is simple.
+#[cfg_attr(target_os = "none", optimize(speed))]
 #[inline(never)]
 fn software_interrupt(cpu: &mut Cpu, value: u64) -> Obey {
     let what = decode::software_interrupt(value);
@@ -474,6 +488,7 @@ fn software_interrupt(cpu: &mut Cpu, value: u64) -> Obey {
 }
 
 /// The same to others, or when lines wait.
+#[cfg_attr(target_os = "none", optimize(speed))]
 #[inline(never)]
 fn software_interrupts(cpu: &mut Cpu, value: u64) -> Obey {
     let what = decode::software_interrupt(value);
@@ -485,6 +500,7 @@ fn software_interrupts(cpu: &mut Cpu, value: u64) -> Obey {
 }
 
 /// Exits that the kernel answers itself.
+#[cfg_attr(target_os = "none", optimize(speed))]
 #[inline(never)]
 fn exit_in_kernel(cpu: &mut Cpu, index: u16, what: decode::Decoded) -> Obey {
     cpu.machine.guest_mode = true;
@@ -549,6 +565,7 @@ fn server_float(cpu: &mut Cpu, record: FaultRecord) -> Obey {
 
 /// An interrupt; only scratch registers of what was interrupted are in its context. Each kind has a routine of its own, so
 /// that the simplest ones need few registers. Back: what goes on, as [`Obey::target`].
+#[cfg_attr(target_os = "none", optimize(speed))]
 #[unsafe(no_mangle)]
 extern "C" fn irq_door(at: *mut u8) -> u64 {
     // SAFETY: `entry.S` passes SP_EL2 at rest.
@@ -560,6 +577,7 @@ extern "C" fn irq_door(at: *mut u8) -> u64 {
     }
 }
 
+#[cfg_attr(target_os = "none", optimize(speed))]
 #[inline(never)]
 fn timer_door(cpu: &mut Cpu) -> u64 {
     match trap::interrupt(&mut cpu.local, &SHARED, &mut cpu.machine, Trap::VirtualTimer) {
@@ -568,6 +586,7 @@ fn timer_door(cpu: &mut Cpu) -> u64 {
     }
 }
 
+#[cfg_attr(target_os = "none", optimize(speed))]
 #[inline(never)]
 fn kick_door(cpu: &mut Cpu) -> u64 {
     cpu.machine.gic.deactivate(gic::KICK);
@@ -577,6 +596,7 @@ fn kick_door(cpu: &mut Cpu) -> u64 {
     }
 }
 
+#[cfg_attr(target_os = "none", optimize(speed))]
 #[inline(never)]
 fn line_door(cpu: &mut Cpu, line: u32) -> u64 {
     let running = cpu.local.running;
@@ -597,6 +617,7 @@ fn line_door(cpu: &mut Cpu, line: u32) -> u64 {
 }
 
 /// The same, for which more must be decided; everything is in the running context.
+#[cfg_attr(target_os = "none", optimize(speed))]
 #[unsafe(no_mangle)]
 extern "C" fn irq_slow_door(at: *mut u8) -> Obey {
     // SAFETY: `entry.S` passes SP_EL2 at rest.
@@ -629,6 +650,7 @@ extern "C" fn exit_32_door(esr: u64, at: *mut u8) -> Obey {
 }
 
 /// What was interrupted goes on as it is, but the guarded vectors took MDSCR_EL1 from it.
+#[cfg_attr(target_os = "none", optimize(speed))]
 #[unsafe(no_mangle)]
 extern "C" fn again_door(at: *mut u8) {
     // SAFETY: `entry.S` passes SP_EL2 at rest.
@@ -708,6 +730,7 @@ pub fn last_records(count: u64, mut show: impl FnMut(trellis_idl::trace::Record)
 }
 
 /// Starts root: the first entry from boot.
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub fn first(cpu: &'static mut Cpu) -> ! {
     let next = take(&mut cpu.local, &SHARED, &mut cpu.machine, Trap::Spurious);
     cpu.machine.boot_ticks = read!("cntpct_el0") - cpu.machine.first_tick;

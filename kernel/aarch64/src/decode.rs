@@ -207,6 +207,7 @@ pub fn narrow(context: &mut Vcpu, esr: Esr) -> Decoded {
 }
 
 /// ICC_SGI1R_EL1 (GICv3 12.2.19). vCPUs have affinity 0.0.0.number: the target list counts for cluster 0 only.
+#[inline(always)]
 pub fn software_interrupt(value: u64) -> SoftwareInterrupt {
     let others = value >> 40 & 1 == 1;
     let cluster = (value >> 48 & 0xff) | (value >> 32 & 0xff) | (value >> 16 & 0xff) | (value >> 44 & 0xf);

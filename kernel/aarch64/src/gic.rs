@@ -138,6 +138,7 @@ impl Gic {
     }
 
     /// The same where list registers are in memory, in version 3's format: all that both need is one word.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     #[cold]
     #[inline(never)]
     fn set_list_in_memory(&self, index: usize, word: u64) {

@@ -86,6 +86,7 @@ impl Gic3 {
     }
 
     /// Takes the pending interrupt and drops its priority. 1020 and above: none.
+    #[inline(always)]
     pub fn acknowledge(&self) -> u32 {
         let line = (read!("ICC_IAR1_EL1") & 0xff_ffff) as u32;
         if line < 1020 {
@@ -103,6 +104,7 @@ impl Gic3 {
     }
 
     /// Masks or unmasks a device line; unmasked it comes to this CPU.
+    #[inline(always)]
     pub fn mask(&self, line: u32, masked: bool) {
         if !(32..1020).contains(&line) {
             return;
@@ -186,6 +188,7 @@ impl Gic3 {
 
 macro_rules! lists {
     ($($index:literal $name:literal),*) => {
+        #[cfg_attr(target_os = "none", optimize(speed))]
         fn read_list(index: usize) -> u64 {
             match index {
                 $($index => read!($name),)*
@@ -193,6 +196,7 @@ macro_rules! lists {
             }
         }
 
+        #[cfg_attr(target_os = "none", optimize(speed))]
         fn write_list(index: usize, value: u64) {
             match index {
                 $($index => write!($name, value),)*

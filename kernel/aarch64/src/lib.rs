@@ -4,6 +4,7 @@
 //! Promise: what the core asks through `trellis_core::machine::Machine` touches only memory and registers that the core
 //! may name: frames of runs, table pages of maps, contexts of living threads and vCPUs.
 //! Pure parts (the modules above the line) compile and are tested on any host.
+#![cfg_attr(target_os = "none", feature(optimize_attribute))]
 #![cfg_attr(target_os = "none", no_std)]
 #![warn(missing_docs)]
 

@@ -99,6 +99,7 @@ impl Memory for Aarch64 {
         pack_entry(entry, level)
     }
 
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn zero(&mut self, first: Page, pages: u64) {
         let (start, end) = (first << 12, (first + pages) << 12);
         let line = isa::cache_line();
@@ -140,6 +141,7 @@ impl Memory for Aarch64 {
         }
     }
 
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn invalidate(&mut self, stale: Stale) {
         if stale.pages == 0 {
             // Nothing was there: walkers must only see the new entries (Arm ARM D8.16.3).
@@ -234,6 +236,7 @@ impl Aarch64 {
     }
 
     /// Saves what the hardware holds of the loaded vCPU.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     pub fn save_loaded(&mut self) {
         if self.loaded.is_null() {
             return;
@@ -259,6 +262,7 @@ impl Aarch64 {
 
     /// Before a vCPU is entered that is not `direct`: loads what its debug registers need. True while they are in use:
     /// the guarded vectors then take MDSCR_EL1 back at every entry.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     pub fn load_debug(&mut self, vcpu: *mut Vcpu) -> bool {
         // SAFETY: as in `load`.
         let debug = unsafe { &(*vcpu).debug };
@@ -304,12 +308,14 @@ impl Machine for Aarch64 {
         }
     }
 
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn kick(&mut self, cpu: u16) {
         if let Some(mpidr) = self.header.mpidr.get(cpu as usize) {
             self.gic.kick(*mpidr);
         }
     }
 
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn mask(&mut self, line: u32, masked: bool) {
         self.gic.mask(line, masked);
     }
@@ -318,6 +324,7 @@ impl Machine for Aarch64 {
         core::ptr::eq(self.loaded, vcpu)
     }
 
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn list_entry(&self, index: usize) -> ListEntry {
         self.gic.list(index)
     }
@@ -332,6 +339,7 @@ impl Machine for Aarch64 {
         self.gic.empty_lists()
     }
 
+    #[inline(always)]
     fn list_entries(&self) -> usize {
         self.gic.lists()
     }
@@ -340,12 +348,14 @@ impl Machine for Aarch64 {
         self.gic.watch_underflow(on);
     }
 
+    #[inline(always)]
     fn unload(&mut self, vcpu: &mut Vcpu) {
         if core::ptr::eq(self.loaded, vcpu) {
             self.save_loaded();
         }
     }
 
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn move_float(&mut self, way: FloatMove, vcpu: &mut Vcpu) {
         let area = match vcpu.area {
             0 => &raw mut vcpu.vectors as u64,

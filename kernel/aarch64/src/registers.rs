@@ -194,6 +194,7 @@ pub const fn pack_list(entry: ListEntry) -> u64 {
 }
 
 /// The other way.
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub const fn unpack_list(list: u64) -> ListEntry {
     let hardware = list >> 61 & 1 == 1;
     ListEntry {
@@ -209,6 +210,7 @@ pub const fn unpack_list(list: u64) -> ListEntry {
 }
 
 /// A list register of GICv2 (GICH_LR<n>, GICv2 5.3.11). Priorities have 5 bits there.
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub const fn pack_list_2(entry: ListEntry) -> u32 {
     if entry.is_empty() {
         return 0;
@@ -243,6 +245,7 @@ pub const fn unpack_list_2(list: u32) -> ListEntry {
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 
 /// A stage 2 entry (Arm ARM D8.3.2).
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub const fn unpack_entry(entry: u64, level: u8) -> Entry {
     if entry & 1 == 0 {
         return Entry::Absent;
@@ -264,6 +267,7 @@ pub const fn unpack_entry(entry: u64, level: u8) -> Entry {
 }
 
 /// The other way. Normal memory is write-back, inner shareable; device memory nGnRE; the access flag is set.
+#[cfg_attr(target_os = "none", optimize(speed))]
 #[inline]
 pub const fn pack_entry(entry: Entry, level: u8) -> u64 {
     match entry {

@@ -54,6 +54,7 @@ impl Registers {
     }
 
     /// This owner's state was put into the registers, which were nobody's.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     pub fn take(&mut self, cpu: u16, owner: Owner, state: &mut State) {
         self.load += 1;
         self.owner = owner;
@@ -74,6 +75,8 @@ impl Registers {
     }
 
     /// Whether this owner's state is in the registers: both sides must say so.
+    #[inline(always)]
+    #[cfg_attr(target_os = "none", optimize(speed))]
     pub fn hold(&self, cpu: u16, owner: Owner, state: &State) -> bool {
         self.owner == owner && self.owner != Owner::Free && state.load != 0 && state.load == self.load && state.cpu == cpu
     }
@@ -252,6 +255,7 @@ impl Areas {
     }
 
     /// One for a new vCPU, zeroed. Nothing happens for a guest without.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     pub fn take<M: Memory>(&mut self, memory: &mut M) -> Result<Page, Refusal> {
         if self.lanes == 0 {
             return Ok(0);
@@ -304,6 +308,7 @@ pub fn entering<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
     }
 }
 
+#[cfg_attr(target_os = "none", optimize(speed))]
 #[cold]
 #[inline(never)]
 fn come_along<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
@@ -314,6 +319,7 @@ fn come_along<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
     }
 }
 
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn acquire_vcpu<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
     let owner = Owner::Vcpu(local.vcpus.name_at(index).0);
     if local.float.hold(local.cpu, owner, &local.vcpus.at(index).float) {
@@ -338,6 +344,7 @@ fn acquire_thread<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16)
 
 /// Saves whatever the registers of this CPU hold that is somebody's; then they are nobody's. For all that must not leave
 /// anything behind: another owner, and a CPU that retires.
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub fn put_away<M: Machine>(local: &mut Local<M>, machine: &mut M) {
     let owner = local.float.owner;
     match owner {

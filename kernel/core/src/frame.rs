@@ -157,6 +157,7 @@ impl Runs {
     }
 
     /// Pages `first..first+count` of a run that may be used: inside it, and not split off.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     #[inline(never)]
     pub fn check(&self, name: u64, first: u64, count: u64) -> Result<Page, Refusal> {
         let run = self.get(name)?;

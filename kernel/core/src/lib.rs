@@ -11,6 +11,7 @@
 //! Four principles: the kernel decides, returns, and is carried out once; a CPU's own objects are reached without
 //! locks or atomics ([`local::Local`]); what CPUs share is atomic or behind one lock each ([`shared::Shared`]); a
 //! refused call leaves everything as it was.
+#![cfg_attr(target_os = "none", feature(optimize_attribute))]
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]

@@ -133,6 +133,7 @@ impl Lines {
     };
 
     /// Lines that should be taken and are in no list register.
+    #[inline(always)]
     const fn waiting(&self) -> u128 {
         if !self.forwarding {
             return 0;
@@ -164,6 +165,7 @@ impl Lines {
     }
 
     /// A line is in no list register any more.
+    #[inline(always)]
     fn unlist(&mut self, line: u8) {
         self.listed &= !bit(line);
         for slot in self.slots.iter_mut().filter(|slot| **slot == line) {
@@ -172,6 +174,7 @@ impl Lines {
     }
 
     /// A line is in this list register from now on; whatever was there has ended.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn list(&mut self, line: u8, slot: usize) {
         let before = core::mem::replace(&mut self.slots[slot & (LIST_ENTRIES - 1)], line);
         if before != FREE && before != line {
@@ -252,6 +255,7 @@ impl Lines {
     }
 
     /// Software interrupts from one sender (its number + 1) become pending or not, or from everybody (0) pending no more.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn set_senders(&mut self, which: u16, pending: u16, sender: u64) {
         for line in (0..SOFTWARE).filter(|line| which >> line & 1 == 1) {
             let senders = &mut self.senders[line as usize % SOFTWARE as usize];
@@ -315,6 +319,7 @@ impl Lines {
         lines
     }
 
+    #[inline(always)]
     fn field(&mut self, field: LineField) -> &mut u128 {
         match field {
             LineField::Enabled => &mut self.enabled,
@@ -358,6 +363,7 @@ fn set_entry<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, slot
 
 /// Learns what the guest did with its list registers: ended lines leave, active ones are noted. A register whose end was
 /// to be noticed is emptied: until then it holds the maintenance interrupt up (GICv3 12.4.4, GICv2 5.3.4).
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn sync<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
     if local.vcpus.at(index).lines.listed == 0 {
         return;
@@ -405,6 +411,7 @@ fn merge<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
 }
 
 /// Learns what ended and fills list registers with what waits.
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub fn refresh<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
     sync(local, machine, index);
     merge(local, machine, index);
@@ -466,6 +473,7 @@ pub(crate) fn list_at_once<M: Machine>(local: &mut Local<M>, machine: &mut M, in
 }
 
 /// The same for a line that has no list register yet: an empty one, if there is one. Apart, for it comes seldom.
+#[cfg_attr(target_os = "none", optimize(speed))]
 #[inline(never)]
 fn list_anew<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, line: u8) -> bool {
     let slot = machine.empty_lists().trailing_zeros() as usize;
@@ -489,6 +497,7 @@ pub fn timer_at_once<M: Machine>(local: &mut Local<M>, machine: &mut M) -> Next 
 }
 
 /// Makes lines pending (one bit each, from `first` on) for a vCPU of this CPU.
+#[cfg_attr(target_os = "none", optimize(speed))]
 #[inline(never)]
 pub(crate) fn arrive<M: Machine>(local: &mut Local<M>, index: u16, which: u64, first: u8) {
     if which != 0 {
@@ -498,11 +507,13 @@ pub(crate) fn arrive<M: Machine>(local: &mut Local<M>, index: u16, which: u64, f
 }
 
 /// Takes a line out of its list register, if it is only pending there: it was disabled or withdrawn.
+#[inline(always)]
 fn withdraw<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, which: u128, keep_pending: bool) {
     withdraw_of(local, machine, index, which, None, keep_pending);
 }
 
 /// The same, only of software interrupts of this sender if there is one.
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn withdraw_of<M: Machine>(
     local: &mut Local<M>, machine: &mut M, index: u16, which: u128, sender: Option<u8>, keep_pending: bool,
 ) {
@@ -524,6 +535,7 @@ fn withdraw_of<M: Machine>(
 }
 
 /// Takes lines that were active out of their list registers; what is pending there as well stays.
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn deactivate<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, which: u128) {
     for slot in 0..machine.list_entries() {
         let held = entry(local, machine, index, slot);
@@ -549,6 +561,7 @@ pub fn timer_due<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mu
 }
 
 /// The vCPU whose state is in the hardware here: mostly the one that runs.
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn loaded<M: Machine>(local: &Local<M>, machine: &M) -> Option<u16> {
     if let Running::Vcpu(index) = local.running
         && machine.is_loaded(&local.vcpus.at(index).context)
@@ -583,6 +596,7 @@ pub fn software_at_once<M: Machine>(local: &mut Local<M>, machine: &mut M, what:
 /// The running vCPU sends a software interrupt to vCPUs of its guest, and goes on behind the instruction.
 ///
 /// [`Next::Again`] when nothing else became able to run and nothing waits for a list register.
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub fn software<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, what: SoftwareInterrupt,
 ) -> Next {
@@ -660,6 +674,7 @@ pub fn write<M: Machine>(
 }
 
 /// Wakes the vCPU when something waits for it.
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn notice<M: Machine>(local: &mut Local<M>, index: u16) {
     let lines = &local.vcpus.at(index).lines;
     if lines.waiting() | lines.pending & lines.listed != 0 {

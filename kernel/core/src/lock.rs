@@ -18,6 +18,7 @@ impl<T> Lock<T> {
     }
 
     /// Takes the lock, in order of asking. Out of line: no hot path comes here, and there are many that do.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     #[inline(never)]
     pub fn lock(&self) -> TicketMutexGuard<'_, T> {
         let guard = self.inner.lock();

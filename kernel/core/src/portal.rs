@@ -199,6 +199,7 @@ pub fn call_slow<M: Machine>(
 }
 
 /// The thread and badge behind a portal capability.
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn target<M: Machine>(
     local: &Local<M>, shared: &Shared, table: crate::table::TableRange, selector: u64,
 ) -> Result<(u16, u64), Refusal> {
@@ -227,6 +228,7 @@ fn check_bytes<M: Machine>(local: &Local<M>, thread: u16, bytes: u64) -> Result<
 /// A client comes to a server: it is served now, or it waits in the server's queue.
 ///
 /// The client's words are parked, its badge and bytes noted in it. The client's budget becomes the server's.
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub(crate) fn arrive<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, server: u16, client: Client,
 ) -> Next {
@@ -241,6 +243,7 @@ pub(crate) fn arrive<M: Machine>(
 }
 
 /// A server begins to serve a client whose words are parked.
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn begin<M: Machine>(local: &mut Local<M>, machine: &mut M, server: u16, client: Client, budget: BudgetId) {
     let badge = match client {
         Client::Thread(name, _) => {
@@ -297,6 +300,7 @@ fn enqueue<M: Machine>(local: &mut Local<M>, server: u16, client: Client) {
 
 /// Gives a priority to whatever must run for a server to go on: what pays for it, and if it waits itself, for those it
 /// waits for. As many as there are ranks at most: a call goes to a lower one.
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn lend<M: Machine>(local: &mut Local<M>, server: u16, priority: u8) {
     let mut at = server;
     for _ in 0..RANKS {
@@ -312,6 +316,7 @@ fn lend<M: Machine>(local: &mut Local<M>, server: u16, priority: u8) {
 }
 
 /// Where a thread waits for an answer, or in a queue.
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub(crate) fn served_at<M: Machine>(local: &Local<M>, index: u16) -> Option<u16> {
     let thread = local.threads.at(index);
     match thread.state {
@@ -336,6 +341,7 @@ fn settle<M: Machine>(local: &mut Local<M>, payer: BudgetId) {
 }
 
 /// The one behind a client in a queue.
+#[inline(always)]
 fn next_of<M: Machine>(local: &Local<M>, client: Client) -> Client {
     match client {
         Client::None => Client::None,
@@ -353,6 +359,7 @@ fn set_next<M: Machine>(local: &mut Local<M>, client: Client, next: Client) {
 }
 
 /// Takes a client that is about to go out of the queue it waits in: those behind it must stay reachable.
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub(crate) fn leave_queue<M: Machine>(local: &mut Local<M>, client: Client) {
     for server in 0..THREADS as u16 {
         let mut before = Client::None;
@@ -395,11 +402,13 @@ pub(crate) fn orphan<M: Machine>(local: &mut Local<M>, client: Client) {
 }
 
 /// The thread that serves a client.
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn serving<M: Machine>(local: &Local<M>, client: Client) -> Option<u16> {
     (0..THREADS as u16).find(|index| client != Client::None && local.threads.at(*index).client.plain() == client)
 }
 
 /// Those who still wait for a server lend it their priority.
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn inherit<M: Machine>(local: &mut Local<M>, server: u16) {
     let mut client = local.threads.at(server).queue;
     let mut best = 0;
@@ -416,6 +425,7 @@ fn inherit<M: Machine>(local: &mut Local<M>, server: u16) {
 }
 
 /// The first of a server's queue that still waits there.
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn dequeue<M: Machine>(local: &mut Local<M>, server: u16) -> Option<(Client, BudgetId)> {
     loop {
         let client = local.threads.at(server).queue;
@@ -448,6 +458,7 @@ fn pass_words<M: Machine>(local: &mut Local<M>, from: u16, to: u16) {
 }
 
 /// Copies bytes of message buffer from one thread to another. Back: how many; none where either has no buffer.
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn pass_buffer<M: Machine>(local: &Local<M>, machine: &mut M, from: u16, to: u16, bytes: u64) -> u64 {
     let (source, target) = (local.threads.at(from).buffer, local.threads.at(to).buffer);
     if bytes == 0 || source == 0 || target == 0 {
@@ -514,6 +525,7 @@ fn answer<M: Machine>(
 }
 
 /// A server is free: it takes the next of its queue or waits; whoever was answered goes on, else somebody else does.
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn open<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, server: u16, answered: Option<Running>,
 ) -> Next {

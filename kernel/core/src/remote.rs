@@ -21,6 +21,7 @@ use trellis_idl::boot::MAX_CPUS;
 use trellis_idl::kernel::Refusal;
 
 /// Leaves an errand at another CPU, and kicks it unless somebody has already.
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub fn send<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, to: u16, errand: Errand) {
     local.shared_writes += 1;
     if shared.cpus.get(to as usize).is_some_and(|cpu| cpu.errands.leave(errand)) {
@@ -29,6 +30,7 @@ pub fn send<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, 
 }
 
 /// Asks another CPU to do an operation for the running thread, which sleeps until it is done.
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub fn ask<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, target: u16, number: u16, a: &[u64; 6],
 ) -> Result<Next, Refusal> {
@@ -72,6 +74,7 @@ impl Wish {
 }
 
 /// Puts a thread's wish into this CPU's free slot.
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn post<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, thread: u16, wish: &Wish) {
     let slot = &shared.requests[local.cpu as usize % MAX_CPUS];
     let table = local.threads.at(thread).table;
@@ -83,6 +86,7 @@ fn post<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, thre
 }
 
 /// The slot is free: the thread that has waited longest for it asks.
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn next_wish<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) {
     let is_asking = |id: &Id<Thread<M>>| local.threads.get(*id).is_some_and(|t| t.state == ThreadState::Asking);
     let turn = |id: &Id<Thread<M>>| local.threads.get(*id).map(|t| t.context.words()[8]);

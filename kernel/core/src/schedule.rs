@@ -126,6 +126,7 @@ fn is_lent<M: Machine>(local: &Local<M>) -> bool {
 }
 
 /// Makes a budget able to run, with this on it.
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub fn ready<M: Machine>(local: &mut Local<M>, id: BudgetId, head: Running) {
     local.turn += 1;
     let order = local.turn;
@@ -186,6 +187,7 @@ pub fn forget<M: Machine>(local: &mut Local<M>, id: BudgetId) {
 }
 
 /// What runs is over; whoever is made ready on its budget after this keeps it.
+#[inline(always)]
 pub fn leave<M: Machine>(local: &mut Local<M>) {
     if local.budget != NO_BUDGET {
         retire(local, local.budget);
@@ -212,6 +214,7 @@ pub fn pay_from<M: Machine>(local: &mut Local<M>, thread: u16, heir: BudgetId) {
 }
 
 /// The budget with the highest priority that has waited longest.
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn pick<M: Machine>(local: &Local<M>) -> Option<BudgetId> {
     let mut rest = local.ready;
     let mut best: Option<(u8, u64, BudgetId)> = None;
@@ -233,6 +236,7 @@ fn pick<M: Machine>(local: &Local<M>) -> Option<BudgetId> {
 }
 
 /// Charges the current budget for the time since it was last charged; refills where a period has begun.
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn charge<M: Machine>(local: &mut Local<M>, now: Ticks) {
     let spent = now.saturating_sub(local.since);
     local.since = now;
@@ -249,6 +253,7 @@ fn charge<M: Machine>(local: &mut Local<M>, now: Ticks) {
 }
 
 /// Gives every budget whose period has begun its time again, less what it overran.
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn refill<M: Machine>(local: &mut Local<M>, now: Ticks) {
     for id in each(local.refilling) {
         let budget = &mut local.budgets[id];
@@ -273,6 +278,7 @@ fn refill<M: Machine>(local: &mut Local<M>, now: Ticks) {
 }
 
 /// Whether what is on a budget could run.
+#[inline(always)]
 fn is_runnable<M: Machine>(local: &Local<M>, head: Running) -> bool {
     match head {
         Running::Idle => false,
@@ -282,6 +288,7 @@ fn is_runnable<M: Machine>(local: &Local<M>, head: Running) -> bool {
 }
 
 /// What runs goes on unless something better can: after anything that may have made others ready.
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub fn go_on<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
     let current = local.budget;
     if current == NO_BUDGET || local.running == Running::Idle {
@@ -327,6 +334,7 @@ pub fn go_on<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M)
 }
 
 /// [`go_on`] for a vCPU that may have got a line just now: the common case enters it without looking for others.
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub fn go_on_fresh<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
     if local.ready & !bit(local.budget) == 0 && local.running != Running::Idle {
         return enter(local, shared, machine);
@@ -335,12 +343,14 @@ pub fn go_on_fresh<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &
 }
 
 /// What runs cannot go on; its budget keeps it for later.
+#[inline(always)]
 pub fn block<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
     let running = local.running;
     block_as(local, shared, machine, running)
 }
 
 /// The current budget stops with this on it.
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub fn block_as<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, head: Running) -> Next {
     let current = local.budget;
     if current != NO_BUDGET {
@@ -361,6 +371,7 @@ pub fn yield_now<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mu
 }
 
 /// Switches to the best budget.
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn choose<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
     let now = machine.now();
     charge(local, now);
@@ -378,6 +389,7 @@ fn choose<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) ->
 }
 
 /// Makes a budget the one that pays, until its slice ends.
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn switch_to<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, id: BudgetId, now: Ticks,
 ) -> Next {
@@ -411,6 +423,7 @@ pub fn overtake<M: Machine>(local: &mut Local<M>, machine: &mut M, thread: u16) 
 }
 
 /// From now on this budget pays, until its slice ends.
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn begin_turn<M: Machine>(local: &mut Local<M>, machine: &mut M, id: BudgetId, now: Ticks) {
     local.overdue = false;
     local.budget = id;
@@ -428,6 +441,7 @@ fn begin_turn<M: Machine>(local: &mut Local<M>, machine: &mut M, id: BudgetId, n
 }
 
 /// Enters what runs.
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn enter<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
     match local.running {
         Running::Idle => Next::Idle,
@@ -440,6 +454,7 @@ fn enter<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> 
 }
 
 /// Sets the clock to the first of all deadlines.
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub fn set_alarm<M: Machine>(local: &mut Local<M>, machine: &mut M) {
     let mut first = local.slice_end.min(local.looks.next);
     for id in each(local.timed) {
@@ -460,6 +475,7 @@ pub fn clear_deadline<M: Machine>(local: &mut Local<M>, id: BudgetId) {
 }
 
 /// Notes a deadline of a budget's owner (a thread that waits may run on another's budget; the deadline is its own).
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub fn set_deadline<M: Machine>(local: &mut Local<M>, machine: &mut M, id: BudgetId, deadline: Ticks) {
     local.deadlines[id as usize] = deadline;
     local.timed |= bit(id);

@@ -166,6 +166,7 @@ impl Shared {
     }
 
     /// Whether every other CPU has left the kernel since the mark; those that have not are kicked.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     pub fn settled<M: Machine>(&self, machine: &mut M, cpu: u16, mark: Mark) -> bool {
         let others = self.running.load(Ordering::Acquire) & !(1 << (cpu & 63));
         let behind = self.grace.behind(mark, others);

@@ -16,6 +16,7 @@ use trellis_idl::boot::MAX_CPUS;
 use trellis_idl::kernel::{Kind, Refusal, Rights};
 
 /// Sets bits in a thread's signal word; wakes it when it waits for one of them. A dead name sets nothing.
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub fn raise<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, to: Id<ThreadName>, bits: u64,
 ) -> bool {
@@ -38,6 +39,7 @@ pub fn raise<M: Machine>(
 }
 
 /// Ends a thread's wait if one of its bits is set.
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn wake<M: Machine>(local: &mut Local<M>, shared: &Shared, index: u16) {
     let thread = local.threads.at_mut(index);
     if thread.state != ThreadState::Waiting {
@@ -91,6 +93,7 @@ fn overtake<M: Machine>(
 }
 
 /// `Op::Signal`.
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub fn signal<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, selector: u64,
 ) -> Result<u64, Refusal> {
@@ -176,6 +179,7 @@ pub fn line_bind<M: Machine>(
 }
 
 /// `Op::LineAck`.
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub fn line_ack<M: Machine>(local: &Local<M>, shared: &Shared, machine: &mut M, line: u64) -> Result<u64, Refusal> {
     let table = local.threads.at(local.thread()).table;
     let line = shared.table.find(table, line, Kind::Line, Rights::CONTROL)?;

@@ -23,6 +23,7 @@ pub fn publish(name: &impl Word, word: &impl Word, new: u64) {
 }
 
 /// Any CPU: sets bits for the thread `to`, if the slot is still its own.
+#[inline(always)]
 pub fn raise(name: &impl Word, word: &impl Word, to: u64, bits: u64) -> bool {
     if name.load(Ordering::Acquire) != to {
         return false;

@@ -73,6 +73,7 @@ impl Tables {
         self.count - self.next + self.free_count
     }
 
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn take<M: Memory>(&mut self, memory: &mut M) -> Option<Page> {
         let page = if self.free != 0 {
             let page = self.free;
@@ -125,6 +126,7 @@ impl Space {
     }
 
     /// The frame behind a page, and its access.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     pub fn find<M: Memory>(&self, memory: &M, page: u64) -> Option<Leaf> {
         if page >= LIMIT || self.root == 0 {
             return None;
@@ -141,6 +143,7 @@ impl Space {
     }
 
     /// Maps a run of frames over absent pages, with the largest leaves that alignment and the tables there allow.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     pub fn map<M: Memory>(
         &mut self, memory: &mut M, first: u64, frame: Page, count: u64, access: Access,
     ) -> Result<Stale, Refusal> {
@@ -205,6 +208,7 @@ impl Space {
     }
 
     /// Second pass, one stretch: it begins at this page.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn fill<M: Memory>(
         &mut self, memory: &mut M, at: Stretch, page: u64, frame: Page, access: Access,
     ) -> Result<(), Refusal> {
@@ -408,6 +412,7 @@ struct Stretch {
 impl Stretch {
     /// Finds it: the largest leaf that alignment allows, or smaller ones where a table is already (even if nothing is
     /// left in it).
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn find<M: Memory>(root: Page, memory: &M, page: u64, frame: Page, end: u64) -> Result<Stretch, Refusal> {
         let (mut table, mut found) = (root, 1);
         while found < 3 {
@@ -425,12 +430,15 @@ impl Stretch {
     }
 
     /// Refuses when something is where the leaves shall go.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn check_absent<M: Memory>(&self, memory: &M) -> Result<(), Refusal> {
         let is_free = |i| M::is_absent(memory.entry(self.table, i));
         if self.found < self.level || self.entries().all(is_free) { Ok(()) } else { Err(Refusal::Occupied) }
     }
 
     /// The entries of the leaves in their table.
+    #[inline(always)]
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn entries(&self) -> core::ops::Range<usize> {
         let first = index(self.first, self.level);
         first..first + ((self.stop - self.first) / span(self.level)) as usize

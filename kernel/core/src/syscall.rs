@@ -45,12 +45,15 @@ struct Call<'a, M: Machine> {
     elsewhere: Option<u16>,
     /// Page of its message buffer, wherever it lives; 0 = none.
     buffer: u64,
+    /// The second and third value of the answer.
+    rest: [u64; 2],
 }
 
 /// What an operation says that has come nearer to its end, and must be asked for again.
-const MORE: Done = Ok([1, 0, 0]);
+const MORE: Done = Ok(1);
 
 /// Carries out an operation that is not decided at a hot door; its message words are parked in the caller's context.
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub fn dispatch<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, number: u16, a: &[u64; 6],
 ) -> Next {
@@ -72,13 +75,13 @@ pub fn dispatch<M: Machine>(
             shared.grace.pass(local.cpu);
             let (table, buffer) = (local.threads.at(me).table, local.threads.at(me).buffer);
             let ready = local.ready;
-            let mut call = Call { local, shared, machine, table, a, caller: Some(me), buffer, elsewhere: None };
+            let mut call = Call { local, shared, machine, table, a, caller: Some(me), buffer, rest: [0; 2], elsewhere: None };
             let result = call.perform(op);
-            let elsewhere = call.elsewhere;
+            let (elsewhere, rest) = (call.elsewhere, call.rest);
             match result {
-                Ok(values) => {
+                Ok(first) => {
                     let caller = local.threads.at_mut(me);
-                    caller.context.set_return(values);
+                    caller.context.set_return([first, rest[0], rest[1]]);
                     if caller.state == ThreadState::Ready && local.ready == ready && !local.overdue {
                         // Nobody else became able to run: the caller goes on.
                         return Next::Thread(me);
@@ -115,27 +118,24 @@ fn home_of(shared: &Shared, table: TableRange, op: Op, a: &[u64; 6]) -> Result<u
 /// Does an operation for a thread of another CPU, with its domain's capability table and its message buffer.
 pub(crate) fn perform_for<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, table: TableRange, buffer: u64, number: u16, a: &[u64; 6],
-) -> Done {
+) -> Result<[u64; 3], Refusal> {
     let op = Op::from_number(number).ok_or(Refusal::NoOperation)?;
-    let mut call = Call { local, shared, machine, table, a, caller: None, buffer, elsewhere: None };
+    let mut call = Call { local, shared, machine, table, a, caller: None, buffer, rest: [0; 2], elsewhere: None };
     match call.perform(op) {
         // What is left is a third CPU's: whoever asks sends it there.
-        Err(Refusal::WrongCpu) if call.elsewhere.is_some() => MORE,
-        result => result,
+        Err(Refusal::WrongCpu) if call.elsewhere.is_some() => Ok([1, 0, 0]),
+        result => result.map(|first| [first, call.rest[0], call.rest[1]]),
     }
 }
 
-type Done = Result<[u64; 3], Refusal>;
-
-fn one(value: u64) -> Done {
-    Ok([value, 0, 0])
-}
+/// The first value of an answer; the others are in [`Call::rest`].
+type Done = Result<u64, Refusal>;
 
 impl<M: Machine> Call<'_, M> {
     fn perform(&mut self, op: Op) -> Done {
         match op {
-            Op::Signal => signal::signal(self.local, self.shared, self.machine, self.a[0]).and_then(one),
-            Op::Clock => Ok([self.machine.now(), self.machine.hertz(), 0]),
+            Op::Signal => signal::signal(self.local, self.shared, self.machine, self.a[0]),
+            Op::Clock => self.with(self.machine.now(), [self.machine.hertz(), 0]),
             Op::FramesSplit => self.frames_split(),
             Op::FramesReclaim => self.frames_reclaim(),
             Op::FramesInfo => self.frames_info(),
@@ -174,8 +174,8 @@ impl<M: Machine> Call<'_, M> {
             Op::VcpuDestroy => self.vcpu_destroy(),
             Op::LinesWrite | Op::LinesRead | Op::LinesPriority | Op::LinesPriorityRead | Op::LineTarget | Op::LineTake
             | Op::LinesEnable => self.lines(op),
-            Op::LineBind => signal::line_bind(self.local, self.shared, self.machine, self.a[0], self.a[1]).and_then(one),
-            Op::LineAck => signal::line_ack(self.local, self.shared, self.machine, self.a[0]).and_then(one),
+            Op::LineBind => signal::line_bind(self.local, self.shared, self.machine, self.a[0], self.a[1]),
+            Op::LineAck => signal::line_ack(self.local, self.shared, self.machine, self.a[0]),
             Op::LineCreate => self.line_create(),
             Op::SystemOff => self.system_off(),
             Op::Log => self.log(),
@@ -186,9 +186,17 @@ impl<M: Machine> Call<'_, M> {
         }
     }
 
+    #[cfg_attr(target_os = "none", optimize(speed))]
     #[inline(never)]
     fn cap(&self, argument: usize, kind: Kind, need: Rights) -> Result<Cap, Refusal> {
         self.shared.table.find(self.table, self.a[argument], kind, need)
+    }
+
+    /// The name alone: what most operations need fits into a register.
+    #[cfg_attr(target_os = "none", optimize(speed))]
+    #[inline(never)]
+    fn name(&self, argument: usize, kind: Kind, need: Rights) -> Result<u64, Refusal> {
+        self.shared.table.find(self.table, self.a[argument], kind, need).map(|cap| cap.name)
     }
 
     /// Whether a slot is empty, and nobody can still be reading what was in it.
@@ -205,6 +213,12 @@ impl<M: Machine> Call<'_, M> {
     #[inline(never)]
     fn put(&self, _: &Control, selector: u64, kind: Kind, rights: Rights, name: u64) -> Result<(), Refusal> {
         self.shared.table.put(self.table, selector, Cap { word: CapWord::new(kind, rights, 0), name })
+    }
+
+    /// Done, with an answer of more than one value.
+    fn with(&mut self, first: u64, rest: [u64; 2]) -> Done {
+        self.rest = rest;
+        Ok(first)
     }
 
     /// The CPU with the lowest number in this set does the rest of the operation.

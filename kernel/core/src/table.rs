@@ -73,6 +73,7 @@ impl Table {
     }
 
     /// The mark of a slot that is there and empty.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     #[inline(never)]
     pub fn check_empty(&self, range: TableRange, selector: u64) -> Result<Mark, Refusal> {
         if selector == 0 {

@@ -147,6 +147,7 @@ impl<M: Machine> Vcpu<M> {
 }
 
 /// Clears the words of groups that do not travel.
+#[inline(always)]
 pub fn mask_words(words: &mut [u64; 10], groups: Groups) {
     if groups.0 & Groups::PC.0 == 0 {
         words[4] = 0;
@@ -239,6 +240,7 @@ pub fn waits<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M)
 }
 
 /// Something became pending for a vCPU that waits: it can run.
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub fn wake<M: Machine>(local: &mut Local<M>, index: u16) {
     let vcpu = local.vcpus.at_mut(index);
     vcpu.hazard = true;

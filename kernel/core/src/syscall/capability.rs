@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Operations on capabilities: grant, drop, revoke.
 
-use super::{Call, Done, one};
+use super::{Call, Done};
 use crate::cap::Cap;
 use crate::machine::Machine;
 use trellis_idl::kernel::{Kind, Refusal, Rights};
@@ -20,7 +20,7 @@ impl<M: Machine> Call<'_, M> {
         let to = self.shared.domains[index].lock().table;
         self.check_empty(to, self.a[2])?;
         self.shared.table.put(to, self.a[2], Cap { word: cap.word.shrink(Rights(self.a[3] as u8)), name: cap.name })?;
-        one(0)
+        Ok(0)
     }
 
     /// The capability in slot `x0`, whatever it is to.
@@ -39,7 +39,7 @@ impl<M: Machine> Call<'_, M> {
         let _control = self.shared.control.lock();
         self.any(Rights(0))?;
         self.shared.table.clear(self.table, self.a[0], self.shared.grace.mark());
-        one(0)
+        Ok(0)
     }
 
     /// Ends when every CPU has left the kernel since the last copy went: none is in use any more.
@@ -52,6 +52,6 @@ impl<M: Machine> Call<'_, M> {
         let found = kind.is_some_and(|kind| self.shared.table.clear_name(kind, cap.name, keep, now));
         // An earlier call may have found some: the caller kept its mark, which is no later than now.
         let mark = if found { now } else { self.a[1].min(now) };
-        if self.settled(mark) { one(0) } else { Ok([1, mark, 0]) }
+        if self.settled(mark) { Ok(0) } else { self.with(1, [mark, 0]) }
     }
 }

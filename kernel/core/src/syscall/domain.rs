@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Operations on domains: make one, edit its map, end it with its threads.
 
-use super::{Call, Done, MORE, one};
+use super::{Call, Done, MORE};
 use crate::domain::Domain;
 use crate::frame::MapName;
 use crate::local::{Local, THREADS};
@@ -13,7 +13,7 @@ use trellis_idl::kernel::{Access, Kind, PAGE, Refusal, Rights};
 
 impl<M: Machine> Call<'_, M> {
     pub(super) fn domain_create(&mut self) -> Done {
-        let tables = self.cap(0, Kind::Frames, Rights::CONTROL)?;
+        let tables = self.name(0, Kind::Frames, Rights::CONTROL)?;
         let (count, rank) = (self.a[1], self.a[2]);
         if count == 0 || count > SLOTS as u64 || rank > 15 {
             return Err(Refusal::BadArgument);
@@ -23,13 +23,13 @@ impl<M: Machine> Call<'_, M> {
         if !control.slots.has(count as u32) || control.domains.free() == 0 {
             return Err(Refusal::Quota);
         }
-        let space = self.begin_map(&mut control, tables.name, 0)?;
+        let space = self.begin_map(&mut control, tables, 0)?;
         let id = control.domains.insert(DomainName::EMPTY).ok_or(Refusal::Quota)?;
         let table = control.slots.take(count as u32).ok_or(Refusal::Quota)?;
         *self.shared.domains[id.index() % DOMAINS].lock() =
-            Domain { space, table, rank: rank as u8, tables: tables.name, ..Domain::EMPTY };
+            Domain { space, table, rank: rank as u8, tables, ..Domain::EMPTY };
         self.put(&control, self.a[3], Kind::Domain, Rights::ALL, id.0)?;
-        one(0)
+        Ok(0)
     }
 
     /// The index of a living domain.
@@ -39,8 +39,8 @@ impl<M: Machine> Call<'_, M> {
 
     /// The same under the control lock: it lives as long as that is held.
     pub(super) fn domain_in(&self, control: &Control, argument: usize, need: Rights) -> Result<usize, Refusal> {
-        let cap = self.cap(argument, Kind::Domain, need)?;
-        let id = Id::from_word(cap.name);
+        let name = self.name(argument, Kind::Domain, need)?;
+        let id = Id::from_word(name);
         control.domains.get(id).filter(|name| !name.dying).ok_or(Refusal::Gone)?;
         Ok(id.index() % DOMAINS)
     }
@@ -67,7 +67,7 @@ impl<M: Machine> Call<'_, M> {
             self.machine.copy(frame * PAGE, frame * PAGE, count * PAGE, true);
         }
         self.machine.invalidate(stale);
-        one(0)
+        Ok(0)
     }
 
     pub(super) fn domain_unmap(&mut self) -> Done {
@@ -78,19 +78,19 @@ impl<M: Machine> Call<'_, M> {
         let mut domain = self.shared.domains[index].lock();
         let stale = domain.space.unmap(self.machine, self.a[1] / PAGE, self.a[2])?;
         self.machine.invalidate(stale);
-        one(0)
+        Ok(0)
     }
 
     pub(super) fn domain_destroy(&mut self) -> Done {
-        let cap = self.cap(0, Kind::Domain, Rights::CONTROL)?;
-        let id = Id::<DomainName>::from_word(cap.name);
+        let name = self.name(0, Kind::Domain, Rights::CONTROL)?;
+        let id = Id::<DomainName>::from_word(name);
         let control = self.shared.control.lock();
         control.domains.get(id).ok_or(Refusal::Gone)?;
         drop(control);
         if self.shared.domains[id.index() % DOMAINS].lock().table == self.table {
             return Err(Refusal::BadState);
         }
-        self.end_domain(cap.name)
+        self.end_domain(name)
     }
 
     /// A domain ends, a piece a call: its threads on each CPU, its capabilities and its map, its tables, its name.
@@ -121,7 +121,7 @@ impl<M: Machine> Call<'_, M> {
         *domain = Domain::EMPTY;
         control.domains.remove(id);
         self.shared.table.clear_name(Kind::Domain, name, None, self.shared.grace.mark());
-        one(0)
+        Ok(0)
     }
 
     /// Removes a domain's threads of this CPU. Says whether there were any.

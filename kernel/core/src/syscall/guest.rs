@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Operations on guests: make one, edit its map, copy into and out of it, end it with its vCPUs.
 
-use super::{Call, Done, MORE, one};
+use super::{Call, Done, MORE};
 use crate::float::{Areas, Lengths};
 use crate::frame::MapName;
 use crate::guest::{self, Guest};
@@ -14,7 +14,7 @@ use trellis_idl::kernel::{Access, Kind, Refusal, Rights};
 
 impl<M: Machine> Call<'_, M> {
     pub(super) fn guest_create(&mut self) -> Done {
-        let tables = self.cap(0, Kind::Frames, Rights::CONTROL)?;
+        let tables = self.name(0, Kind::Frames, Rights::CONTROL)?;
         if self.a[1] != 1 {
             return Err(Refusal::Unsupported);
         }
@@ -23,13 +23,13 @@ impl<M: Machine> Call<'_, M> {
         if control.guests.free() == 0 {
             return Err(Refusal::Quota);
         }
-        let run = *control.runs.get(tables.name)?;
+        let run = *control.runs.get(tables)?;
         let (float, left) = self.float_areas(run.first, run.pages)?;
-        let space = self.begin_map(&mut control, tables.name, run.pages - left)?;
+        let space = self.begin_map(&mut control, tables, run.pages - left)?;
         let id = control.guests.insert(GuestName::EMPTY).ok_or(Refusal::Quota)?;
-        *self.shared.guests[id.index() % GUESTS].lock() = Guest { space, tables: tables.name, float, ..Guest::EMPTY };
+        *self.shared.guests[id.index() % GUESTS].lock() = Guest { space, tables, float, ..Guest::EMPTY };
         self.put(&control, self.a[2], Kind::Guest, Rights::ALL, id.0)?;
-        one(0)
+        Ok(0)
     }
 
     /// Save areas for a new guest's vCPUs, and the pages that are left for its tables. A length that hardware would
@@ -44,14 +44,16 @@ impl<M: Machine> Call<'_, M> {
     }
 
     /// The index of a living guest.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     pub(super) fn guest(&self, argument: usize, need: Rights) -> Result<usize, Refusal> {
         self.guest_in(&self.shared.control.lock(), argument, need)
     }
 
     /// The same under the control lock: it lives as long as that is held.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     pub(super) fn guest_in(&self, control: &Control, argument: usize, need: Rights) -> Result<usize, Refusal> {
-        let cap = self.cap(argument, Kind::Guest, need)?;
-        let id = Id::<GuestName>::from_word(cap.name);
+        let name = self.name(argument, Kind::Guest, need)?;
+        let id = Id::<GuestName>::from_word(name);
         control.guests.get(id).filter(|name| !name.dying).ok_or(Refusal::Gone)?;
         Ok(id.index() % GUESTS)
     }
@@ -61,6 +63,7 @@ impl<M: Machine> Call<'_, M> {
         if word >> 56 == 0 { Ok(word) } else { Err(Refusal::OutOfRange) }
     }
 
+    #[cfg_attr(target_os = "none", optimize(speed))]
     pub(super) fn guest_map(&mut self) -> Done {
         let page = Self::page_of(self.a[1])?;
         let cap = self.cap(2, Kind::Frames, Rights(0))?;
@@ -76,7 +79,7 @@ impl<M: Machine> Call<'_, M> {
         run.note(MapName::Guest(index as u16))?;
         guest.most = Access(guest.most.0 & Self::most_of(cap, run.constant).0);
         self.machine.invalidate(stale);
-        one(0)
+        Ok(0)
     }
 
     pub(super) fn guest_change(&mut self, access: Option<Access>) -> Done {
@@ -92,7 +95,7 @@ impl<M: Machine> Call<'_, M> {
             Some(access) => guest.space.protect(self.machine, page, self.a[2], access)?,
         };
         self.machine.invalidate(stale);
-        one(0)
+        Ok(0)
     }
 
     pub(super) fn guest_copy(&mut self, write: bool) -> Done {
@@ -110,12 +113,12 @@ impl<M: Machine> Call<'_, M> {
             let from = (&guest.space, there, Access(0));
             guest::copy(self.machine, (&own, here, Access::WRITE), from, bytes, false)?
         };
-        one(copied)
+        Ok(copied)
     }
 
     pub(super) fn guest_destroy(&mut self) -> Done {
-        let cap = self.cap(0, Kind::Guest, Rights::CONTROL)?;
-        self.end_guest(cap.name)
+        let name = self.name(0, Kind::Guest, Rights::CONTROL)?;
+        self.end_guest(name)
     }
 
     /// A guest ends, a piece a call: its vCPUs on each CPU, its map, its tables, its name.
@@ -142,7 +145,7 @@ impl<M: Machine> Call<'_, M> {
         *guest = Guest::EMPTY;
         control.guests.remove(id);
         self.shared.table.clear_name(Kind::Guest, name, None, self.shared.grace.mark());
-        one(0)
+        Ok(0)
     }
 
     /// Removes a guest's vCPUs of this CPU. Says whether there were any.

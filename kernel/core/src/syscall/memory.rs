@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Operations on runs of memory: split, tell; and the life of the tables that maps are made of.
 
-use super::{Call, Done, one};
+use super::{Call, Done};
 use crate::cap::Cap;
 use crate::frame::{MapName, Use};
 use crate::machine::{Machine, Stale};
@@ -23,7 +23,7 @@ impl<M: Machine> Call<'_, M> {
             self.machine.zero(run.first, run.pages);
         }
         self.put(&control, self.a[3], Kind::Frames, cap.word.rights(), part)?;
-        one(0)
+        Ok(0)
     }
 
     pub(super) fn frames_info(&mut self) -> Done {
@@ -31,7 +31,7 @@ impl<M: Machine> Call<'_, M> {
         let control = self.shared.control.lock();
         let run = control.runs.get(cap.name)?;
         let first = if cap.word.rights().covers(Rights::CONTROL) { run.first } else { 0 };
-        Ok([run.pages, first, u64::from(run.device)])
+        self.with(run.pages, [first, u64::from(run.device)])
     }
 
     /// A map with nothing in it, under a tag of its own, whose tables are a whole run but for its last `kept` pages.

@@ -7,8 +7,7 @@
 //! message buffers on each CPU, zeroes, the copies of its capability, and a look at every CPU that none is left in use.
 
 use super::memory::CLEAN_PAGES;
-use super::{Call, Done, MORE, one};
-use crate::cap::Cap;
+use super::{Call, Done, MORE};
 use crate::frame::{MapName, Run, Taking, Use};
 use crate::grace::Mark;
 use crate::local::THREADS;
@@ -28,13 +27,13 @@ enum Served {
 
 impl<M: Machine> Call<'_, M> {
     pub(super) fn frames_reclaim(&mut self) -> Done {
-        let cap = self.cap(0, Kind::Frames, Rights::CONTROL)?;
+        let name = self.name(0, Kind::Frames, Rights::CONTROL)?;
         let mut control = self.shared.control.lock();
-        if self.lives_in(control.runs.get(cap.name)?, &control) || control.runs.has_registers(cap.name)? {
+        if self.lives_in(control.runs.get(name)?, &control) || control.runs.has_registers(name)? {
             return Err(Refusal::BadState);
         }
-        control.runs.begin_taking(cap.name)?;
-        let part = control.runs.deepest(cap.name)?;
+        control.runs.begin_taking(name)?;
+        let part = control.runs.deepest(name)?;
         let run = *control.runs.get(part)?;
         if run.use_ == Use::Tables {
             return match self.served_by(&control, part) {
@@ -53,12 +52,12 @@ impl<M: Machine> Call<'_, M> {
             self.purge(&mut control, part)?;
             return MORE;
         }
-        if part != cap.name {
+        if part != name {
             self.shared.table.clear_name(Kind::Frames, part, None, self.shared.grace.mark());
             control.runs.join(part);
             return MORE;
         }
-        self.finish(&mut control, cap, &run)
+        self.finish(&mut control, name, &run)
     }
 
     /// Whether the caller's own map is made of these pages.
@@ -110,9 +109,9 @@ impl<M: Machine> Call<'_, M> {
     }
 
     /// The whole run, when it has neither parts nor maps any more.
-    fn finish(&mut self, control: &mut Control, cap: Cap, run: &Run) -> Done {
+    fn finish(&mut self, control: &mut Control, name: u64, run: &Run) -> Done {
         let done = match run.taking {
-            Taking::Settles(mark) => return self.settle(control, cap, mark),
+            Taking::Settles(mark) => return self.settle(control, name, mark),
             Taking::Cleaned(done) => done,
             Taking::No | Taking::Begun => {
                 // Nothing of it is mapped, so no buffer can be put there any more.
@@ -126,21 +125,21 @@ impl<M: Machine> Call<'_, M> {
         let step = if run.device || run.constant { 0 } else { (run.pages - done).min(CLEAN_PAGES) };
         self.machine.zero(run.first + done, step);
         if !(run.device || run.constant || done + step == run.pages) {
-            control.runs.get_mut(cap.name)?.taking = Taking::Cleaned(done + step);
+            control.runs.get_mut(name)?.taking = Taking::Cleaned(done + step);
             return MORE;
         }
         let mark = self.shared.grace.mark();
-        self.shared.table.clear_name(Kind::Frames, cap.name, Some((self.table, self.a[0])), mark);
-        control.runs.get_mut(cap.name)?.taking = Taking::Settles(mark);
-        self.settle(control, cap, mark)
+        self.shared.table.clear_name(Kind::Frames, name, Some((self.table, self.a[0])), mark);
+        control.runs.get_mut(name)?.taking = Taking::Settles(mark);
+        self.settle(control, name, mark)
     }
 
-    fn settle(&mut self, control: &mut Control, cap: Cap, mark: Mark) -> Done {
+    fn settle(&mut self, control: &mut Control, name: u64, mark: Mark) -> Done {
         if !self.settled(mark) {
             return MORE;
         }
-        control.runs.taken(cap.name)?;
-        one(0)
+        control.runs.taken(name)?;
+        Ok(0)
     }
 
     /// Threads of this CPU lose message buffers in the run. Says which other CPUs have threads with such buffers.

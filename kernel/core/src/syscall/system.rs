@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Operations on the machine as a whole: interrupt lines, power, the log, facts.
 
-use super::{Call, Done, one};
+use super::{Call, Done};
 use crate::machine::Machine;
 use core::sync::atomic::Ordering;
 use crate::trace;
@@ -9,7 +9,7 @@ use trellis_idl::kernel::{Fact, Kind, PAGE, Refusal, Rights};
 
 impl<M: Machine> Call<'_, M> {
     pub(super) fn line_create(&mut self) -> Done {
-        self.cap(0, Kind::System, Rights::CONTROL)?;
+        self.name(0, Kind::System, Rights::CONTROL)?;
         // Software and private lines are the kernel's own; they are never handed out.
         if !(32..1020).contains(&self.a[1]) {
             return Err(Refusal::OutOfRange);
@@ -17,11 +17,11 @@ impl<M: Machine> Call<'_, M> {
         let control = self.shared.control.lock();
         self.check_empty(self.table, self.a[2])?;
         self.put(&control, self.a[2], Kind::Line, Rights::ALL, self.a[1])?;
-        one(0)
+        Ok(0)
     }
 
     pub(super) fn system_off(&mut self) -> Done {
-        self.cap(0, Kind::System, Rights::CONTROL)?;
+        self.name(0, Kind::System, Rights::CONTROL)?;
         self.machine.power(self.a[1] == 1);
         Err(Refusal::Unsupported)
     }
@@ -34,12 +34,13 @@ impl<M: Machine> Call<'_, M> {
     }
 
     pub(super) fn trace_read(&mut self) -> Done {
-        self.cap(0, Kind::System, Rights::CONTROL)?;
+        self.name(0, Kind::System, Rights::CONTROL)?;
         if self.a[1] != self.local.cpu as u64 {
             return Err(Refusal::WrongCpu);
         }
         let buffer = self.buffer()?;
-        Ok(trace::read(self.local, self.machine, self.a[2], buffer / PAGE))
+        let [first, rest @ ..] = trace::read(self.local, self.machine, self.a[2], buffer / PAGE);
+        self.with(first, rest)
     }
 
     pub(super) fn log(&mut self) -> Done {
@@ -48,18 +49,18 @@ impl<M: Machine> Call<'_, M> {
         }
         let buffer = self.buffer()?;
         self.machine.log(buffer, self.a[0]);
-        one(0)
+        Ok(0)
     }
 
     pub(super) fn log_read(&mut self) -> Done {
-        self.cap(0, Kind::System, Rights::READ)?;
+        self.name(0, Kind::System, Rights::READ)?;
         let buffer = self.buffer()?;
-        one(self.machine.log_read(buffer, PAGE))
+        Ok(self.machine.log_read(buffer, PAGE))
     }
 
     pub(super) fn fact(&mut self) -> Done {
         if self.a[1] != Fact::IdRegister as u64 {
-            self.cap(0, Kind::System, Rights::READ)?;
+            self.name(0, Kind::System, Rights::READ)?;
         }
         let value = match self.a[1] {
             w if w == Fact::SharedWrites as u64 => self.local.shared_writes,
@@ -68,7 +69,7 @@ impl<M: Machine> Call<'_, M> {
             w if w == Fact::FloatBytes as u64 => self.local.float.moved,
             which => self.machine.fact(which, self.a[2])?,
         };
-        Ok([0, value, 0])
+        self.with(0, [value, 0])
     }
 
     pub(super) fn free_names(&self, kind: u64) -> Result<u64, Refusal> {

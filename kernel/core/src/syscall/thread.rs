@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Operations on threads, their portals and their signals.
 
-use super::{Call, Done, START_UP, one};
+use super::{Call, Done, START_UP};
 use crate::cap::{Cap, CapWord};
 use crate::float;
 use crate::frame::Use;
@@ -53,7 +53,7 @@ impl<M: Machine> Call<'_, M> {
         self.shared.cpus[self.local.cpu as usize].buffers[at as usize].store(buffer, Ordering::Release);
         drop(domain);
         self.put(&control, self.a[3], Kind::Thread, Rights::ALL, id.0)?;
-        one(0)
+        Ok(0)
     }
 
     /// Whether something with this priority and budget can be made on this CPU.
@@ -82,8 +82,8 @@ impl<M: Machine> Call<'_, M> {
 
     /// The index of a living thread of this CPU.
     pub(super) fn thread(&self, argument: usize, need: Rights) -> Result<u16, Refusal> {
-        let cap = self.cap(argument, Kind::Thread, need)?;
-        let id = Id::<Thread<M>>::from_word(cap.name);
+        let name = self.name(argument, Kind::Thread, need)?;
+        let id = Id::<Thread<M>>::from_word(name);
         if id.home() != self.local.cpu {
             return Err(Refusal::WrongCpu);
         }
@@ -102,7 +102,7 @@ impl<M: Machine> Call<'_, M> {
         thread.state = ThreadState::Ready;
         thread.entry = Entry::Parked;
         schedule::ready(self.local, index, Running::Thread(index));
-        one(0)
+        Ok(0)
     }
 
     pub(super) fn thread_destroy(&mut self) -> Done {
@@ -111,7 +111,7 @@ impl<M: Machine> Call<'_, M> {
             return Err(Refusal::BadState);
         }
         self.remove_thread(index);
-        one(0)
+        Ok(0)
     }
 
     pub(super) fn remove_thread(&mut self, index: u16) {
@@ -132,7 +132,7 @@ impl<M: Machine> Call<'_, M> {
 
     pub(super) fn thread_record(&mut self) -> Done {
         let index = self.thread(0, Rights::CONTROL)?;
-        Ok([0, self.local.threads.at(index).record(self.a[1])?, 0])
+        self.with(0, [self.local.threads.at(index).record(self.a[1])?, 0])
     }
 
     pub(super) fn thread_supervise(&mut self) -> Done {
@@ -146,28 +146,28 @@ impl<M: Machine> Call<'_, M> {
         let ticks = patience / 1_000_000 * hertz + patience % 1_000_000 * hertz / 1_000_000;
         patience::set(self.local, self.machine, index, ticks);
         self.local.threads.at_mut(index).supervisor = (Id::from_word(signal.name), signal.word.badge());
-        one(0)
+        Ok(0)
     }
 
     /// Gives a thread a save area: from now on it may use floating-point registers.
     pub(super) fn thread_float(&mut self) -> Done {
         let index = self.thread(0, Rights::CONTROL)?;
-        let frames = self.cap(1, Kind::Frames, Rights::CONTROL)?;
+        let frames = self.name(1, Kind::Frames, Rights::CONTROL)?;
         if self.local.threads.at(index).float.area != 0 {
             return Err(Refusal::Occupied);
         }
         let mut control = self.shared.control.lock();
-        let run = *control.runs.get(frames.name)?;
-        let area = control.runs.check(frames.name, 0, run.pages)?;
+        let run = *control.runs.get(frames)?;
+        let area = control.runs.check(frames, 0, run.pages)?;
         if run.pages != 1 || run.device || run.constant || run.mapped().next().is_some() {
             return Err(Refusal::BadArgument);
         }
-        control.runs.get_mut(frames.name)?.use_ = Use::Registers;
+        control.runs.get_mut(frames)?.use_ = Use::Registers;
         self.machine.zero(area, 1);
         let thread = self.local.threads.at_mut(index);
         thread.float = float::State::new(0, area);
-        thread.float_frames = frames.name;
-        one(0)
+        thread.float_frames = frames;
+        Ok(0)
     }
 
     /// A thread is gone: its save area is memory again, without what stood in it.
@@ -192,18 +192,18 @@ impl<M: Machine> Call<'_, M> {
         let thread = self.local.threads.name_at(index).0;
         let id = self.local.portals.insert(Portal { thread, badge }).ok_or(Refusal::Quota)?;
         self.put(&control, self.a[2], Kind::Portal, Rights::ALL, id.0)?;
-        one(0)
+        Ok(0)
     }
 
     pub(super) fn signal_create(&mut self) -> Done {
-        let cap = self.cap(0, Kind::Thread, Rights::CONTROL)?;
+        let name = self.name(0, Kind::Thread, Rights::CONTROL)?;
         if self.a[1] >> 48 != 0 || self.a[1] == 0 {
             return Err(Refusal::BadArgument);
         }
         let _control = self.shared.control.lock();
         self.check_empty(self.table, self.a[2])?;
         let word = CapWord::new(Kind::Signal, Rights::ALL, self.a[1]);
-        self.shared.table.put(self.table, self.a[2], Cap { word, name: cap.name })?;
-        one(0)
+        self.shared.table.put(self.table, self.a[2], Cap { word, name })?;
+        Ok(0)
     }
 }

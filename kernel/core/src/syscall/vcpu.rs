@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Operations on vCPUs: make one, wire its exits, read, write, start and stop it, and its virtual lines.
 
-use super::{Call, Done, one};
+use super::{Call, Done};
 use crate::float;
 use crate::lines;
 use crate::local::{Running, THREADS};
@@ -54,13 +54,13 @@ impl<M: Machine> Call<'_, M> {
         mail.name.store(id.0, Ordering::Release);
         self.local.budgets[THREADS + at as usize] = self.budget(priority as u8, self.a[5]);
         self.put(&control, self.a[3], Kind::Vcpu, Rights::ALL, id.0)?;
-        one(0)
+        Ok(0)
     }
 
     pub(super) fn vcpu_destroy(&mut self) -> Done {
         let index = self.vcpu(Rights::CONTROL)?;
         self.remove_vcpu(index);
-        one(0)
+        Ok(0)
     }
 
     pub(super) fn remove_vcpu(&mut self, index: u16) {
@@ -97,10 +97,11 @@ impl<M: Machine> Call<'_, M> {
     }
 
     /// The index of a living vCPU of this CPU.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     #[inline(never)]
     pub(super) fn vcpu(&self, need: Rights) -> Result<u16, Refusal> {
-        let cap = self.cap(0, Kind::Vcpu, need)?;
-        let id = Id::<Vcpu<M>>::from_word(cap.name);
+        let name = self.name(0, Kind::Vcpu, need)?;
+        let id = Id::<Vcpu<M>>::from_word(name);
         if id.home() != self.local.cpu {
             return Err(Refusal::WrongCpu);
         }
@@ -109,6 +110,7 @@ impl<M: Machine> Call<'_, M> {
     }
 
     /// The same, when nothing of it is in the hardware: registers can be read and written in its context.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     #[inline(never)]
     pub(super) fn still_vcpu(&mut self, need: Rights) -> Result<u16, Refusal> {
         let index = self.vcpu(need)?;
@@ -124,15 +126,15 @@ impl<M: Machine> Call<'_, M> {
         if self.a[1] >= EXIT_CLASSES as u64 {
             return Err(Refusal::OutOfRange);
         }
-        let portal = self.cap(2, Kind::Portal, Rights::USE)?;
-        let id = Id::<Portal>::from_word(portal.name);
+        let portal = self.name(2, Kind::Portal, Rights::USE)?;
+        let id = Id::<Portal>::from_word(portal);
         if id.home() != self.local.cpu {
             return Err(Refusal::WrongCpu);
         }
         self.local.portals.get(id).ok_or(Refusal::Gone)?;
         self.local.vcpus.at_mut(index).routes[self.a[1] as usize % EXIT_CLASSES] =
-            Route { portal: portal.name, badge: self.a[4] & (u64::MAX >> 16), groups: self.a[3] };
-        one(0)
+            Route { portal, badge: self.a[4] & (u64::MAX >> 16), groups: self.a[3] };
+        Ok(0)
     }
 
     pub(super) fn vcpu_window(&mut self) -> Done {
@@ -144,24 +146,25 @@ impl<M: Machine> Call<'_, M> {
         let vcpu = self.local.vcpus.at_mut(index);
         vcpu.windows[slot as usize % WINDOWS] = Window { first, count, class: class as u8 };
         vcpu.window_count = vcpu.window_count.max(slot as u8 + 1);
-        one(0)
+        Ok(0)
     }
 
     pub(super) fn vcpu_get(&mut self) -> Done {
         let index = self.still_vcpu(Rights::READ)?;
         if float::is_register(self.a[1]) {
-            return Ok([0, float::access(self.local, self.machine, index, self.a[1], None)?, 0]);
+            let value = float::access(self.local, self.machine, index, self.a[1], None)?;
+            return self.with(0, [value, 0]);
         }
-        Ok([0, self.local.vcpus.at(index).context.get(self.a[1])?, 0])
+        self.with(0, [self.local.vcpus.at(index).context.get(self.a[1])?, 0])
     }
 
     pub(super) fn vcpu_set(&mut self) -> Done {
         let index = self.still_vcpu(Rights::WRITE)?;
         if float::is_register(self.a[1]) {
-            return float::access(self.local, self.machine, index, self.a[1], Some(self.a[2])).and(one(0));
+            return float::access(self.local, self.machine, index, self.a[1], Some(self.a[2])).and(Ok(0));
         }
         self.local.vcpus.at_mut(index).context.set(self.a[1], self.a[2])?;
-        one(0)
+        Ok(0)
     }
 
     pub(super) fn vcpu_start(&mut self) -> Done {
@@ -169,6 +172,7 @@ impl<M: Machine> Call<'_, M> {
         self.start_stopped(index)
     }
 
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn start_stopped(&mut self, index: u16) -> Done {
         let vcpu = self.local.vcpus.at_mut(index);
         if vcpu.state != VcpuState::Stopped {
@@ -179,7 +183,7 @@ impl<M: Machine> Call<'_, M> {
         vcpu.hazard = true;
         let budget = vcpu.budget();
         schedule::ready(self.local, budget, Running::Vcpu(index));
-        one(0)
+        Ok(0)
     }
 
     pub(super) fn vcpu_reset(&mut self) -> Done {
@@ -187,6 +191,7 @@ impl<M: Machine> Call<'_, M> {
         self.reset_stopped(index)
     }
 
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn reset_stopped(&mut self, index: u16) -> Done {
         if self.local.vcpus.at(index).state != VcpuState::Stopped {
             return Err(Refusal::BadState);
@@ -194,10 +199,11 @@ impl<M: Machine> Call<'_, M> {
         float::reset(self.local, self.machine, index);
         self.local.vcpus.at_mut(index).context.reset();
         lines::reset(self.local, self.machine, index);
-        one(0)
+        Ok(0)
     }
 
     /// Reset, entry and start in one: a CPU of a guest that starts another asks that one's CPU once.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     pub(super) fn vcpu_launch(&mut self) -> Done {
         let index = self.still_vcpu(Rights::WRITE.with(Rights::EXECUTE))?;
         self.reset_stopped(index)?;
@@ -217,7 +223,7 @@ impl<M: Machine> Call<'_, M> {
             }
             VcpuState::Stopped => {}
         }
-        one(0)
+        Ok(0)
     }
 
     /// Stops a vCPU in the middle of an exit. Its server's answer will find nobody, and is paid by the server itself
@@ -240,9 +246,10 @@ impl<M: Machine> Call<'_, M> {
     pub(super) fn vcpu_exception(&mut self) -> Done {
         let index = self.still_vcpu(Rights::WRITE)?;
         self.local.vcpus.at_mut(index).context.exception(self.a[1], self.a[2]);
-        one(0)
+        Ok(0)
     }
 
+    #[cfg_attr(target_os = "none", optimize(speed))]
     pub(super) fn lines(&mut self, op: Op) -> Done {
         let index = self.vcpu(Rights::LINES)?;
         let a = self.a;
@@ -257,6 +264,5 @@ impl<M: Machine> Call<'_, M> {
             Op::LineTarget => lines::target(local, index, a[1], a[2]),
             _ => Err(Refusal::Unsupported),
         }
-        .and_then(one)
     }
 }
