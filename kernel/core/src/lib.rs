@@ -4,7 +4,7 @@
 //! A machine crate decodes what happened, asks one of the doors in [`trap`], and obeys the [`trap::Next`] it gets
 //! back. Read in this order: [`machine`] (what a machine owes), [`pool`] (names), [`cap`] and [`table`] (authority),
 //! [`local`] and [`shared`] (state), [`portal`] (IPC), [`vcpu`] (exits), [`schedule`] (time), [`patience`] (deadlines of
-//! answers), [`float`] (vector registers), [`lines`] (virtual interrupts), [`source`] and [`queue`] (interrupts that a server forwards), [`space`] and
+//! answers), [`float`] (vector registers), [`lines`] (virtual interrupts), [`source`] and [`queue`] (interrupts that a server forwards), [`session`] and [`ring`] (what a guest's watcher is owed), [`space`] and
 //! [`frame`] (memory), [`grace`] (when what was taken away may be used again), [`syscall`] (the table of operations),
 //! [`trace`] (what happened last), [`init`] (the first domain).
 //!
@@ -39,7 +39,9 @@ pub mod queue;
 pub mod range;
 pub mod remote;
 pub mod request;
+pub mod ring;
 pub mod schedule;
+pub mod session;
 pub mod shared;
 pub mod signal;
 pub mod signal_word;
