@@ -5,11 +5,10 @@ use crate::drive::Outcome;
 use crate::figures::{Figure, WANTED};
 use crate::flat::flatten;
 use crate::place;
-use crate::programs::BENCH_ROOT;
 use crate::run::Run;
 use crate::session::Outputs;
 use crate::status::{Doing, Failure, Status};
-use crate::system::Host;
+use crate::system::{Host, MEASURE, StandIns};
 use crate::trace;
 use clap::Args;
 use object::read::elf::ElfFile64;
@@ -76,7 +75,7 @@ impl Bench {
         let mut status = Status::Well;
         for manifest in &manifests {
             let mut text = Vec::new();
-            let probe = run(manifest, None).with_keys(Box::new(io::empty()), &mut Outputs { out: &mut text, log: outputs.log })?;
+            let probe = run(manifest, &[]).with_keys(Box::new(io::empty()), &mut Outputs { out: &mut text, log: outputs.log })?;
             add(said_by_root(&probe), &mut figures);
             add(read(&text, outputs)?, &mut figures);
             status = if status == Status::Well { probe.status } else { status };
@@ -87,16 +86,16 @@ impl Bench {
         let Some(manifest) = manifests.first() else { return Ok((figures, status)) };
         // It writes plain text, which counts as the kernel's, and goes off without a report, which is no failure here.
         let (mut none, mut text) = (Vec::new(), Vec::new());
-        run(manifest, Some(BENCH_ROOT)).with_keys(Box::new(io::empty()), &mut Outputs { out: &mut none, log: &mut text })?;
+        run(manifest, MEASURE).with_keys(Box::new(io::empty()), &mut Outputs { out: &mut none, log: &mut text })?;
         add(read(&text, outputs)?, &mut figures);
-        let vectors = Run { cpu: Some("max".into()), ..run(&place::root().join(VECTORS), Some(BENCH_ROOT)) };
+        let vectors = Run { cpu: Some("max".into()), ..run(&place::root().join(VECTORS), MEASURE) };
         let (mut none, mut text) = (Vec::new(), Vec::new());
         vectors.with_keys(Box::new(io::empty()), &mut Outputs { out: &mut none, log: &mut text })?;
         let measured = read(&text, outputs)?;
         is_whole(&measured)?;
         add(measured, &mut figures);
-        add(traced(run(manifest, Some(BENCH_ROOT)), &[trace::CALL])?, &mut figures);
-        add(traced(run(manifest, None), &[trace::HYPERCALL, trace::DEVICE_READ])?, &mut figures);
+        add(traced(run(manifest, MEASURE), &[trace::CALL])?, &mut figures);
+        add(traced(run(manifest, &[]), &[trace::HYPERCALL, trace::DEVICE_READ])?, &mut figures);
         Ok((figures, status))
     }
 }
@@ -105,15 +104,15 @@ impl Bench {
 /// only an emulator's.
 fn guarded(outputs: &mut Outputs) -> Result<Vec<Figure>, Failure> {
     let mut text = Vec::new();
-    let run = run(&place::root().join(GUARDED), None);
+    let run = run(&place::root().join(GUARDED), &[]);
     run.with_keys(Box::new(io::empty()), &mut Outputs { out: &mut text, log: outputs.log })?;
     let mut figures = read(&text, outputs)?;
     figures.retain(|figure| ["exit_hvc_server", "mmio_read_server"].contains(&figure.name.as_str()));
     Ok(figures.into_iter().map(|figure| Figure { name: format!("{}_guarded", figure.name), ..figure }).collect())
 }
 
-fn run(manifest: &Path, root: Option<&'static str>) -> Run {
-    Run { manifest: Some(manifest.to_owned()), icount: true, timeout: Some(LIMIT), root, ..Run::default() }
+fn run(manifest: &Path, stand_ins: StandIns) -> Run {
+    Run { manifest: Some(manifest.to_owned()), icount: true, timeout: Some(LIMIT), stand_ins, ..Run::default() }
 }
 
 /// Floating-point registers were measured to the end, an exit with live ones costs what it costs without, and a switch

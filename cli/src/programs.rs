@@ -22,14 +22,17 @@ pub const KERNEL: &str = "kernel/aarch64";
 /// Folder of the program that stands in root's place and measures the kernel's own paths.
 pub const BENCH_ROOT: &str = "tests/bench";
 
-/// Programs by the folder they are made of, such as `servers/root`.
+/// Folder of a guest's servers with a weakness, which a guest can make crash or hang.
+const FAULTY: &str = "tests/faulty";
+
+/// Programs by the folder they are made of, such as `servers/root`; where one folder makes several, by folder and name.
 pub type Programs = BTreeMap<String, PathBuf>;
 
-/// Builds every program of this folder that runs on an AArch64 board.
-pub fn build() -> Result<Programs, Failure> {
+/// Builds every program of this folder that runs on an AArch64 board; those with a weakness only if they are asked for.
+pub fn build(faulty: bool) -> Result<Programs, Failure> {
     let root = place::root();
     let mut progress = Progress::of("building the board's programs (kernel, servers, guests)");
-    let mut cargo = command(&root)?.spawn().map_err(|error| {
+    let mut cargo = command(&root, faulty)?.spawn().map_err(|error| {
         Failure::hinted(format!("could not start the board's cargo: {error}"), "`./trellis` installs a toolchain for bare metal")
     })?;
     let complaints = cargo.stderr.take().map(|stream| thread::spawn(move || read(stream)));
@@ -57,7 +60,7 @@ fn packages(root: &Path) -> Result<Vec<PathBuf>, Failure> {
     Ok(folders)
 }
 
-fn command(root: &Path) -> Result<Command, Failure> {
+fn command(root: &Path, faulty: bool) -> Result<Command, Failure> {
     let variable = |name, default: &str| std::env::var(name).unwrap_or_else(|_| default.into());
     let mut cargo = Command::new(variable("TRELLIS_BOARD_CARGO", "/usr/bin/cargo"));
     // Flags and wrappers meant for the host's programs must not reach the board's.
@@ -75,7 +78,8 @@ fn command(root: &Path) -> Result<Command, Failure> {
         cargo.args(["-Zbuild-std=core,alloc,compiler_builtins", "-Zbuild-std-features=compiler-builtins-mem"]);
         cargo.env("CARGO_TARGET_AARCH64_UNKNOWN_NONE_SOFTFLOAT_LINKER", "ld.lld");
     }
-    for folder in packages(root)? {
+    let faulty = faulty.then(|| root.join(FAULTY));
+    for folder in packages(root)?.into_iter().chain(faulty) {
         cargo.arg("-p").arg(name(&folder)?);
     }
     cargo.arg("--target-dir").arg(root.join("target/board")).current_dir(root);
@@ -95,8 +99,16 @@ fn name(folder: &Path) -> Result<String, Failure> {
 #[derive(Deserialize)]
 struct Artifact {
     manifest_path: Option<PathBuf>,
+    target: Option<Target>,
     executable: Option<PathBuf>,
     fresh: Option<bool>,
+}
+
+/// What it was made of.
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+    src_path: PathBuf,
 }
 
 fn collect(cargo: &mut Child, root: &Path, progress: &mut Progress) -> Programs {
@@ -109,8 +121,9 @@ fn collect(cargo: &mut Child, root: &Path, progress: &mut Progress) -> Programs 
         if artifact.fresh == Some(false) {
             progress.step(&folder);
         }
-        if let Some(executable) = artifact.executable {
-            programs.insert(folder, executable);
+        if let (Some(executable), Some(target)) = (artifact.executable, artifact.target) {
+            let is_only_one = target.src_path.ends_with("src/main.rs");
+            programs.insert(if is_only_one { folder } else { format!("{folder}/{}", target.name) }, executable);
         }
     }
     programs

@@ -7,7 +7,7 @@ use crate::names::Names;
 use crate::place;
 use crate::session::Outputs;
 use crate::status::{Doing, Failure, Status};
-use crate::system::{Host, ROOT, emulation, load};
+use crate::system::{Host, StandIns, emulation, load};
 use crate::terminal::RawInput;
 use clap::Args;
 use std::io::{self, Read, Write};
@@ -43,9 +43,9 @@ pub struct Run {
     /// ui.perfetto.dev
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
-    /// Folder of the program that stands in root's place, for measuring.
+    /// Programs that take the place of shipped ones, for measuring and for tests.
     #[arg(skip)]
-    pub root: Option<&'static str>,
+    pub stand_ins: StandIns,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -82,10 +82,10 @@ impl Run {
             std::fs::File::create(file).doing(|| format!("write the trace to {}", file.display()))?;
         }
         let manifest = self.manifest.clone().unwrap_or_else(|| place::root().join("images/hello.toml"));
-        let host = Host::default();
+        let host = Host::with(self.stand_ins);
         let system = load(&manifest, self.board.as_deref(), &host)?;
         let board = emulation(&system, self.cpu.as_deref(), self.icount)?;
-        let image = host.compose_with(&system, self.root.unwrap_or(ROOT), self.trace.is_some())?;
+        let image = host.compose_with(&system, self.trace.is_some())?;
         let names = Names::from_image(&image, &manifest.display().to_string())?;
         let console = self.console_guest(&names)?;
         let (icount, timeout, trace) = (self.icount, self.timeout, self.trace.clone());

@@ -10,8 +10,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 use trellis_images::{Download, Source, System};
 
-/// Folder of the first server.
+/// Programs that take another's place, for measuring and for tests: which, and what stands there instead.
+pub type StandIns = &'static [(&'static str, &'static str)];
+
+/// The first server.
 pub const ROOT: &str = "servers/root";
+/// The program that measures the kernel's own paths takes root's place.
+pub const MEASURE: StandIns = &[(ROOT, programs::BENCH_ROOT)];
+/// A guest's servers that the guest can make crash or hang.
+pub const FAULTY: StandIns = &[("servers/p2m", "tests/faulty/faulty-p2m"), ("servers/vcpu", "tests/faulty/faulty-vcpu")];
 /// Folder of the Linux program that keeps vector registers busy.
 const CHURN: &str = "guests/churn";
 
@@ -19,12 +26,18 @@ const CHURN: &str = "guests/churn";
 #[derive(Debug, Default)]
 pub struct Host {
     programs: OnceCell<Result<Programs, String>>,
+    stand_ins: StandIns,
 }
 
 impl Host {
+    /// A host whose images have these stand-ins.
+    pub fn with(stand_ins: StandIns) -> Host {
+        Host { programs: OnceCell::new(), stand_ins }
+    }
+
     /// The board's programs, built once.
     fn programs(&self) -> Result<&Programs, String> {
-        let build = || programs::build().map_err(|failure| failure.text(false));
+        let build = || programs::build(self.stand_ins == FAULTY).map_err(|failure| failure.text(false));
         self.programs.get_or_init(build).as_ref().map_err(Clone::clone)
     }
 
@@ -37,16 +50,20 @@ impl Host {
 
     /// Makes the image.
     pub fn compose(&self, system: &System) -> Result<Vec<u8>, Failure> {
-        self.compose_with(system, ROOT, false)
+        self.compose_with(system, false)
     }
 
-    /// Makes an image with the program of this folder as its first server, which may send a trace to the host.
-    pub fn compose_with(&self, system: &System, root: &str, trace: bool) -> Result<Vec<u8>, Failure> {
+    /// Makes an image that may send a trace to the host.
+    pub fn compose_with(&self, system: &System, trace: bool) -> Result<Vec<u8>, Failure> {
         let kernel = flatten(&self.program(KERNEL)?)?;
-        let server = |name: &str| self.program(&format!("servers/{name}"));
+        let server = |name: &str| {
+            let name = format!("servers/{name}");
+            let stand_in = self.stand_ins.iter().find(|(shipped, _)| *shipped == name);
+            self.program(stand_in.map_or(&name, |(_, stand_in)| stand_in))
+        };
         let programs = trellis_images::Programs {
             kernel,
-            root: self.program(root)?,
+            root: server("root")?,
             console: server("console")?,
             p2m: server("p2m")?,
             vcpu: server("vcpu")?,

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use trellis_guest_platform::tree::MAX_CPUS;
 use trellis_guest_platform::{Machine, cpu, gic, gic2, guest, println, psci, timer, vectors};
 
-/// Timer interrupts that each CPU waits for.
+/// Timer interrupts that each CPU waits for, unless the command line says another number: `waits=`.
 const INTERRUPTS: u64 = 3;
 /// Between two of them, in microseconds.
 const PERIOD: u64 = 1_000;
@@ -17,12 +17,14 @@ const BYE: u32 = 1;
 /// CPUs that CPU 0 got it from, one bit each.
 static SENDERS: AtomicU32 = AtomicU32::new(0);
 static FINISHED: AtomicUsize = AtomicUsize::new(0);
+static WANTED: AtomicU64 = AtomicU64::new(INTERRUPTS);
 
 guest!(run);
 
 fn run(machine: &'static Machine) {
     let name = machine.arguments().value("name").unwrap_or("hello");
     println!("hello from {name}, {} CPUs, {} MiB", machine.cpus(), machine.tree.memory_bytes >> 20);
+    WANTED.store(machine.arguments().number("waits", INTERRUPTS), Ordering::Relaxed);
     vectors::set_handler(tick);
     let mut started = 1;
     for index in 1..machine.cpus() {
@@ -52,7 +54,7 @@ fn greet(index: usize) {
     println!("hello from CPU {index}");
     let begin = cpu::counter();
     timer::arm(begin + timer::microseconds(PERIOD));
-    cpu::sleep_until(|| CAME[index].load(Ordering::Relaxed) >= INTERRUPTS);
+    cpu::sleep_until(|| CAME[index].load(Ordering::Relaxed) >= WANTED.load(Ordering::Relaxed));
     cpu::mask();
     let took = (cpu::counter() - begin) * 1_000 / timer::microseconds(1_000);
     println!("CPU {index}: {} timer interrupts in {took} us", CAME[index].load(Ordering::Relaxed));
@@ -66,7 +68,7 @@ fn tick(line: u32, _: u64) {
     if line != timer::LINE {
         return;
     }
-    if CAME[cpu::index()].fetch_add(1, Ordering::Relaxed) + 1 < INTERRUPTS {
+    if CAME[cpu::index()].fetch_add(1, Ordering::Relaxed) + 1 < WANTED.load(Ordering::Relaxed) {
         timer::arm(timer::due() + timer::microseconds(PERIOD));
     } else {
         timer::stop();

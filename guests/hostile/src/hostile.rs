@@ -11,6 +11,7 @@ mod memory;
 mod moods;
 mod race;
 mod registers;
+mod servers;
 mod storms;
 mod user;
 
@@ -42,7 +43,7 @@ macro_rules! misdeeds {
     };
 }
 
-static MISDEEDS: [Misdeed; 24] = misdeeds! {
+static MISDEEDS: [Misdeed; 26] = misdeeds! {
     "touch-outside", "reads and writes where it has no memory", memory::touch_outside;
     "jump-nowhere", "calls into nothing", memory::jump_nowhere;
     "jump-device", "calls into devices with the MMU off", memory::jump_device;
@@ -65,6 +66,8 @@ static MISDEEDS: [Misdeed; 24] = misdeeds! {
     "trap-clock", "exits with CNTKCTL_EL1 trapping the clock", moods::trap_clock;
     "cpacr-off", "exits with CPACR_EL1 trapping floating point", moods::cpacr_off;
     "fp-use", "keeps values in all vector registers across exits", moods::fp_use;
+    "spoil-vcpu", "asks its vcpu server to crash or hang", servers::spoil_vcpu;
+    "spoil-p2m", "asks its p2m server to crash or hang", servers::spoil_p2m;
     "aarch32", "runs AArch32 and AArch64 instructions at EL0", user::aarch32;
     "aarch32-hidden", "runs AArch32 instructions at EL0 whatever the CPU says of itself", user::aarch32_hidden;
 };

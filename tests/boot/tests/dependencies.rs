@@ -16,6 +16,8 @@ fn allowed(folder: &str) -> &'static [&'static str] {
         "guests/platform" => &[],
         // What measures the kernel stands in root's place.
         "tests/bench" => &["idl", "runtime"],
+        // Wraps a guest's servers.
+        "tests/faulty" => &["idl", "runtime", "servers/p2m", "servers/vcpu"],
         _ if folder.starts_with("servers/") => &["idl", "runtime"],
         _ if folder.starts_with("guests/") => &["guests/platform"],
         // Walks bring the kernel and the real servers together; boot tests only the tool.

@@ -21,13 +21,14 @@ const STORMS: &[&str] = &["spin-masked", "flood-console", "timer-storm", "sgi-st
 const MOODS: &[&str] =
     &["big-endian", "alignment-faults", "software-step", "watchpoints", "trap-clock", "cpacr-off", "fp-use"];
 const CALLS: &[&str] =
-    &["random-hypercalls", "random-smc", "write-id-registers", "debug-registers", "aarch32", "aarch32-hidden"];
+    &["random-hypercalls", "random-smc", "write-id-registers", "debug-registers", "aarch32", "aarch32-hidden", "spoil-vcpu"];
 
 /// What ends it: the misdeed, how many of its addresses to leave out, the report.
 const ENDINGS: &[(&str, u32, &str)] = &[
     ("touch-outside", 0, "read from 0xf000000, where it has nothing"),
     ("touch-outside", 4, "read from 0x41000000, where it has nothing"),
     ("touch-outside", 7, "read from 0x7f40000000, where it has nothing"),
+    ("spoil-p2m", 0, "read from 0x66600000, where it has nothing"),
     ("jump-nowhere", 0, "jumped to 0x41000000, where it has nothing"),
     ("jump-nowhere", 2, "jumped to 0x4000000000, where it has nothing"),
     ("jump-device", 0, "jumped to 0xf000000, where it has nothing"),

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The p2m server with a weakness.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+#![deny(unsafe_code)]
+
+#[cfg(target_os = "none")]
+mod board {
+    use trellis_faulty::Faulty;
+    use trellis_p2m::P2m;
+    use trellis_runtime::Svc;
+
+    trellis_runtime::server!(Faulty<P2m>, build);
+
+    fn build(system: &Svc) -> Result<Faulty<P2m>, &'static str> {
+        let config = trellis_runtime::config().map_err(|_| "no configuration")?;
+        P2m::start(system, &config).map(Faulty).map_err(|_| "the guest's memory cannot be mapped")
+    }
+}
+
+#[cfg(not(target_os = "none"))]
+fn main() {}
