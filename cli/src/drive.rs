@@ -24,12 +24,17 @@ const MOST_COMPLAINTS: usize = 1 << 16;
 /// Somebody asked the tool to end (Ctrl-C) while an emulator ran.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From now on a signal ends the emulator first; before, it ends this program at once.
+/// From now on a signal ends the emulator first; before, it ends this program at once. A second one does too: whoever
+/// reads our output may have stopped reading, and then the first is not seen.
 fn watch_for_signals() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         // Without it a signal still ends this program, only less tidily.
-        let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
+        let _ = ctrlc::set_handler(|| {
+            if INTERRUPTED.swap(true, Ordering::Relaxed) {
+                std::process::exit(Status::Failed as i32);
+            }
+        });
     });
 }
 

@@ -2,12 +2,12 @@
 //! QEMU as a child process: its command line from the board's own arguments, its serial port as a stream of events.
 //!
 //! The serial port is QEMU's standard input and output. The child is ended by its own process id, at the latest when
-//! the [`Emulator`] is dropped.
+//! the [`Emulator`] is dropped; if nobody is left to drop it, by the host's kernel.
 
 use crate::autopsy::Channel;
 use crate::status::{Doing, Failure};
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -32,6 +32,26 @@ pub fn arguments(board: &[String], image: &Path, icount: bool) -> Vec<String> {
 /// The program to run: `TRELLIS_QEMU`, or the one on the path.
 pub fn program() -> String {
     std::env::var("TRELLIS_QEMU").unwrap_or_else(|_| "qemu-system-aarch64".into())
+}
+
+/// A command for this program that ends with the thread that starts it, even if somebody kills us: on Linux the kernel
+/// sees to it, when it is asked by the child itself, which `setpriv` does before it becomes the program. Where there is
+/// none, only the [`Emulator`] ends it.
+fn bound_to_us(program: &str) -> Command {
+    let Some(setpriv) = on_path("setpriv").filter(|_| cfg!(target_os = "linux")) else { return Command::new(program) };
+    // What cannot be found shall be our complaint, not that of `setpriv`.
+    let Some(program) = on_path(program) else { return Command::new(program) };
+    let mut command = Command::new(setpriv);
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
+
+/// Where a program lies: a path as it stands, a name on `PATH`.
+fn on_path(program: &str) -> Option<PathBuf> {
+    if program.contains('/') {
+        return Some(PathBuf::from(program)).filter(|path| path.is_file());
+    }
+    std::env::split_paths(&std::env::var_os("PATH")?).map(|folder| folder.join(program)).find(|path| path.is_file())
 }
 
 /// What a running emulator does.
@@ -59,10 +79,10 @@ pub struct Emulator {
 }
 
 impl Emulator {
-    /// Starts QEMU with these arguments.
+    /// Starts QEMU with these arguments; it does not outlive the thread that calls this.
     pub fn start(arguments: &[String]) -> Result<Emulator, Failure> {
         let program = program();
-        let mut command = Command::new(&program);
+        let mut command = bound_to_us(&program);
         let control = Channel::new().doing(|| "make a folder for the emulator's control channel".into())?;
         command.args(arguments).args(control.arguments()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|error| {
