@@ -175,11 +175,7 @@ impl Cpu {
         write!("vtcr_el2", registers::vtcr(read!("id_aa64mmfr0_el1") & 15));
         isa::isb();
         if header.flags & flags::VECTORS != 0 {
-            self.guard |= fp::PROBING;
-            // An exception would read it.
-            core::hint::black_box(&mut *self);
             self.machine.lengths = fp::discover();
-            self.guard &= !fp::PROBING;
         }
         SHARED.vector_lengths.fetch_and(self.machine.lengths.0.into(), Ordering::AcqRel);
         self.machine.hertz = read!("cntfrq_el0");

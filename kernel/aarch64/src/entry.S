@@ -503,11 +503,13 @@ guest_again:
     b       load_general
 
 own_fault:
-    ldr     x0, [sp, {GUARD}]
-    tbnz    x0, 43, probe_failed        // lengths of vectors are being tried, and EL3 gave the access back
+    mrs     x2, elr_el2
+    adr     x0, probe_length            // lengths of vectors are being tried, and EL3 gave the access back
+    sub     x0, x2, x0
+    cmp     x0, 12
+    b.lo    probe_failed
     mov     x0, sp
     mrs     x1, esr_el2
-    mrs     x2, elr_el2
     mrs     x3, far_el2
     bl      own_fault_door
     b       .

@@ -86,7 +86,8 @@ load_scalable:
     each_predicate ldr
     ret
 
-// Bytes of a vector when ZCR_EL2 is x0; 0 when that is not to be had: the access came back as an exception.
+// Bytes of a vector when ZCR_EL2 is x0; 0 when that is not to be had: the access came back as an exception, which
+// `own_fault` knows by its address. The stack does not say where this CPU's block is while the kernel works.
     .globl  probe_length
 probe_length:
     msr     S3_4_C1_C2_0, x0            // ZCR_EL2

@@ -51,10 +51,8 @@ pub fn carry(way: FloatMove, lanes: u8, area: u64) {
     write!("cptr_el2", traps);
 }
 
-/// Bits of a CPU's guard: the thread that runs has its registers; lengths of vectors are being tried.
+/// A bit of a CPU's guard: the thread that runs has its registers.
 pub const OPEN: u64 = 1 << 42;
-/// The second.
-pub const PROBING: u64 = 1 << 43;
 
 /// The running thread has its registers until its next entry: no trap. The guarded vectors put the trap back.
 pub fn open_thread() {
@@ -63,7 +61,7 @@ pub fn open_thread() {
 }
 
 /// Lengths that vectors of this CPU can have, by trying: hardware takes the longest that is not longer than the wish
-/// (Arm ARM B1.4.2). The caller has [`PROBING`] in its guard. A CPU without SVE is not touched: its own ID register says so, whatever other CPUs have.
+/// (Arm ARM B1.4.2). A CPU without SVE is not touched: its own ID register says so, whatever other CPUs have.
 pub fn discover() -> Lengths {
     if read!("id_aa64pfr0_el1") >> 32 & 15 == 0 {
         return Lengths(0);
