@@ -72,26 +72,22 @@ fn a_cpu_without_sve_refuses_every_wish() {
 }
 
 #[test]
-#[ignore = "nightly: the other models"]
 fn neoverse_v1_has_256_and_128_bits() {
     all_right("neoverse-v1", &[0], 200, &[("256", 256), ("128", 128), ("\"max\"", 256), NONE]);
     all_right("neoverse-v1", &[0, 1, 2, 3], 100, &[("256", 256), ("128", 128), NONE]);
 }
 
 #[test]
-#[ignore = "nightly: the other models"]
 fn neoverse_n2_has_128_bits() {
     all_right("neoverse-n2", &[0], 200, &[("128", 128), ("\"max\"", 128), NONE]);
 }
 
 #[test]
-#[ignore = "nightly: the other models"]
 fn a64fx_has_512_256_and_128_bits() {
     all_right("a64fx", &[0], 200, &[("512", 512), ("256", 256), ("128", 128), ("\"max\"", 512), NONE]);
 }
 
 #[test]
-#[ignore = "nightly: the other models"]
 fn max_with_fewer_lengths_has_the_longest_of_them() {
     all_right("max,sve512=on,sve256=on", &[0], 200, &[("\"max\"", 512), ("256", 256), NONE]);
     all_right("max,sve-max-vq=2", &[0, 1], 200, &[("\"max\"", 256), ("128", 128), NONE]);
