@@ -8,7 +8,7 @@ use heapless::Vec;
 use serde::{Deserialize, Serialize};
 
 /// Version of this file's types.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Most servers in an image (root's signal word has one bit each).
 pub const MAX_SERVERS: usize = 48;
 /// Most guests in an image.
@@ -102,6 +102,8 @@ pub struct ServerPlan<'a> {
     pub slots: u16,
     /// Its configuration ([`P2mConfig`], [`VcpuConfig`] or [`ConsoleConfig`]), if any.
     pub config: Part,
+    /// Each of its threads has floating-point registers of its own; otherwise their use is a fault.
+    pub float: bool,
 }
 
 /// How much of a CPU.

@@ -21,6 +21,8 @@ pub struct Manifest {
     pub name: Option<Placed<String>>,
     /// The board's name, or a path to a board file.
     pub board: Option<Placed<String>>,
+    /// `server-float`: servers may use floating point.
+    pub server_float: bool,
     /// Each `[guest.NAME]`, in the order of the text.
     pub guests: Vec<GuestEntry>,
 }
@@ -138,7 +140,7 @@ pub struct GuestEntry {
     pub sve: Option<Placed<Sve>>,
 }
 
-const SYSTEM_KEYS: [&str; 4] = ["name", "board", "control", "guest"];
+const SYSTEM_KEYS: [&str; 5] = ["name", "board", "control", "server-float", "guest"];
 const SYSTEM_LATER: [Later; 2] =
     [("server", "servers of your own, such as monitors, and swapping them"), ("device", "passing devices to guests")];
 const GUEST_KEYS: [&str; 14] = [
@@ -166,7 +168,7 @@ impl Manifest {
         }
         // What follows a syntax error is guesswork, and guesses should not be complained about.
         if !errors.is_empty() {
-            return Manifest { name: None, board: None, guests: Vec::new() };
+            return Manifest { name: None, board: None, server_float: false, guests: Vec::new() };
         }
         let top = Table::new(table.get_ref(), "the manifest", 0..0);
         top.allow(&SYSTEM_KEYS, &SYSTEM_LATER, problems);
@@ -177,7 +179,13 @@ impl Manifest {
         if let Some(name) = &name {
             check_name("a system", name, problems);
         }
-        Manifest { name, board: top.text("board", "board = \"virt\"", problems), guests: guests(&top, problems) }
+        let server_float = top.choice("server-float", &[("fault", false), ("own", true)], problems);
+        Manifest {
+            name,
+            board: top.text("board", "board = \"virt\"", problems),
+            server_float: server_float.is_some_and(|choice| choice.value),
+            guests: guests(&top, problems),
+        }
     }
 }
 

@@ -31,6 +31,7 @@ pub struct System {
     pub(crate) board_text: String,
     pub(crate) guests: Vec<Guest>,
     pub(crate) servers: Vec<(String, Role)>,
+    pub(crate) server_float: bool,
 }
 
 impl System {
@@ -121,6 +122,7 @@ impl System {
             table_pages: TABLE_PAGES,
             slots: SLOTS,
             config: Part::default(),
+            float: self.server_float,
         }
     }
 }
@@ -187,7 +189,8 @@ fn check(path: &Path, text: String, source: &dyn Source, problems: &mut Problems
             [(guest.p2m_name(), Role::P2m(index as u8)), (guest.vcpu_name(), Role::Vcpu(index as u8))]
         }))
         .collect();
-    Some(System { name: manifest.name?.value, text, board, board_text, guests, servers })
+    let server_float = manifest.server_float;
+    Some(System { name: manifest.name?.value, text, board, board_text, guests, servers, server_float })
 }
 
 fn board(name: &Placed<String>, folder: &Path, source: &dyn Source, problems: &mut Problems) -> Option<(Board, String)> {

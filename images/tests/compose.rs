@@ -132,6 +132,16 @@ fn root_finds_servers_and_guests_through_the_plan() {
 }
 
 #[test]
+fn servers_have_floating_point_only_where_the_manifest_says_so() {
+    let text = std::fs::read_to_string("hello.toml").expect("the manifest");
+    for (line, float) in [("", false), ("server-float = \"fault\"\n", false), ("server-float = \"own\"\n", true)] {
+        let system = System::from_text(Path::new("hello.toml"), format!("{line}{text}"), &Shelf);
+        let system = system.unwrap_or_else(|report| panic!("{}", report.render(false)));
+        assert!(system.plan().servers.iter().all(|server| server.float == float), "{line}");
+    }
+}
+
+#[test]
 fn an_image_says_what_it_consists_of() {
     let mut image = system("linux.toml").compose(&programs()).expect("an image");
     let queried = query(&image).expect("an image of ours");

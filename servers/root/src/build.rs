@@ -100,7 +100,7 @@ fn fill(system: &impl System, board: &impl Board, run: Frames, bytes: &[u8]) -> 
     Ok(())
 }
 
-/// Stacks, buffers and the threads that use them.
+/// Stacks, buffers and the threads that use them, with floating-point registers if the plan says so.
 fn threads(
     system: &impl System, supply: &mut Supply, domain: Domain, plan: &ServerPlan<'_>, times: &[Time],
 ) -> Result<Vec<Thread, MAX_THREADS>, StartError> {
@@ -122,6 +122,9 @@ fn threads(
         };
         let slot = supply.slot();
         let thread = Thread::create(system, domain, setup, slot).step("make a thread")?;
+        if plan.float {
+            thread.float(system, supply.take(system, 1)?).step("give a thread floating-point registers")?;
+        }
         threads.push(thread).map_err(|_| StartError::Plan("too many threads"))?;
     }
     Ok(threads)

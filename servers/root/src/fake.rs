@@ -49,6 +49,8 @@ pub struct FakeDomain {
     pub started: Vec<(u64, u64, u64)>,
     /// Threads with a supervisor's bits.
     pub supervised: BTreeMap<usize, u64>,
+    /// Where the floating-point registers of its threads are saved.
+    pub float: BTreeMap<usize, usize>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -291,6 +293,12 @@ impl State {
                 self.domains[domain].supervised.insert(index, bits);
                 Ok([0; 3])
             }
+            Op::ThreadFloat => {
+                let ((domain, index), run) = (self.thread(a[0])?, self.frames(a[1])?);
+                assert_eq!(self.runs[run].pages, 1);
+                assert_eq!(self.domains[domain].float.insert(index, run), None);
+                Ok([0; 3])
+            }
             Op::PortalCreate => {
                 let (domain, index) = self.thread(a[0])?;
                 self.put(a[2], Object::Portal(domain, index, a[1]))
@@ -481,6 +489,7 @@ fn server(name: &'static str, role: Role, threads: usize, config: Part) -> Serve
         table_pages: 16,
         slots: 64,
         config,
+        float: false,
     }
 }
 

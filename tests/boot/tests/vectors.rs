@@ -13,18 +13,27 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// One guest: what its manifest says of SVE, and the bits that its vectors must then have.
 type Wish = (&'static str, u64);
 
-/// Guests of our own side by side, all on these CPUs; runs until all have ended.
-fn beside(cpu: &str, cpus: &[u8], rounds: u64, wishes: &[Wish]) -> Seen {
+/// Guests of our own side by side, all on these CPUs.
+fn manifest(cpus: &[u8], rounds: u64, wishes: &[Wish]) -> String {
     let mut text = "name = \"vectors\"\nboard = \"virt\"\n".to_owned();
     for (index, (sve, bits)) in wishes.iter().enumerate() {
         let line = format!("name=g{index} seed={} bits={bits} rounds={rounds}", index + 1);
         let _ = write!(text, "\n[guest.g{index}]\nkernel = \"vectors\"\ncommand-line = \"{line}\"\n");
         let _ = writeln!(text, "memory = \"16M\"\non-reset = \"end\"\ncpus = {cpus:?}\nsve = {sve}");
     }
+    text
+}
+
+/// Runs until all have ended.
+fn run(cpu: &str, text: &str) -> Seen {
     let file = tempfile::Builder::new().suffix(".toml").tempfile().expect("a place for a manifest");
     std::fs::write(file.path(), text).expect("the manifest is written");
     let run = Run { manifest: Some(file.path().to_owned()), cpu: Some(cpu.into()), ..of("vectors.toml", LIMIT) };
     seen(&run, &[])
+}
+
+fn beside(cpu: &str, cpus: &[u8], rounds: u64, wishes: &[Wish]) -> Seen {
+    run(cpu, &manifest(cpus, rounds, wishes))
 }
 
 /// Every guest found all its registers again.
@@ -37,6 +46,17 @@ fn all_right(cpu: &str, cpus: &[u8], rounds: u64, wishes: &[Wish]) {
 }
 
 const NONE: Wish = ("\"off\"", 0);
+
+/// Root takes the pages of all servers' threads, and nothing else changes: ours use no floating point.
+#[test]
+fn servers_that_may_use_floating_point_leave_their_guests_registers_alone() {
+    let wishes = [("256", 256), NONE];
+    let text = format!("server-float = \"own\"\n{}", manifest(&[0, 1], 60, &wishes));
+    let seen = run("max", &text);
+    seen.expect_good_end();
+    let right = seen.guests_with(|line| line.contains("every register right"));
+    seen.expect(right.len() == wishes.len(), "every guest says so");
+}
 
 #[test]
 fn lengths_from_none_to_2048_bits_alternate_on_one_cpu() {

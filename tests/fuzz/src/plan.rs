@@ -51,6 +51,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         table_pages: 16,
         slots: 64,
         config: part,
+        float: false,
     };
     let servers =
         [server("console", Role::Console, &[0]), server("p2m.a", Role::P2m(0), &[0, 0]), server("vcpu.a", Role::Vcpu(0), &[0, 0])];

@@ -158,6 +158,7 @@ fn server(name: &'static str, role: Role, cpus: &[u8], config: Part) -> ServerPl
         table_pages: 24,
         slots: 64,
         config,
+        float: false,
     }
 }
 

@@ -80,6 +80,39 @@ fn a_guest_whose_servers_crash_or_hang_starts_again_until_that_happens_too_often
     whole.lawful();
 }
 
+/// What its threads keep floating-point registers in comes back with everything else when a server dies.
+#[test]
+fn a_server_with_floating_point_is_made_again_with_it() {
+    let whole = Whole::new();
+    let mut plan = plan(OnReset::Reboot);
+    plan.servers.iter_mut().for_each(|server| server.float = true);
+    let mut root = whole.root(plan);
+    whole.reports();
+    let areas = || {
+        let hosted = whole.hosted.borrow();
+        let of = |cpu: &trellis_hosted::hosted::Cpu| {
+            let area = |id: trellis_core::pool::Id<_>| cpu.local.threads.at(id.index() as u16).float.area;
+            cpu.local.threads.names().map(area).filter(|area| *area != 0).collect::<Vec<_>>()
+        };
+        let mut areas: Vec<_> = hosted.cpus.iter().flat_map(of).collect();
+        areas.sort_unstable();
+        areas
+    };
+    let (before, counted) = (areas(), counts(whole));
+    // The console's, three of p2m, four of vcpu; not root's.
+    assert_eq!(before.len(), 8);
+    assert!(before.windows(2).all(|pair| pair[0] != pair[1]));
+    for (rank, fate) in [(VCPU, Fate::Crash), (P2M, Fate::Hang)] {
+        whole.fate.set(Some((rank, fate)));
+        whole.does([Act::Write(FAR), Act::Hypercall(PSCI_VERSION)]);
+        let seen = told(whole, &mut root);
+        assert!(matches!(seen[1..], [Report::GuestRebooted { .. }]), "{seen:?}");
+        whole.lawful();
+        assert_eq!(areas(), before);
+    }
+    assert_eq!(counts(whole), counted);
+}
+
 #[test]
 fn a_guest_that_started_again_has_clean_memory_and_lives_as_before() {
     let whole = Whole::new();

@@ -146,6 +146,27 @@ fn servers_have_their_programs_stacks_and_threads() {
 }
 
 #[test]
+fn threads_have_floating_point_registers_only_where_the_plan_says_so() {
+    let fake = Fake::new();
+    let mut plan = plan();
+    for server in [0, 2] {
+        plan.servers[server].float = true;
+    }
+    start_plan(&fake, plan);
+    for (index, threads) in [(1, 1), (2, 0), (3, 3), (4, 0), (5, 0)] {
+        assert!(fake.domain(index).float.keys().copied().eq(0..threads), "server {index}");
+    }
+    let mut areas: Vec<usize, 8> = [1, 3].iter().flat_map(|index| fake.domain(*index).float.into_values()).collect();
+    areas.sort_unstable();
+    assert!(areas.windows(2).all(|pair| pair[0] != pair[1]), "each has a page of its own");
+    fake.check_runs_do_not_overlap();
+    // The usual plan: nobody has any, and their use is a fault.
+    let fake = Fake::new();
+    start(&fake);
+    assert_eq!(fake.count(Op::ThreadFloat), 0);
+}
+
+#[test]
 fn each_ring_is_one_page_with_two_ends() {
     let fake = Fake::new();
     start(&fake);
