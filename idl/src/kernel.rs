@@ -156,15 +156,29 @@ pub enum Op {
     /// Says whether the guest's distributor forwards at all: `x0` vCPU, `x1` 0 or 1.
     LinesEnable = 0x55,
     /// Takes a guest-wide line out of the vCPU it is in: `x0` vCPU, `x1` line. Back: `x0` = its state (a [`LineState`]).
-    /// `BadState` while it is active there, and for one tied to a physical line.
+    /// `BadState` while it is active there.
     LineTake = 0x56,
 
     /// Binds a physical line to a signal: `x0` line capability, `x1` signal capability. The line is masked when it arrives.
     LineBind = 0x58,
-    /// Unmasks a bound line: `x0` line capability.
+    /// Unmasks a bound or forwarded line (`x1` = 0) or masks it (1): `x0` line capability. Unmasked it comes to the caller's
+    /// CPU (`x2` = 0) or to CPU `x2` - 1.
     LineAck = 0x59,
     /// Makes a line capability: `x0` system capability, `x1` physical line, `x2` empty slot.
     LineCreate = 0x5a,
+    /// Makes a line a source of interrupts that go into the queue of the CPU that takes them: `x0` line capability. It stays
+    /// masked until [`Op::LineAck`], and is not masked when it comes: it does not come again before it was ended. Back: `x0` =
+    /// the source. Refused `Occupied` when it is bound already, `Quota` when there are no more sources.
+    LineForward = 0x5b,
+    /// Ends that: `x0` line capability. It is masked and no longer active. Back: `x0` = 1 as long as the source is in a queue or
+    /// served: ask again. A line that is not forwarded stays as it is.
+    LineRelease = 0x5c,
+    /// Ties a guest's line to the physical one of its number (32 to 127), or unties it: `x0` vCPU, `x1` line capability, `x2` =
+    /// 1 or 0. The guest's end of the interrupt is the physical one's then. To be done for each vCPU that the line may be sent to.
+    LineTie = 0x5d,
+    /// Hands a source's interrupt to a vCPU that its line is tied to and sent to, and completes its service: `x0` vCPU, `x1` a
+    /// [`Service`]. Refused `BadState` when the line is not sent to this vCPU, `Gone` when the service is over.
+    LinePass = 0x5e,
 
     /// Switches the machine off or restarts it: `x0` system capability, `x1` 0 = off, 1 = restart.
     SystemOff = 0x60,
@@ -174,6 +188,16 @@ pub enum Op {
     LogRead = 0x62,
     /// Facts about the machine: `x0` system capability, `x1` which [`Fact`]. Back: `x1` = its value.
     Fact = 0x63,
+    /// Who serves this CPU's queue of interrupts from now on: `x0` system capability with [`Rights::LINES`], `x1` signal
+    /// capability, raised when something comes into the empty queue, and now; `x2` = 1: sources that were being served, of
+    /// whatever CPU, are to be served again, for who served them is no more.
+    QueueServe = 0x64,
+    /// Takes up to two sources out of this CPU's queue: `x0` system capability with [`Rights::LINES`]. Back: `x0` = how many
+    /// (0 = it is empty), `x1` and `x2` = a [`Service`] each, to be completed by [`Op::LinePass`] or [`Op::QueueDone`].
+    QueueTake = 0x65,
+    /// Completes a service without handing the interrupt to anybody: `x0` system capability with [`Rights::LINES`], `x1` a
+    /// [`Service`]. Refused `Gone` when it is over.
+    QueueDone = 0x66,
     /// Copies records of a CPU's trace ([`crate::trace`]) into the buffer, oldest first: `x0` system capability with
     /// [`Rights::CONTROL`], `x1` CPU, `x2` place in the ring to begin at (counted modulo its length). Back: `x0` =
     /// records copied, at most [`crate::trace::MOST_READ`]; `x1` = place behind them; `x2` = place of the next record to
@@ -195,8 +219,8 @@ impl Op {
         Op::VcpuStop, Op::VcpuException, Op::VcpuLaunch, Op::VcpuDestroy,
         Op::LinesWrite, Op::LinesRead, Op::LinesPriority, Op::LinesPriorityRead, Op::LineTarget, Op::LinesEnable,
         Op::LineTake,
-        Op::LineBind, Op::LineAck, Op::LineCreate,
-        Op::SystemOff, Op::Log, Op::LogRead, Op::Fact, Op::TraceRead,
+        Op::LineBind, Op::LineAck, Op::LineCreate, Op::LineForward, Op::LineRelease, Op::LineTie, Op::LinePass,
+        Op::SystemOff, Op::Log, Op::LogRead, Op::Fact, Op::QueueServe, Op::QueueTake, Op::QueueDone, Op::TraceRead,
     ];
 
     /// The highest number of an operation.
@@ -325,7 +349,7 @@ impl Rights {
     pub const EXECUTE: Rights = Rights(4);
     /// Guest: change its maps. Domain: change its maps and threads.
     pub const EDIT: Rights = Rights(8);
-    /// vCPU, guest: change virtual interrupt state.
+    /// vCPU, guest: change virtual interrupt state. System: serve queues of interrupts.
     pub const LINES: Rights = Rights(16);
     /// Destroy, reclaim, revoke, split; make objects of it.
     pub const CONTROL: Rights = Rights(32);
@@ -622,6 +646,29 @@ impl LineState {
     }
 }
 
+/// A service of a source of interrupts that has begun, as [`Op::QueueTake`] gives it: bits 0–15 the source, 16 its line
+/// fired since the service before, 32–63 which service of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(transparent)]
+pub struct Service(pub u64);
+
+impl Service {
+    /// Of these parts.
+    pub const fn new(source: u16, turn: u32, latched: bool) -> Service {
+        Service(source as u64 | (latched as u64) << 16 | (turn as u64) << 32)
+    }
+
+    /// Which source, as [`Op::LineForward`] numbered it.
+    pub const fn source(self) -> u16 {
+        self.0 as u16
+    }
+
+    /// Whether the line fired since the service before.
+    pub const fn has_fired(self) -> bool {
+        self.0 >> 16 & 1 == 1
+    }
+}
+
 /// A bit field that every virtual line has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -766,7 +813,7 @@ mod tests {
             assert!((pair[0] as u8) < pair[1] as u8);
         }
         assert_eq!(Op::from_number(0x63), Some(Op::Fact));
-        assert_eq!(Op::from_number(0x64), None);
+        assert_eq!(Op::from_number(0x67), None);
         assert_eq!(Op::from_number(Op::LAST), Op::ALL.last().copied());
         assert_eq!(Op::from_number(Op::LAST + 1), None);
         assert_eq!(Op::from_number(0xff), None);

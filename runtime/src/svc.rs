@@ -159,8 +159,8 @@ fn by_number(op: Op, a: [u64; 6]) -> [u64; 3] {
         DomainDestroy ThreadCreate ThreadStart ThreadDestroy ThreadFault ThreadSupervise ThreadFloat PortalCreate SignalCreate Grant
         Drop Revoke GuestCreate GuestMap GuestUnmap GuestProtect GuestWrite GuestDestroy VcpuCreate VcpuRoute
         VcpuWindow VcpuGet VcpuSet VcpuStart VcpuReset VcpuStop VcpuException VcpuLaunch VcpuDestroy LinesWrite LinesRead
-        LinesPriority LinesPriorityRead LineTarget LinesEnable LineTake LineBind LineAck LineCreate SystemOff Log LogRead
-        Fact TraceRead
+        LinesPriority LinesPriorityRead LineTarget LinesEnable LineTake LineBind LineAck LineCreate LineForward
+        LineRelease LineTie LinePass SystemOff Log LogRead Fact QueueServe QueueTake QueueDone TraceRead
     }
 }
 

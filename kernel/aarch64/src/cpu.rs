@@ -17,6 +17,7 @@ use core::fmt::Write;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 use trellis_core::float::{self, Lengths};
+use trellis_core::forward::is_forwarded;
 use trellis_core::local::{Local, Running, THREADS, VCPUS};
 use trellis_core::machine::{Machine, VcpuContext};
 use trellis_core::shared::Shared;
@@ -316,8 +317,10 @@ impl Cpu {
                 Trap::Kick
             }
             32..1020 => {
-                self.machine.gic.mask(line, true);
-                self.machine.gic.deactivate(line);
+                if !is_forwarded(&SHARED, line) {
+                    self.machine.gic.mask(line, true);
+                    self.machine.gic.deactivate(line);
+                }
                 Trap::Line(line)
             }
             _ => Trap::Spurious,

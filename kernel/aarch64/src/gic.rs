@@ -77,6 +77,15 @@ impl Gic {
         }
     }
 
+    /// Makes a device line inactive, whichever CPU acknowledged it.
+    pub fn end_line(&self, line: u32) {
+        match self {
+            Gic::V3(gic) => gic.end_line(line),
+            Gic::V2(gic) => gic.end_line(line),
+            Gic::None => {},
+        }
+    }
+
     /// Masks or unmasks a device line; unmasked it comes to this CPU.
     #[inline]
     pub fn mask(&self, line: u32, masked: bool) {

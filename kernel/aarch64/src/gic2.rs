@@ -98,6 +98,11 @@ impl Gic2 {
         }
     }
 
+    /// Makes a device line inactive (GICv2 4.3.10).
+    pub fn end_line(&self, line: u32) {
+        mmio::write32(self.distributor + GICD_ICACTIVER + 4 * (line as u64 / 32), 1 << (line % 32));
+    }
+
     /// Masks or unmasks a device line; unmasked it comes to this CPU.
     pub fn mask(&self, line: u32, masked: bool) {
         if !(32..1020).contains(&line) {

@@ -12,6 +12,7 @@ use crate::registers::unpack_list;
 const GICD_CTLR: u64 = 0;
 const GICD_ICENABLER: u64 = 0x180;
 const GICD_ISENABLER: u64 = 0x100;
+const GICD_ICACTIVER: u64 = 0x380;
 const GICD_IGROUPR: u64 = 0x80;
 const GICD_IPRIORITYR: u64 = 0x400;
 const GICD_IROUTER: u64 = 0x6000;
@@ -101,6 +102,11 @@ impl Gic3 {
     /// Deactivates a line that the kernel ends itself.
     pub fn deactivate(&self, line: u32) {
         write!("ICC_DIR_EL1", line as u64);
+    }
+
+    /// Makes a device line inactive (GICv3 12.9.9).
+    pub fn end_line(&self, line: u32) {
+        mmio::write32(self.distributor + GICD_ICACTIVER + 4 * (line as u64 / 32), 1 << (line % 32));
     }
 
     /// Masks or unmasks a device line; unmasked it comes to this CPU.

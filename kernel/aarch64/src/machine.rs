@@ -320,6 +320,10 @@ impl Machine for Aarch64 {
         self.gic.mask(line, masked);
     }
 
+    fn end_line(&mut self, line: u32) {
+        self.gic.end_line(line);
+    }
+
     fn is_loaded(&self, vcpu: &Vcpu) -> bool {
         core::ptr::eq(self.loaded, vcpu)
     }

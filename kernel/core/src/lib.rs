@@ -24,6 +24,7 @@ pub mod cap;
 pub mod domain;
 pub mod errand;
 pub mod float;
+pub mod forward;
 pub mod frame;
 pub mod grace;
 pub mod guest;

@@ -100,6 +100,8 @@ pub struct Lines {
     listed: u128,
     /// Tied to the physical line of the same number.
     hardware: u128,
+    /// Guest-wide lines that are sent to this vCPU.
+    home: u128,
     priority: [u8; 128],
     /// Who sent each pending software interrupt, one bit a vCPU. None while it is pending: vCPU 0.
     senders: [u8; SOFTWARE as usize],
@@ -124,6 +126,7 @@ impl Lines {
         active: 0,
         listed: 0,
         hardware: 1 << VIRTUAL_TIMER,
+        home: 0,
         priority: [0; 128],
         senders: [0; SOFTWARE as usize],
         slots: [FREE; LIST_ENTRIES],
@@ -272,6 +275,16 @@ impl Lines {
         }
     }
 
+    /// Guest-wide lines are all sent to a guest's first vCPU at first.
+    pub fn begin(&mut self, is_first: bool) {
+        self.home = if is_first { SHARED } else { 0 };
+    }
+
+    /// Whether a physical line is tied to the guest's line of its number, and that is sent to this vCPU.
+    pub fn is_tied_here(&self, line: u32) -> bool {
+        line < 128 && self.hardware & self.home & bit(line as u8) != 0
+    }
+
     /// Makes a line pending.
     pub fn make_pending(&mut self, line: u8) {
         self.pending |= bit(line);
@@ -287,6 +300,7 @@ impl Lines {
             }
             *word &= !bit(line);
         }
+        self.home &= !bit(line);
         LineState::new(bits, core::mem::take(&mut self.priority[line as usize & 127]))
     }
 
@@ -297,6 +311,7 @@ impl Lines {
             *word = *word & !bit(line) | if state.has(number) { bit(line) } else { 0 };
         }
         self.priority[line as usize & 127] = state.priority() & 0xf8;
+        self.home |= bit(line);
     }
 
     /// Reset state, but for what is the guest's and not this vCPU's: whether the distributor forwards, and its lines.
@@ -307,6 +322,8 @@ impl Lines {
             level: self.level & SHARED,
             edge: self.edge & SHARED | Lines::EMPTY.edge,
             group: self.group & SHARED,
+            hardware: self.hardware & SHARED | Lines::EMPTY.hardware,
+            home: self.home,
             priority: self.priority,
             forwarding: self.forwarding,
             ..Lines::EMPTY
@@ -643,11 +660,16 @@ pub fn write<M: Machine>(
     if of_one {
         lines.name_senders();
     }
+    let gone = mask & !set;
+    let ended = gone & SHARED & lines.hardware & match field {
+        LineField::Pending => lines.pending | lines.listed & !lines.active,
+        LineField::Active => lines.active,
+        _ => 0,
+    };
     let word = lines.field(field);
     *word = *word & !mask | set;
     // Software interrupts are edge triggered, always.
     lines.edge |= 0xffff;
-    let gone = mask & !set;
     match field {
         LineField::Enabled => withdraw(local, machine, index, gone, true),
         LineField::Pending if of_one => {
@@ -669,8 +691,41 @@ pub fn write<M: Machine>(
         LineField::Active => deactivate(local, machine, index, gone),
         LineField::Edge | LineField::Group => {}
     }
+    let_go(machine, ended);
     notice(local, index);
     Ok(0)
+}
+
+/// Physical lines whose interrupt the guest will not end any more.
+fn let_go<M: Machine>(machine: &mut M, mut which: u128) {
+    while which != 0 {
+        machine.end_line(which.trailing_zeros());
+        which &= which - 1;
+    }
+}
+
+/// `Op::LineTie`: a guest-wide line is tied to the physical one of its number, or is no more: what came and was not ended
+/// is dropped then.
+pub fn tie<M: Machine>(
+    local: &mut Local<M>, machine: &mut M, index: u16, line: u32, on: bool,
+) -> Result<u64, Refusal> {
+    let which = bit(shared_line(line.into())?);
+    if on {
+        local.vcpus.at_mut(index).lines.hardware |= which;
+        return Ok(0);
+    }
+    for field in [LineField::Pending, LineField::Active] {
+        write(local, machine, index, field as u64, line as u64 & !31, 1 << (line & 31), 0, 0)?;
+    }
+    local.vcpus.at_mut(index).lines.hardware &= !which;
+    Ok(0)
+}
+
+/// A tied line's interrupt came.
+#[cfg_attr(target_os = "none", optimize(speed))]
+pub(crate) fn arrive_tied<M: Machine>(local: &mut Local<M>, index: u16, line: u8) {
+    local.vcpus.at_mut(index).lines.pending |= bit(line);
+    vcpu::wake(local, index);
 }
 
 /// Wakes the vCPU when something waits for it.
@@ -735,7 +790,7 @@ pub fn take<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, line:
     let line = shared_line(line)?;
     sync(local, machine, index);
     let lines = &local.vcpus.at(index).lines;
-    if (lines.active | lines.hardware) & bit(line) != 0 {
+    if lines.active & bit(line) != 0 {
         return Err(Refusal::BadState);
     }
     withdraw(local, machine, index, bit(line), true);
@@ -802,6 +857,10 @@ pub fn forward<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, on
 pub fn reset<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
     withdraw(local, machine, index, SHARED, true);
     for slot in 0..machine.list_entries() {
+        let held = entry(local, machine, index, slot);
+        if held.active && held.hardware && held.line >= PRIVATE {
+            machine.end_line(held.line.into());
+        }
         set_entry(local, machine, index, slot, ListEntry::default());
     }
     let lines = &mut local.vcpus.at_mut(index).lines;

@@ -2,10 +2,12 @@
 //! What belongs to one CPU alone: its threads, vCPUs, portals, budgets and timers. Reached without locks or atomics.
 
 use crate::float::Registers;
+use crate::forward::QueueServer;
 use crate::machine::{Machine, NEVER, Ticks};
 use crate::patience::Looks;
 use crate::pool::{Id, Pool};
 use crate::portal::Portal;
+use crate::queue::Backlog;
 use crate::schedule::{Budget, BudgetId, NO_BUDGET};
 use crate::thread::{Thread, ThreadName};
 use crate::vcpu::{Vcpu, VcpuName};
@@ -73,6 +75,10 @@ pub struct Local<M: Machine> {
     pub deadlines: [Ticks; BUDGETS],
     /// Whose its floating-point registers are.
     pub float: Registers,
+    /// Who forwards this CPU's interrupts.
+    pub server: QueueServer,
+    /// What it took out of its queue and has not been given yet.
+    pub backlog: Backlog,
 }
 
 impl<M: Machine> Local<M> {
@@ -98,6 +104,8 @@ impl<M: Machine> Local<M> {
             budgets: [Budget::EMPTY; BUDGETS],
             deadlines: [NEVER; BUDGETS],
             float: Registers::NEW,
+            server: QueueServer { thread: 0, bits: 0 },
+            backlog: Backlog::EMPTY,
         }
     }
 

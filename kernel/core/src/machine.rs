@@ -93,6 +93,8 @@ pub trait Machine: Memory + Sized + core::fmt::Debug {
     fn kick(&mut self, cpu: u16);
     /// Masks or unmasks a physical line.
     fn mask(&mut self, line: u32, masked: bool);
+    /// Ends a physical line that may be active, whoever took it.
+    fn end_line(&mut self, line: u32);
     /// Whether the vCPU with this context has its state in the hardware of this CPU.
     fn is_loaded(&self, vcpu: &Self::Vcpu) -> bool;
     /// The list registers of the loaded vCPU: reads one.

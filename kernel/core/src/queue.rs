@@ -45,6 +45,16 @@ impl Backlog {
         self.first == 0
     }
 
+    /// What waits here and in the queue, to be looked at while nobody else does anything.
+    pub fn waiting<A: Atomic, const N: usize>(
+        &self, queue: &Queue<A>, sources: &Sources<A, N>,
+    ) -> impl Iterator<Item = u16> {
+        [self.first, queue.0.load()].into_iter().flat_map(|first| {
+            let next = |last: &u64| Some(sources.at(last.checked_sub(1)? as u16).next.load());
+            core::iter::successors(Some(first), next).filter_map(|place| Some(place.checked_sub(1)? as u16))
+        })
+    }
+
     /// Takes the one that came first.
     pub fn pop<A: Atomic, const N: usize>(&mut self, queue: &Queue<A>, sources: &Sources<A, N>) -> Option<Popped> {
         if self.first == 0 {

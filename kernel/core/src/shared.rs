@@ -3,6 +3,7 @@
 
 use crate::domain::Domain;
 use crate::errand::{Errand, Errands, each};
+use crate::forward::Forwarding;
 use crate::frame::Runs;
 use crate::grace::{Grace, Mark};
 use crate::guest::Guest;
@@ -54,7 +55,7 @@ pub const GUEST_VCPUS: usize = 16;
 pub struct LineSlot {
     /// The thread's name.
     pub thread: AtomicU64,
-    /// The bits it gets; 0 = not bound.
+    /// The bits it gets; 0 = not bound; [`crate::forward::FORWARDED`] and a source: it is forwarded.
     pub bits: AtomicU64,
 }
 
@@ -77,6 +78,8 @@ pub struct Shared {
     pub vector_lengths: AtomicU64,
     /// Physical lines.
     pub lines: [LineSlot; LINES],
+    /// Lines that are forwarded.
+    pub forwarding: Forwarding,
     /// Taken by operations that make, destroy, grant or revoke.
     pub control: Lock<Control>,
     /// Each guest's maps, under the guest's own lock.
@@ -146,6 +149,7 @@ impl Shared {
             grace: Grace::new(),
             vector_lengths: AtomicU64::new(0xffff),
             lines: [const { LineSlot { thread: ZERO, bits: ZERO } }; LINES],
+            forwarding: Forwarding::NONE,
             control: Lock::new(Control {
                 guests: Pool::new(SHARED_HOME),
                 domains: Pool::new(SHARED_HOME),

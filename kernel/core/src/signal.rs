@@ -2,6 +2,7 @@
 //! Signals: bits in a thread's word, from any CPU; and physical lines bound to them.
 
 use crate::errand::{Errand, each};
+use crate::forward::{self, FORWARDED, QueueServer};
 use crate::local::{Local, Running, THREADS};
 use crate::machine::{Machine, NEVER, ThreadContext};
 use crate::pool::Id;
@@ -135,19 +136,23 @@ pub fn kicked<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M
     schedule::go_on(local, shared, machine)
 }
 
-/// A device line arrived and is masked: its thread is told.
+/// A device line arrived: its thread is told, or its source queued.
 pub fn line_arrived<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, line: u32) -> Next {
-    if let Some(slot) = shared.lines.get(line as usize % LINES) {
-        let (thread, bits) = (slot.thread.load(Ordering::Acquire), slot.bits.load(Ordering::Relaxed));
-        if bits != 0 {
-            raise(local, shared, machine, Id::from_word(thread), bits);
-        }
+    let slot = &shared.lines[line as usize % LINES];
+    let (thread, bits) = (slot.thread.load(Ordering::Acquire), slot.bits.load(Ordering::Relaxed));
+    let server = match bits {
+        0 => None,
+        _ if bits & FORWARDED != 0 => forward::fired(local, shared, bits),
+        _ => Some(QueueServer { thread, bits }),
+    };
+    if let Some(server) = server {
+        forward::wake(local, shared, machine, server);
     }
     schedule::go_on(local, shared, machine)
 }
 
-/// A device line arrived and is masked, and its thread waits for it on this CPU and goes before what runs: it runs at
-/// once, entered at the end of its system call. [`Next::Slow`]: it is not so.
+/// A device line arrived, and its thread waits for it on this CPU and goes before what runs: it runs at once, entered at
+/// the end of its system call. [`Next::Slow`]: it is not so; if a queue is to be served, its server is told.
 #[inline(always)]
 pub fn line_at_once<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, line: u32) -> Next {
     let slot = &shared.lines[line as usize % LINES];
@@ -155,36 +160,21 @@ pub fn line_at_once<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: 
     if bits == 0 || local.running == Running::Idle {
         return Next::Slow;
     }
-    let next = overtake(local, shared, machine, Id::from_word(thread), bits);
+    let mut server = QueueServer { thread, bits };
+    if bits & FORWARDED != 0 {
+        let Some(found) = forward::fired(local, shared, bits) else { return Next::Slow };
+        server = found;
+    }
+    let next = overtake(local, shared, machine, Id::from_word(server.thread), server.bits);
     if let Next::Overtake { thread, value } = next {
         let thread = local.threads.at_mut(thread);
         thread.entry = Entry::Parked;
         thread.context.set_return([value, 0, 0]);
+    } else if bits & FORWARDED != 0 {
+        // The source is in the queue: the slow way will find nothing new.
+        forward::wake(local, shared, machine, server);
     }
     next
-}
-
-/// `Op::LineBind`: line capability, signal capability.
-pub fn line_bind<M: Machine>(
-    local: &mut Local<M>, shared: &Shared, machine: &mut M, line: u64, signal: u64,
-) -> Result<u64, Refusal> {
-    let table = local.threads.at(local.thread()).table;
-    let line = shared.table.find(table, line, Kind::Line, Rights::CONTROL)?;
-    let signal = shared.table.find(table, signal, Kind::Signal, Rights::USE)?;
-    let slot = shared.lines.get(line.name as usize).ok_or(Refusal::OutOfRange)?;
-    slot.bits.store(signal.word.badge(), Ordering::Relaxed);
-    slot.thread.store(signal.name, Ordering::Release);
-    machine.mask(line.name as u32, false);
-    Ok(0)
-}
-
-/// `Op::LineAck`.
-#[cfg_attr(target_os = "none", optimize(speed))]
-pub fn line_ack<M: Machine>(local: &Local<M>, shared: &Shared, machine: &mut M, line: u64) -> Result<u64, Refusal> {
-    let table = local.threads.at(local.thread()).table;
-    let line = shared.table.find(table, line, Kind::Line, Rights::CONTROL)?;
-    machine.mask(line.name as u32, false);
-    Ok(0)
 }
 
 /// The name of a thread without the machine in its type.

@@ -121,6 +121,11 @@ impl<A: Atomic, const N: usize> Sources<A, N> {
         self.at(index).word.load() & (RUNNING | LINKED) == 0
     }
 
+    /// Whether it is in a queue.
+    pub fn is_linked(&self, index: u16) -> bool {
+        self.at(index).word.load() & LINKED != 0
+    }
+
     /// The line fired. What comes back must go into this CPU's queue.
     #[inline(always)]
     pub fn raise(&self, index: u16) -> Option<Unlinked> {

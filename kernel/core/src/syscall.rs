@@ -23,6 +23,7 @@ use trellis_idl::trace::TraceKind;
 mod capability;
 mod domain;
 mod guest;
+mod line;
 mod memory;
 mod reclaim;
 mod system;
@@ -174,9 +175,16 @@ impl<M: Machine> Call<'_, M> {
             Op::VcpuDestroy => self.vcpu_destroy(),
             Op::LinesWrite | Op::LinesRead | Op::LinesPriority | Op::LinesPriorityRead | Op::LineTarget | Op::LineTake
             | Op::LinesEnable => self.lines(op),
-            Op::LineBind => signal::line_bind(self.local, self.shared, self.machine, self.a[0], self.a[1]),
-            Op::LineAck => signal::line_ack(self.local, self.shared, self.machine, self.a[0]),
+            Op::LineBind => self.line_bind(),
+            Op::LineAck => self.line_ack(),
             Op::LineCreate => self.line_create(),
+            Op::LineForward => self.line_forward(),
+            Op::LineRelease => self.line_release(),
+            Op::LineTie => self.line_tie(),
+            Op::LinePass => self.line_pass(),
+            Op::QueueServe => self.queue_serve(),
+            Op::QueueTake => self.queue_take(),
+            Op::QueueDone => self.queue_done(),
             Op::SystemOff => self.system_off(),
             Op::Log => self.log(),
             Op::LogRead => self.log_read(),

@@ -71,6 +71,8 @@ enum Shape {
     Word,
     /// Any half of a word.
     Half,
+    /// A service that has begun.
+    Taken,
 }
 
 fn shape(op: Op) -> [Shape; 6] {
@@ -125,7 +127,13 @@ fn shape(op: Op) -> [Shape; 6] {
         Op::LineTake => of(&[Of(Kind::Vcpu), Below(129)]),
         Op::LinesEnable => of(&[Of(Kind::Vcpu), Below(3)]),
         Op::LineBind => of(&[Of(Kind::Line), Of(Kind::Signal)]),
-        Op::LineAck => of(&[Of(Kind::Line)]),
+        Op::LineAck => of(&[Of(Kind::Line), Below(3), Below(4)]),
+        Op::LineForward | Op::LineRelease => of(&[Of(Kind::Line)]),
+        Op::LineTie => of(&[Of(Kind::Vcpu), Of(Kind::Line), Below(3)]),
+        Op::LinePass => of(&[Of(Kind::Vcpu), Taken]),
+        Op::QueueServe => of(&[Of(Kind::System), Of(Kind::Signal), Below(3)]),
+        Op::QueueTake => of(&[Of(Kind::System)]),
+        Op::QueueDone => of(&[Of(Kind::System), Taken]),
         Op::LineCreate => of(&[Of(Kind::System), Below(64), Empty]),
         Op::SystemOff => of(&[Of(Kind::System), Below(2)]),
         Op::Log => of(&[Below(64)]),
@@ -136,9 +144,9 @@ fn shape(op: Op) -> [Shape; 6] {
 }
 
 /// Operations after which less can happen: not taken as often as others.
-const ENDING: [Op; 9] = [
+const ENDING: [Op; 10] = [
     Op::DomainDestroy, Op::GuestDestroy, Op::ThreadDestroy, Op::Drop, Op::Revoke, Op::SystemOff, Op::FramesReclaim,
-    Op::VcpuDestroy, Op::Exit,
+    Op::VcpuDestroy, Op::LineRelease, Op::Exit,
 ];
 
 /// What is done instead.
@@ -194,6 +202,7 @@ fn argument(hosted: &Hosted, caller: &Caller, shape: Shape, choice: u16, word: u
         Shape::Pages => [1, 1, 2, 3, 0, 511, 512, 1024][(n % 8) as usize],
         Shape::Offset => if n.is_multiple_of(4) { n % 4 * 512 } else { n % 40 },
         Shape::Line(step) => n % (130 / step) * step,
+        Shape::Taken => hosted.taken.get((n % 4) as usize).copied().unwrap_or(n),
         Shape::Half => word >> (n % 32) & 0xffff_ffff,
         Shape::Bits => if n.is_multiple_of(8) { 0xff } else { n % 16 },
         Shape::Register if n.is_multiple_of(2) => n / 2 % 72,
@@ -305,6 +314,12 @@ fn call(hosted: &mut Hosted, cpu: u16, caller: &Caller, op: Op, step: &Step) -> 
             if op != Op::SystemOff && digest(hosted) != before {
                 return Err(format!("{op:?} {a:x?} was refused ({refusal:?}) and changed something"));
             }
+            Ok(())
+        }
+        Ok(count) if goes_on && op == Op::QueueTake => {
+            let services = hosted.registers(cpu).x;
+            hosted.taken.splice(0..0, services[1..].iter().copied().take(count as usize));
+            hosted.taken.truncate(4);
             Ok(())
         }
         Ok(_) if goes_on => after(hosted, cpu, caller, op, &a).map_err(|broken| format!("{op:?} {a:x?}: {broken}")),

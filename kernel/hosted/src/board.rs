@@ -5,7 +5,7 @@
 //! or server used stays in the TLB of its CPU until an invalidation of its tag covers its page, as on hardware.
 
 use crate::entry;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use trellis_core::machine::{Entry, Leaf, Page, Stale, Ticks};
 use trellis_core::space::needs_break;
 
@@ -34,6 +34,10 @@ pub struct Board {
     pub now: Ticks,
     /// CPUs that were kicked and have not been told yet, in order.
     pub kicks: VecDeque<u16>,
+    /// Physical lines that are not masked, and the CPU that each comes to.
+    pub lines: BTreeMap<u32, u16>,
+    /// Physical lines that came and were not ended yet.
+    pub active: BTreeSet<u32>,
     /// What was asked of the power switch: true = restart.
     pub power: Option<bool>,
     /// The kernel's log.
@@ -54,6 +58,8 @@ impl Board {
             tlb: BTreeMap::new(),
             now: 1,
             kicks: VecDeque::new(),
+            lines: BTreeMap::new(),
+            active: BTreeSet::new(),
             power: None,
             log: VecDeque::new(),
             said: Vec::new(),

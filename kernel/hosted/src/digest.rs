@@ -37,7 +37,7 @@ fn cpu(hasher: &mut DefaultHasher, cpu: &Cpu) {
         let budget = &local.budgets[index];
         add(hasher, (budget.head, budget.priority()));
     }
-    add(hasher, &cpu.machine.masks);
+    add(hasher, (local.server, local.backlog));
 }
 
 /// The digest of everything.
@@ -58,6 +58,7 @@ pub fn digest(hosted: &Hosted) -> u64 {
     for line in shared.lines.iter().take(64) {
         add(&mut hasher, line);
     }
+    add(&mut hasher, &shared.forwarding);
     let control = shared.control.lock();
     add(&mut hasher, (control.slots.free(), &control.tags));
     for id in control.runs.pool.names() {
@@ -71,6 +72,6 @@ pub fn digest(hosted: &Hosted) -> u64 {
     }
     drop(control);
     let board = hosted.board.borrow();
-    add(&mut hasher, (board.power, board.log.len()));
+    add(&mut hasher, (board.power, board.log.len(), &board.lines, &board.active));
     hasher.finish()
 }

@@ -87,8 +87,11 @@ impl Hosted {
         for entry in machine.lists.iter_mut().filter(|entry| entry.active && entry.line == line) {
             entry.active = false;
             notify |= entry.notify;
-            if entry.hardware {
+            if entry.hardware && line < 32 {
                 machine.timer_active = false;
+            }
+            if entry.hardware && line >= 32 {
+                self.board.borrow_mut().active.remove(&u32::from(line));
             }
         }
         let used = machine.lists.iter().filter(|entry| !entry.is_empty()).count();

@@ -12,6 +12,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use trellis_core::float::Lengths;
+use trellis_core::forward::is_forwarded;
 use trellis_core::local::{Local, Running, VCPUS};
 use trellis_core::machine::{Machine, NEVER, VcpuContext};
 use trellis_core::shared::Shared;
@@ -87,6 +88,8 @@ pub struct Hosted {
     pub shared: Box<Shared>,
     /// What the hardware shares between them.
     pub board: Rc<RefCell<Board>>,
+    /// Services of sources that the last ones to look into a queue were given, for steps to use.
+    pub taken: Vec<u64>,
     /// Interrupts never take their hot door.
     pub only_slow: bool,
 }
@@ -137,7 +140,7 @@ impl Hosted {
         }
         let first = &mut cpus[0];
         init::root(&mut first.local, &shared, &mut first.machine, header, FIRST_PAGE, &free)?;
-        let mut hosted = Hosted { cpus, shared, board, only_slow: false };
+        let mut hosted = Hosted { cpus, shared, board, taken: Vec::new(), only_slow: false };
         for cpu in 0..settings.cpus {
             hosted.trap(cpu, Trap::Spurious);
         }
@@ -211,9 +214,10 @@ impl Hosted {
                 thread.entry = Entry::Full;
             }
         }
-        if matches!(trap, Trap::Line(line) if this.machine.masks.insert(line, true) != Some(false)) {
-            return this.now;
+        if matches!(trap, Trap::Line(line) if !self.acknowledge_line(cpu, line)) {
+            return self.now(cpu);
         }
+        let this = &mut self.cpus[cpu as usize];
         let mut next = Next::Slow;
         if !self.only_slow && matches!(trap, Trap::VirtualTimer | Trap::Kick | Trap::Line(_)) {
             next = interrupt(&mut this.local, &self.shared, &mut this.machine, trap);
@@ -228,6 +232,20 @@ impl Hosted {
             same => same,
         };
         this.obey(next)
+    }
+
+    /// A device raises its line: whether it comes to this CPU now. It is masked then, or it stays active if it is forwarded.
+    fn acknowledge_line(&mut self, cpu: u16, line: u32) -> bool {
+        let mut board = self.board.borrow_mut();
+        if board.lines.get(&line) != Some(&cpu) || board.active.contains(&line) {
+            return false;
+        }
+        if is_forwarded(&self.shared, line) {
+            board.active.insert(line);
+        } else {
+            board.lines.remove(&line);
+        }
+        true
     }
 
     /// What runs uses floating-point registers: the registers, if it gets them.
@@ -298,7 +316,7 @@ impl Hosted {
 
 impl Cpu {
     fn new(cpu: u16, settings: &Settings, board: &Rc<RefCell<Board>>) -> Cpu {
-        let mut machine = HostedMachine::new(board.clone(), settings.cpus);
+        let mut machine = HostedMachine::new(board.clone(), cpu, settings.cpus);
         machine.list_registers = settings.list_registers;
         machine.float = FloatFile::new(settings.lengths);
         Cpu { local: Box::new(Local::new(cpu)), machine, registers: Registers::default(), now: Now::Idle }

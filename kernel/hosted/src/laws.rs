@@ -8,6 +8,7 @@ use crate::machine::HostedMachine;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use trellis_core::float::Owner;
+use trellis_core::forward::SOURCES;
 use trellis_core::frame::{MapName, Run, Use};
 use trellis_core::local::{BUDGETS, Local, Running, THREADS, VCPUS};
 use trellis_core::machine::{Entry, Leaf, Page, VcpuContext};
@@ -39,6 +40,7 @@ pub fn quick(hosted: &Hosted) -> Result<(), Broken> {
     }
     alive(hosted)?;
     homes(hosted)?;
+    sources(hosted)?;
     let stale = hosted.board.borrow().stale_translations();
     law!(stale.is_empty(), "a TLB holds what no table says (cpu, tag, page): {stale:x?}");
     Ok(())
@@ -128,6 +130,23 @@ fn homes(hosted: &Hosted) -> Result<(), Broken> {
     for index in 0..GUESTS {
         let (known, found) = (hosted.shared.guests[index].lock().cpus, guests.get(&index).copied().unwrap_or(0));
         law!(known == found, "guest {index} has vCPUs on CPUs {found:#b} and knows of {known:#b}");
+    }
+    Ok(())
+}
+
+/// A source that is linked is in one queue, once; one that is not is in none.
+fn sources(hosted: &Hosted) -> Result<(), Broken> {
+    let forwarding = &hosted.shared.forwarding;
+    let mut seen = BTreeSet::new();
+    for (cpu, queue) in hosted.cpus.iter().zip(&forwarding.queues) {
+        for source in cpu.local.backlog.waiting(queue, &forwarding.sources) {
+            law!(forwarding.sources.is_linked(source), "source {source} is in a queue and does not know");
+            law!(seen.insert(source), "source {source} is in two queues, or twice in one");
+        }
+    }
+    for source in 0..SOURCES as u16 {
+        let linked = forwarding.sources.is_linked(source);
+        law!(linked == seen.contains(&source), "source {source} is linked and in no queue");
     }
     Ok(())
 }

@@ -6,7 +6,6 @@ use crate::context::{HostedThread, HostedVcpu};
 use crate::entry;
 use crate::float::{FloatFile, Moved};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use trellis_core::float::{FloatMove, Lengths};
 use trellis_core::lines::{LIST_ENTRIES, ListEntry};
@@ -30,8 +29,8 @@ pub struct HostedMachine {
     pub underflow: bool,
     /// When the timer fires.
     pub alarm: Ticks,
-    /// Physical lines and whether they are masked; those that are not here are.
-    pub masks: BTreeMap<u32, bool>,
+    /// Its number.
+    pub cpu: u16,
     /// CPUs of the machine.
     pub cpus: u16,
     /// The virtual timer's physical line was acknowledged and not ended yet.
@@ -46,15 +45,15 @@ pub struct HostedMachine {
 }
 
 impl HostedMachine {
-    /// A CPU of this board.
-    pub fn new(board: Rc<RefCell<Board>>, cpus: u16) -> HostedMachine {
+    /// The CPU of this number of this board.
+    pub fn new(board: Rc<RefCell<Board>>, cpu: u16, cpus: u16) -> HostedMachine {
         HostedMachine {
             board,
             list_registers: 4,
             lists: [ListEntry::default(); LIST_ENTRIES],
             underflow: false,
             alarm: NEVER,
-            masks: BTreeMap::new(),
+            cpu,
             cpus,
             timer_active: false,
             float: FloatFile::new(Lengths(0)),
@@ -147,7 +146,16 @@ impl Machine for HostedMachine {
     }
 
     fn mask(&mut self, line: u32, masked: bool) {
-        self.masks.insert(line, masked);
+        let lines = &mut self.board.borrow_mut().lines;
+        if masked {
+            lines.remove(&line);
+        } else {
+            lines.insert(line, self.cpu);
+        }
+    }
+
+    fn end_line(&mut self, line: u32) {
+        self.board.borrow_mut().active.remove(&line);
     }
 
     fn is_loaded(&self, vcpu: &HostedVcpu) -> bool {

@@ -133,7 +133,7 @@ fn apply(space: &mut Space, machine: &mut HostedMachine, plain: &mut Plain, chan
 }
 
 fn machine(pages: u64) -> HostedMachine {
-    HostedMachine::new(Rc::new(RefCell::new(Board::new(0x1000_0000, pages))), 1)
+    HostedMachine::new(Rc::new(RefCell::new(Board::new(0x1000_0000, pages))), 0, 1)
 }
 
 fn story(changes: &[Change], tables: u64) {

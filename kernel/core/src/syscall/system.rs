@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Operations on the machine as a whole: interrupt lines, power, the log, facts.
+//! Operations on the machine as a whole: power, the log, facts.
 
 use super::{Call, Done};
 use crate::machine::Machine;
@@ -8,18 +8,6 @@ use crate::trace;
 use trellis_idl::kernel::{Fact, Kind, PAGE, Refusal, Rights};
 
 impl<M: Machine> Call<'_, M> {
-    pub(super) fn line_create(&mut self) -> Done {
-        self.name(0, Kind::System, Rights::CONTROL)?;
-        // Software and private lines are the kernel's own; they are never handed out.
-        if !(32..1020).contains(&self.a[1]) {
-            return Err(Refusal::OutOfRange);
-        }
-        let control = self.shared.control.lock();
-        self.check_empty(self.table, self.a[2])?;
-        self.put(&control, self.a[2], Kind::Line, Rights::ALL, self.a[1])?;
-        Ok(0)
-    }
-
     pub(super) fn system_off(&mut self) -> Done {
         self.name(0, Kind::System, Rights::CONTROL)?;
         self.machine.power(self.a[1] == 1);

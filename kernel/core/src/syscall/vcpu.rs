@@ -39,6 +39,7 @@ impl<M: Machine> Call<'_, M> {
         vcpu.guest = guest as u16;
         vcpu.number = number as u8;
         vcpu.float = float::State::new(lanes, area);
+        vcpu.lines.begin(number == 0);
         vcpu.context.set_map(record.space.tag, record.space.root, number as u8);
         vcpu.context.set_float(lanes, area);
         vcpu.context.reset();
@@ -197,8 +198,9 @@ impl<M: Machine> Call<'_, M> {
             return Err(Refusal::BadState);
         }
         float::reset(self.local, self.machine, index);
-        self.local.vcpus.at_mut(index).context.reset();
+        // Lines first: what is in list registers is in the context.
         lines::reset(self.local, self.machine, index);
+        self.local.vcpus.at_mut(index).context.reset();
         Ok(0)
     }
 

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Physical lines that a server forwards to guests: each is a source ([`crate::source`]) and goes into the queue of the CPU
+//! that took its interrupt.
+//!
+//! Such a line is not masked when it arrives: its priority is dropped and it stays active, so it does not come again
+//! before the guest has ended it, through the list register that is tied to it, or its server let it go.
+
+use crate::local::Local;
+use crate::machine::Machine;
+use crate::pool::Id;
+use crate::queue::Queue;
+use crate::shared::{LINES, Shared};
+use crate::signal;
+use crate::source::{Source, Sources, Unlinked};
+use crate::thread::ThreadName;
+use core::sync::atomic::{AtomicU64, Ordering};
+use trellis_idl::boot::MAX_CPUS;
+use trellis_idl::kernel::Refusal;
+
+/// Lines that can be forwarded at a time.
+pub const SOURCES: usize = 64;
+
+/// In [`crate::shared::LineSlot::bits`]: the line is forwarded, as the source of the number below. No badge has this bit.
+pub const FORWARDED: u64 = 1 << 63;
+
+/// What CPUs share about forwarded lines.
+#[derive(Debug)]
+pub struct Forwarding {
+    /// The state of each source.
+    pub sources: Sources<AtomicU64, SOURCES>,
+    /// Its physical line.
+    pub lines: [AtomicU64; SOURCES],
+    /// One queue a CPU.
+    pub queues: [Queue<AtomicU64>; MAX_CPUS],
+}
+
+impl Forwarding {
+    /// Nothing is forwarded.
+    pub const NONE: Forwarding = {
+        const ZERO: AtomicU64 = AtomicU64::new(0);
+        Forwarding {
+            sources: Sources([const { Source::new(ZERO, ZERO, ZERO) }; SOURCES]),
+            lines: [ZERO; SOURCES],
+            queues: [const { Queue(ZERO) }; MAX_CPUS],
+        }
+    };
+
+    /// The physical line of a source.
+    #[inline(always)]
+    pub fn line_of(&self, source: u16) -> u32 {
+        self.lines[source as usize % SOURCES].load(Ordering::Relaxed) as u32
+    }
+}
+
+/// Who serves a CPU's queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct QueueServer {
+    /// The thread's name.
+    pub thread: u64,
+    /// The bits it gets when the queue was empty and is no more; 0 = nobody serves.
+    pub bits: u64,
+}
+
+/// Whether a line stays active and unmasked when its interrupt was taken.
+#[inline(always)]
+pub fn is_forwarded(shared: &Shared, line: u32) -> bool {
+    shared.lines[line as usize % LINES].bits.load(Ordering::Acquire) & FORWARDED != 0
+}
+
+/// The source of this line fired: it goes into this CPU's queue. Back: whom to wake, if there is anybody to be woken. A
+/// second look at the same interrupt changes nothing.
+#[cfg_attr(target_os = "none", optimize(speed))]
+#[inline(never)]
+pub(crate) fn fired<M: Machine>(local: &Local<M>, shared: &Shared, bits: u64) -> Option<QueueServer> {
+    let source = shared.forwarding.sources.raise(bits as u16)?;
+    put(local, shared, source)
+}
+
+#[inline(always)]
+fn put<M: Machine>(local: &Local<M>, shared: &Shared, source: Unlinked) -> Option<QueueServer> {
+    let forwarding = &shared.forwarding;
+    let was_empty = forwarding.queues[local.cpu as usize % MAX_CPUS].push(&forwarding.sources, source);
+    (was_empty && local.server.bits != 0).then_some(local.server)
+}
+
+/// Puts a source into this CPU's queue, and wakes who serves it.
+#[inline(never)]
+pub(crate) fn queue<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, source: Option<Unlinked>) {
+    if let Some(server) = source.and_then(|source| put(local, shared, source)) {
+        wake(local, shared, machine, server);
+    }
+}
+
+/// Wakes a queue's server.
+#[inline(never)]
+pub(crate) fn wake<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, server: QueueServer) {
+    signal::raise(local, shared, machine, Id::<ThreadName>::from_word(server.thread), server.bits);
+}
+
+/// A service is over, by the word that began it.
+#[inline(always)]
+pub(crate) fn complete<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, service: u64,
+) -> Result<(), Refusal> {
+    let raised = shared.forwarding.sources.complete(service as u16, (service >> 32) as u32)?;
+    if raised.is_some() {
+        queue(local, shared, machine, raised);
+    }
+    Ok(())
+}

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Operations on physical lines and on this CPU's queue of those that are forwarded.
+
+use super::{Call, Done, MORE};
+use crate::forward::{self, FORWARDED, QueueServer, SOURCES};
+use crate::lines;
+use crate::machine::Machine;
+use crate::shared::{LINES, LineSlot};
+use core::sync::atomic::Ordering;
+use trellis_idl::boot::MAX_CPUS;
+use trellis_idl::kernel::{Kind, Refusal, Rights, Service};
+
+impl<'a, M: Machine> Call<'a, M> {
+    pub(super) fn line_create(&mut self) -> Done {
+        self.name(0, Kind::System, Rights::CONTROL)?;
+        // Software and private lines are the kernel's own; they are never handed out.
+        if !(32..1020).contains(&self.a[1]) {
+            return Err(Refusal::OutOfRange);
+        }
+        let control = self.shared.control.lock();
+        self.check_empty(self.table, self.a[2])?;
+        self.put(&control, self.a[2], Kind::Line, Rights::ALL, self.a[1])?;
+        Ok(0)
+    }
+
+    /// The number of the line that an argument names.
+    #[cfg_attr(target_os = "none", optimize(speed))]
+    fn line(&self, argument: usize) -> Result<u32, Refusal> {
+        self.name(argument, Kind::Line, Rights::CONTROL).map(|line| line as u32)
+    }
+
+    fn slot_of(&self, line: u32) -> &'a LineSlot {
+        let shared = self.shared;
+        &shared.lines[line as usize % LINES]
+    }
+
+    pub(super) fn line_bind(&mut self) -> Done {
+        let line = self.line(0)?;
+        let signal = self.cap(1, Kind::Signal, Rights::USE)?;
+        let slot = self.slot_of(line);
+        if slot.bits.load(Ordering::Relaxed) & FORWARDED != 0 {
+            return Err(Refusal::Occupied);
+        }
+        slot.bits.store(signal.word.badge(), Ordering::Relaxed);
+        slot.thread.store(signal.name, Ordering::Release);
+        self.machine.mask(line, false);
+        Ok(0)
+    }
+
+    #[cfg_attr(target_os = "none", optimize(speed))]
+    pub(super) fn line_ack(&mut self) -> Done {
+        let line = self.line(0)?;
+        let (masked, cpu) = (self.a[1], self.a[2]);
+        if masked > 1 || cpu > MAX_CPUS as u64 {
+            return Err(Refusal::BadArgument);
+        }
+        if cpu != 0 && cpu != self.local.cpu as u64 + 1 {
+            return self.go_on_at(1 << (cpu - 1));
+        }
+        self.machine.mask(line, masked == 1);
+        Ok(0)
+    }
+
+    pub(super) fn line_forward(&mut self) -> Done {
+        let line = self.line(0)?;
+        let _control = self.shared.control.lock();
+        let slot = self.slot_of(line);
+        if slot.bits.load(Ordering::Relaxed) != 0 {
+            return Err(Refusal::Occupied);
+        }
+        let forwarding = &self.shared.forwarding;
+        let bound = |source: &u16| forwarding.sources.bind(*source).is_ok();
+        let source = (0..SOURCES as u16).find(bound).ok_or(Refusal::Quota)?;
+        forwarding.lines[source as usize % SOURCES].store(line.into(), Ordering::Relaxed);
+        slot.bits.store(FORWARDED | source as u64, Ordering::Release);
+        Ok(source.into())
+    }
+
+    /// Gives 1 as long as the source is in a queue or with a server. Done twice it does nothing the second time.
+    pub(super) fn line_release(&mut self) -> Done {
+        let line = self.line(0)?;
+        let _control = self.shared.control.lock();
+        let slot = self.slot_of(line);
+        let bits = slot.bits.load(Ordering::Relaxed);
+        if bits & FORWARDED == 0 {
+            return Ok(0);
+        }
+        self.machine.mask(line, true);
+        let (forwarding, source) = (&self.shared.forwarding, bits as u16);
+        // Another line has the source already: this one's use of it was over some time ago.
+        if forwarding.line_of(source) == line && forwarding.sources.unbind(source).is_err() {
+            return MORE;
+        }
+        slot.bits.store(0, Ordering::Release);
+        self.machine.end_line(line);
+        Ok(0)
+    }
+
+    pub(super) fn line_tie(&mut self) -> Done {
+        let index = self.vcpu(Rights::LINES)?;
+        let line = self.line(1)?;
+        if self.a[2] > 1 {
+            return Err(Refusal::BadArgument);
+        }
+        lines::tie(self.local, self.machine, index, line, self.a[2] == 1)
+    }
+
+    #[cfg_attr(target_os = "none", optimize(speed))]
+    pub(super) fn line_pass(&mut self) -> Done {
+        let index = self.vcpu(Rights::LINES)?;
+        let service = self.a[1];
+        let line = self.shared.forwarding.line_of(service as u16);
+        if !self.local.vcpus.at(index).lines.is_tied_here(line) {
+            return Err(Refusal::BadState);
+        }
+        forward::complete(self.local, self.shared, self.machine, service)?;
+        lines::arrive_tied(self.local, index, line as u8);
+        Ok(0)
+    }
+
+    pub(super) fn queue_serve(&mut self) -> Done {
+        self.name(0, Kind::System, Rights::LINES)?;
+        let signal = self.cap(1, Kind::Signal, Rights::USE)?;
+        if self.a[2] > 1 {
+            return Err(Refusal::BadArgument);
+        }
+        self.local.server = QueueServer { thread: signal.name, bits: signal.word.badge() };
+        if self.a[2] == 1 {
+            for source in 0..SOURCES as u16 {
+                let source = self.shared.forwarding.sources.adopt(source);
+                forward::queue(self.local, self.shared, self.machine, source);
+            }
+        }
+        // What has waited here for somebody wakes nobody any more.
+        forward::wake(self.local, self.shared, self.machine, self.local.server);
+        Ok(0)
+    }
+
+    #[cfg_attr(target_os = "none", optimize(speed))]
+    pub(super) fn queue_take(&mut self) -> Done {
+        self.name(0, Kind::System, Rights::LINES)?;
+        let mut taken = [0; 2];
+        let mut count = 0;
+        let forwarding = &self.shared.forwarding;
+        let queue = &forwarding.queues[self.local.cpu as usize % MAX_CPUS];
+        while count < taken.len()
+            && let Some(popped) = self.local.backlog.pop(queue, &forwarding.sources)
+        {
+            if let Some(service) = forwarding.sources.serve(popped) {
+                taken[count] = Service::new(service.source, service.turn, service.latched).0;
+                count += 1;
+            }
+        }
+        self.with(count as u64, taken)
+    }
+
+    pub(super) fn queue_done(&mut self) -> Done {
+        self.name(0, Kind::System, Rights::LINES)?;
+        forward::complete(self.local, self.shared, self.machine, self.a[1])?;
+        Ok(0)
+    }
+}
