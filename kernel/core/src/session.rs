@@ -401,7 +401,11 @@ mod tests {
         let settled = |mark| !waits || shared.1.behind(mark, 0b10) == 0;
         // The first look begins the epoch; a later one may find that the other CPU has entered in it.
         for _ in 0..2 {
-            let Ok(Some((found, words))) = shared.0.read(new, 0, mark, settled) else { continue };
+            let Ok(Some((found, words))) = shared.0.read(new, 0, mark, settled) else {
+                // The checker tries what the other CPU does meanwhile.
+                loom::thread::yield_now();
+                continue;
+            };
             // What the new one sees it acts on: it must be the one whose verdict counts.
             assert_eq!((found, words), (open, [1, 101]));
             assert_eq!(shared.0.answer(new, 0, found, &[8, 8]), Ok(()), "nobody else answers what it has seen");

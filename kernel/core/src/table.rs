@@ -147,6 +147,9 @@ mod tests {
     const OLD: Cap = Cap { word: CapWord::new(Kind::Frames, Rights::READ, 3), name: 7 };
     const NEW: Cap = Cap { word: CapWord::new(Kind::Frames, Rights::ALL, 4), name: 8 };
 
+    /// How often a model put the new capability into the slot.
+    static PUTS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
     /// CPU 1 enters the kernel twice and looks a capability up each time; CPU 0 deletes it, and puts another one into
     /// the same slot as soon as it may.
     fn a_slot_changes_hands(waits: bool) {
@@ -168,8 +171,11 @@ mod tests {
         for _ in 0..2 {
             if !waits || shared.1.behind(mark, 0b10) == 0 {
                 shared.0.put(NEW);
+                PUTS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 break;
             }
+            // The checker tries what the other CPU does meanwhile.
+            loom::thread::yield_now();
         }
         looking.join().unwrap();
     }
@@ -177,6 +183,7 @@ mod tests {
     #[test]
     fn no_order_of_memory_mixes_two_capabilities() {
         loom::model(|| a_slot_changes_hands(true));
+        assert!(PUTS.load(std::sync::atomic::Ordering::Relaxed) > 0, "in some order it came to that");
     }
 
     #[test]

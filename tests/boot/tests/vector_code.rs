@@ -59,7 +59,7 @@ fn instructions_that_touch_vectors_are_known() {
 
 #[test]
 fn only_the_routines_that_carry_registers_touch_them() {
-    let built = programs::build().expect("the board's programs");
+    let built = programs::build(false).expect("the board's programs");
     for name in PROGRAMS {
         let bytes = std::fs::read(&built[name]).expect("a program");
         let (found, seen) = who_touches(&bytes);
