@@ -533,6 +533,59 @@ mod tests {
             }
         }
 
+        /// Owners that move between CPUs, are read from outside, start anew and leave: each finds what it wrote last,
+        /// wherever it is, and no CPU takes a stale record for a live one.
+        #[test]
+        fn whoever_moves_between_cpus_finds_what_it_wrote_last(
+            steps in prop::collection::vec((0usize..4, 0u16..3, 0u8..5, 1u64..), 1..200),
+        ) {
+            let mut cpus = [(Registers::NEW, 0u64); 3];
+            let mut owners = [(State::new(2, 5), 0u64, 0u64, 0u64); 4];
+            let name = |index: usize, life: u64| Owner::Vcpu(life << 32 | index as u64);
+            // What a CPU's registers hold goes to memory, if it is somebody's who lives.
+            let put_away = |cpu: u16, cpus: &mut [(Registers, u64); 3], owners: &mut [(State, u64, u64, u64); 4]| {
+                let (registers, hardware) = &mut cpus[cpu as usize];
+                let Owner::Vcpu(word) = registers.owner() else { return };
+                let (state, life, memory, _) = &mut owners[word as u32 as usize];
+                if word >> 32 == *life && registers.give(cpu, Owner::Vcpu(word), state) {
+                    *memory = *hardware;
+                }
+                registers.owner = Owner::Free;
+            };
+            for (index, cpu, what, value) in steps {
+                let (state, life, ..) = owners[index];
+                let owner = name(index, life);
+                if state.is_away() && (what == 1 || (what == 0 && state.cpu != cpu)) {
+                    // Before it moves, and before somebody looks.
+                    prop_assert!(cpus[state.cpu as usize].0.hold(state.cpu, owner, &state));
+                    put_away(state.cpu, &mut cpus, &mut owners);
+                    prop_assert!(!owners[index].0.is_away());
+                }
+                match what {
+                    0 => {
+                        if !cpus[cpu as usize].0.hold(cpu, owner, &owners[index].0) {
+                            put_away(cpu, &mut cpus, &mut owners);
+                            cpus[cpu as usize].1 = owners[index].2;
+                            cpus[cpu as usize].0.take(cpu, owner, &mut owners[index].0);
+                        }
+                        prop_assert_eq!(cpus[cpu as usize].1, owners[index].3, "what it sees on CPU {}", cpu);
+                        cpus[cpu as usize].1 = value;
+                        owners[index].3 = value;
+                    }
+                    1 => prop_assert_eq!(owners[index].2, owners[index].3, "what others read"),
+                    // Gone, and another in its place; the CPU's record may still name the old one.
+                    2 => owners[index] = (State::new(2, 5), life + 1, 0, 0),
+                    3 => put_away(cpu, &mut cpus, &mut owners),
+                    // It went to memory, and the CPU's record stays behind: one side is enough to make it stale.
+                    _ if state.is_away() => {
+                        owners[index].2 = cpus[state.cpu as usize].1;
+                        owners[index].0.load = 0;
+                    }
+                    _ => {}
+                }
+            }
+        }
+
         #[test]
         fn no_two_registers_share_a_byte(lanes in 0u8..=16) {
             let layout = Layout::new(lanes);

@@ -4,7 +4,8 @@
 mod common;
 
 use proptest::prelude::*;
-use trellis_core::float::{self, EAGER_LOADS, FloatMove, Layout, STORM};
+use std::sync::atomic::Ordering;
+use trellis_core::float::{self, EAGER_LOADS, FloatMove, Layout, Lengths, STORM};
 use trellis_core::thread::ThreadState;
 use trellis_core::trap::Trap;
 use trellis_hosted::float::{Moved, pattern};
@@ -413,6 +414,31 @@ fn a_length_that_hardware_would_round_is_refused_and_takes_nothing() {
     must(&mut hosted, Op::VcpuCreate, [guest, 0, 1, vcpu + 1, 50, 0]);
     let third = hosted.invoke(0, Op::VcpuCreate, [guest, 0, 2, vcpu + 2, 50, 0]);
     assert_eq!(third, Err(Refusal::Quota), "it asked for two areas");
+    laws::full(&hosted).expect("the laws hold");
+}
+
+/// CPUs that differ: a guest may only have what all of them have, and a CPU that comes up late without it has no vCPU of
+/// such a guest.
+#[test]
+fn a_cpu_without_a_guests_length_gets_none_of_its_vcpus() {
+    let mut hosted = small::system(Settings { cpus: 2, ..Settings::default() });
+    hosted.cpus[1].machine.float.lengths = Lengths(0);
+    let [tables, guest, vcpu] = slots(0);
+    small::split(&mut hosted, PAGES, 32, tables);
+    must(&mut hosted, Op::GuestCreate, [tables, 1, guest, 4, 2, 0]);
+    must(&mut hosted, Op::VcpuCreate, [guest, 0, 0, vcpu, 50, 0]);
+    assert_eq!(hosted.syscall(0, Op::VcpuCreate as u16, [guest, 1, 1, vcpu + 1, 50, 0], [0; 10]), Now::Idle);
+    hosted.deliver_kicks();
+    assert_eq!(Refusal::from_register(hosted.registers(0).x[0]), Err(Refusal::Unsupported));
+    // Nothing was taken: both areas can still be had where they fit.
+    must(&mut hosted, Op::VcpuCreate, [guest, 0, 1, vcpu + 1, 50, 0]);
+    // The answer has come; as soon as the system knows, no guest gets it.
+    assert_eq!(hosted.now(0), Now::Thread(ROOT));
+    hosted.shared.vector_lengths.fetch_and(0, Ordering::AcqRel);
+    let [tables, guest, _] = slots(2);
+    small::split(&mut hosted, PAGES + 32, 32, tables);
+    let refused = hosted.invoke(0, Op::GuestCreate, [tables, 1, guest, 1, 1, 0]);
+    assert_eq!(refused, Err(Refusal::Unsupported));
     laws::full(&hosted).expect("the laws hold");
 }
 
