@@ -277,6 +277,22 @@ mod tests {
     }
 
     #[test]
+    fn a_part_that_is_still_being_zeroed_goes_with_its_whole_or_is_not_used_before_it() {
+        let mut runs = Runs::new();
+        let whole = runs.pool.insert(Run { first: 100, pages: 50, ..Run::EMPTY }).expect("room").0;
+        let part = runs.split(whole, 10, 20).expect("free");
+        runs.get_mut(part).expect("it is there").taking = Taking::Cleaned(5);
+        assert_eq!(runs.check(part, 0, 1), Err(Refusal::BadState));
+        assert_eq!(runs.begin_taking(whole), Ok(true));
+        assert_eq!(runs.deepest(whole), Ok(part));
+        // Whoever zeroes it finishes first, or finds it gone.
+        runs.taken(part).expect("it is there");
+        assert_eq!(runs.check(part, 0, 1), Err(Refusal::BadState));
+        runs.join(part);
+        assert_eq!(runs.get(part), Err(Refusal::Gone));
+    }
+
+    #[test]
     fn what_was_split_off_is_taken_back_from_the_deepest_on_and_cannot_be_used_meanwhile() {
         let mut runs = Runs::new();
         let whole = runs.pool.insert(Run { first: 100, pages: 50, ..Run::EMPTY }).expect("room").0;

@@ -46,6 +46,8 @@ pub struct Board {
     pub said: Vec<u8>,
     /// Invalidations carried out.
     pub invalidations: u64,
+    /// Pages that were zeroed, each time that some were.
+    pub zeroed: Vec<u64>,
 }
 
 impl Board {
@@ -64,6 +66,7 @@ impl Board {
             log: VecDeque::new(),
             said: Vec::new(),
             invalidations: 0,
+            zeroed: Vec::new(),
         }
     }
 
@@ -112,6 +115,7 @@ impl Board {
 
     /// Zeroes pages: they are clean.
     pub fn zero(&mut self, first: Page, pages: u64) {
+        self.zeroed.push(pages);
         for page in first..first + pages {
             let index = self.index(page);
             self.words.remove(&page);

@@ -107,6 +107,37 @@ fn domains_with_threads_on_several_cpus_come_and_go_and_nothing_is_used_up() {
 }
 
 #[test]
+fn however_much_is_split_off_or_taken_back_the_control_lock_is_held_for_a_bounded_piece() {
+    const PIECE: u64 = 1024;
+    let mut hosted = small::system(Settings { pages: 16_384, ..Settings::default() });
+    // Holds of the lock, and the most pages that were zeroed in one of them.
+    let holds = |hosted: &mut Hosted, op, a, wanted: u64| {
+        hosted.board.borrow_mut().zeroed.clear();
+        let before = hosted.shared.control.taken();
+        let more = must_once(hosted, op, a)[0];
+        let holds = hosted.shared.control.taken() - before;
+        let zeroed: Vec<u64> = hosted.board.borrow().zeroed.iter().copied().filter(|pages| *pages > 0).collect();
+        assert!(zeroed.iter().all(|pages| *pages <= PIECE), "{zeroed:?}");
+        assert!(zeroed.len() as u64 <= holds, "each piece has a hold of its own: {zeroed:?}, {holds}");
+        assert_eq!(zeroed.iter().sum::<u64>(), wanted);
+        (holds, more)
+    };
+    let mut first = 4096;
+    for (part, pages) in (FREE..).zip([1, PIECE, PIECE + 1, 10_000]) {
+        let (taken, _) = holds(&mut hosted, Op::FramesSplit, [root_slot::MEMORY, first, pages, part, 0, 0], pages);
+        first += pages;
+        assert_eq!(taken, pages.div_ceil(PIECE), "{pages} pages");
+        let mut left = pages;
+        while left > 0 {
+            let (taken, more) = holds(&mut hosted, Op::FramesReclaim, [part, 0, 0, 0, 0, 0], left.min(PIECE));
+            left -= left.min(PIECE);
+            assert_eq!((taken, more), (1, u64::from(left > 0)));
+        }
+        lawful(&hosted);
+    }
+}
+
+#[test]
 fn a_table_slot_is_used_again_only_after_every_cpu_has_left_the_kernel() {
     let mut hosted = system(2);
     hosted.deliver_kicks();

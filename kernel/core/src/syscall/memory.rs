@@ -3,13 +3,14 @@
 
 use super::{Call, Done};
 use crate::cap::Cap;
-use crate::frame::{MapName, Use};
+use crate::frame::{MapName, Run, Taking, Use};
 use crate::machine::{Machine, Stale};
 use crate::shared::Control;
 use crate::space::{LIMIT, Space};
 use trellis_idl::kernel::{Access, Kind, Refusal, Rights};
 
-/// Pages that are zeroed in one go when something is taken back: bounds the time in the kernel.
+/// Pages that are zeroed in one go, when something is taken back or split off: bounds the time that others wait for the
+/// lock.
 pub(super) const CLEAN_PAGES: u64 = 1024;
 
 impl<M: Machine> Call<'_, M> {
@@ -18,12 +19,27 @@ impl<M: Machine> Call<'_, M> {
         let mut control = self.shared.control.lock();
         self.check_empty(self.table, self.a[3])?;
         let part = control.runs.split(cap.name, self.a[1], self.a[2])?;
-        let run = *control.runs.get(part)?;
-        if !run.device && !run.constant {
-            self.machine.zero(run.first, run.pages);
+        control.runs.get_mut(part)?.taking = Taking::Cleaned(0);
+        // Nobody has it yet, and others want the lock. It is gone if what it is split off is taken back meanwhile.
+        while !self.clean(control.runs.get_mut(part)?) {
+            drop(control);
+            control = self.shared.control.lock();
         }
-        self.put(&control, self.a[3], Kind::Frames, cap.word.rights(), part)?;
+        control.runs.taken(part)?;
+        let given = self.check_empty(self.table, self.a[3]);
+        let given = given.and_then(|()| self.put(&control, self.a[3], Kind::Frames, cap.word.rights(), part));
+        given.inspect_err(|_| control.runs.join(part))?;
         Ok(0)
+    }
+
+    /// Zeroes some of the pages of a run that nobody reaches. Says whether all are.
+    pub(super) fn clean(&mut self, run: &mut Run) -> bool {
+        let done = if let Taking::Cleaned(done) = run.taking { done } else { 0 };
+        let left = if run.device || run.constant { 0 } else { run.pages - done };
+        let step = left.min(CLEAN_PAGES);
+        self.machine.zero(run.first + done, step);
+        run.taking = Taking::Cleaned(done + step);
+        step == left
     }
 
     pub(super) fn frames_info(&mut self) -> Done {

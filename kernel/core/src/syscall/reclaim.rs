@@ -6,7 +6,6 @@
 //! deepest part first (its tables with whom they serve, then its leaves in each map), it ends; then, for the whole, the
 //! message buffers on each CPU, zeroes, the copies of its capability, and a look at every CPU that none is left in use.
 
-use super::memory::CLEAN_PAGES;
 use super::{Call, Done, MORE};
 use crate::frame::{MapName, Run, Taking, Use};
 use crate::grace::Mark;
@@ -110,22 +109,18 @@ impl<M: Machine> Call<'_, M> {
 
     /// The whole run, when it has neither parts nor maps any more.
     fn finish(&mut self, control: &mut Control, name: u64, run: &Run) -> Done {
-        let done = match run.taking {
+        match run.taking {
             Taking::Settles(mark) => return self.settle(control, name, mark),
-            Taking::Cleaned(done) => done,
+            Taking::Cleaned(_) => {}
             Taking::No | Taking::Begun => {
                 // Nothing of it is mapped, so no buffer can be put there any more.
                 let elsewhere = self.take_buffers(run);
                 if elsewhere != 0 {
                     return self.go_on_at(elsewhere);
                 }
-                0
             }
-        };
-        let step = if run.device || run.constant { 0 } else { (run.pages - done).min(CLEAN_PAGES) };
-        self.machine.zero(run.first + done, step);
-        if !(run.device || run.constant || done + step == run.pages) {
-            control.runs.get_mut(name)?.taking = Taking::Cleaned(done + step);
+        }
+        if !self.clean(control.runs.get_mut(name)?) {
             return MORE;
         }
         let mark = self.shared.grace.mark();
