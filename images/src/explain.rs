@@ -32,6 +32,7 @@ pub(crate) fn duty(system: &System, role: Role) -> Duty {
             purpose: format!("owns the maps of guest {}", guest(index)),
             may: vec![
                 format!("map, protect and unmap guest {}'s memory, and nothing else", guest(index)),
+                format!("hand exits that are not its own on to {}", system.guests()[usize::from(index)].vcpu_name()),
                 "be called by the guest's vcpu server and by root".into(),
                 "signal root and console".into(),
             ],

@@ -180,6 +180,8 @@ fn column(group: Group, x: f64, guest: &Guest, height: f64) -> Group {
         .add(text(call_lane - 24.0, root_end + 26.0, 11, CALL, "call"))
         .add(arrow(&up(VCPU_Y + BOX_HEIGHT, P2M_Y, server + 95.0), CALL, false))
         .add(text(server + 102.0, P2M_Y - 36.0, 11, CALL, "call: populate"))
+        .add(arrow(&up(P2M_Y, VCPU_Y + BOX_HEIGHT, server + 40.0), EXIT, false))
+        .add(text(server + 46.0, P2M_Y - 36.0, 11, EXIT, "exit"))
         .add(arrow(&up(P2M_Y + BOX_HEIGHT, GUEST_Y, server + 40.0), MAP, false))
         .add(text(server - 14.0, GUEST_Y - 46.0, 11, MAP, "map,").set("text-anchor", "start"))
         .add(text(server - 14.0, GUEST_Y - 32.0, 11, MAP, "unmap"))
