@@ -123,7 +123,8 @@ fn a_server_that_hangs_is_found_and_its_guest_starts_again_or_ends() {
         expect_hello_finishes(&seen);
     }
     let seen = run("vcpu", SPIN, "end", "");
-    expect_in_order(&seen, &[hello, &late("vcpu.victim", "Hypercall"), "root| guest victim ended because its server vcpu.victim stopped"]);
+    // By the clock of the machine at the desk: it is not said here who of the two ends first.
+    expect_in_order(&seen, &[&late("vcpu.victim", "Hypercall"), "root| guest victim ended because its server vcpu.victim stopped"]);
     seen.expect(seen.outcome.status == Status::GuestFailed, "a guest that lost its server is no good end");
     expect_hello_finishes(&seen);
 }
