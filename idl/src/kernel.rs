@@ -118,6 +118,8 @@ pub enum Op {
     GuestDestroy = 0x3e,
 
     /// Makes a vCPU: `x0` guest, `x1` CPU, `x2` its number in the guest, `x3` empty slot, `x4` priority, `x5` budget as in [`Op::ThreadCreate`].
+    /// With [`PLACE`] in `x2` a place for the vCPU that has this number now, on another CPU: see [`Op::VcpuMove`]. Nothing
+    /// but [`Op::VcpuDestroy`] can be done with a place before that (`BadState`).
     VcpuCreate = 0x40,
     /// Sends a class of exits: `x0` vCPU, `x1` [`ExitClass`], `x2` portal on the vCPU's CPU, `x3` groups (see [`Groups`]), `x4` badge.
     VcpuRoute = 0x41,
@@ -140,6 +142,11 @@ pub enum Op {
     VcpuLaunch = 0x49,
     /// Destroys a vCPU, whatever it does. `x0` vCPU.
     VcpuDestroy = 0x4a,
+    /// Moves a stopped vCPU to the CPU where a place was made for it, with its registers, its floating-point state, its
+    /// lines and its timer: `x0` vCPU. From then on the place's capability names it, and this one is dead. It is still
+    /// stopped; its exits go nowhere before [`Op::VcpuRoute`], and physical lines still come where [`Op::LineAck`] sent
+    /// them. Refused `BadState` when it is not stopped or has no place, `Again` while another is on its way.
+    VcpuMove = 0x4b,
 
     /// Writes one bit field of up to 32 virtual lines: `x0` vCPU, `x1` [`LineField`], `x2` first line (multiple of 32),
     /// `x3` which of the 32, `x4` their new values. Lines below 32 are the vCPU's own, others the guest's, each in one vCPU.
@@ -216,7 +223,7 @@ impl Op {
         Op::PortalCreate, Op::SignalCreate, Op::Grant, Op::Drop, Op::Revoke,
         Op::GuestCreate, Op::GuestMap, Op::GuestUnmap, Op::GuestProtect, Op::GuestRead, Op::GuestWrite, Op::GuestDestroy,
         Op::VcpuCreate, Op::VcpuRoute, Op::VcpuWindow, Op::VcpuGet, Op::VcpuSet, Op::VcpuStart, Op::VcpuReset,
-        Op::VcpuStop, Op::VcpuException, Op::VcpuLaunch, Op::VcpuDestroy,
+        Op::VcpuStop, Op::VcpuException, Op::VcpuLaunch, Op::VcpuDestroy, Op::VcpuMove,
         Op::LinesWrite, Op::LinesRead, Op::LinesPriority, Op::LinesPriorityRead, Op::LineTarget, Op::LinesEnable,
         Op::LineTake,
         Op::LineBind, Op::LineAck, Op::LineCreate, Op::LineForward, Op::LineRelease, Op::LineTie, Op::LinePass,
@@ -243,6 +250,9 @@ static BY_NUMBER: [Option<Op>; Op::LAST as usize + 1] = {
     }
     table
 };
+
+/// In the number of a vCPU that [`Op::VcpuCreate`] is asked for: a place for the one that has this number already.
+pub const PLACE: u64 = 1 << 8;
 
 /// Priority argument of [`Op::ThreadCreate`] for a thread that only runs on what its callers lend.
 pub const PASSIVE: u64 = 0xffff;

@@ -6,7 +6,7 @@
 use crate::system::System;
 use core::marker::PhantomData;
 use trellis_idl::kernel::{
-    Access, ExitClass, Fact, Groups, LineField, LineState, Op, Refusal, Rights, ThreadFault, VcpuRegister, WORDS,
+    Access, ExitClass, Fact, Groups, LineField, LineState, Op, PLACE, Refusal, Rights, ThreadFault, VcpuRegister, WORDS,
 };
 
 /// Kinds of objects, as types.
@@ -361,6 +361,19 @@ impl Vcpu {
         let VcpuSetup { cpu, number, priority, budget } = setup;
         tell(system, Op::VcpuCreate, [guest.slot, cpu.into(), number.into(), slot, priority.into(), budget])?;
         Ok(Vcpu::at(slot))
+    }
+
+    /// [`Op::VcpuCreate`] of a place for the vCPU of this number, which lives on another CPU.
+    pub fn place(system: &impl System, guest: Guest, setup: VcpuSetup, slot: u64) -> Result<Vcpu, Refusal> {
+        let VcpuSetup { cpu, number, priority, budget } = setup;
+        let number = PLACE | u64::from(number);
+        tell(system, Op::VcpuCreate, [guest.slot, cpu.into(), number, slot, priority.into(), budget])?;
+        Ok(Vcpu::at(slot))
+    }
+
+    /// [`Op::VcpuMove`]: the place that was made for it names it from now on.
+    pub fn go(self, system: &impl System) -> Done {
+        tell(system, Op::VcpuMove, [self.slot])
     }
 
     /// [`Op::VcpuRoute`].

@@ -13,7 +13,9 @@ use crate::registers::{self, pack_entry, unpack_entry};
 use crate::silicon;
 use trellis_core::float::{FloatMove, Lengths};
 use trellis_core::lines::ListEntry;
+use trellis_core::lock::Lock;
 use trellis_core::machine::{Entry, Machine, Memory, NEVER, Page, Stale, Ticks};
+use trellis_core::passage::Passage;
 use trellis_idl::boot::BootHeader;
 use trellis_idl::kernel::{Fact, Refusal};
 use trellis_idl::trace::{RECORD_WORDS, RECORDS, Record};
@@ -53,6 +55,9 @@ pub struct Aarch64 {
     /// Where the next record of this CPU's trace goes; `entry.S` moves it on too.
     pub next_note: *mut [u64; RECORD_WORDS],
 }
+
+/// Where a vCPU is while it moves to another CPU.
+static PASSAGE: Lock<Passage<Aarch64>> = Lock::new(Passage::EMPTY);
 
 /// Bytes of a CPU's trace.
 pub const TRACE_BYTES: u64 = RECORDS * RECORD_WORDS as u64 * 8;
@@ -289,6 +294,7 @@ impl Aarch64 {
 impl Machine for Aarch64 {
     type Thread = Thread;
     type Vcpu = Vcpu;
+    type Passage = &'static Lock<Passage<Aarch64>>;
 
     fn now(&self) -> Ticks {
         isa::isb();
@@ -357,6 +363,20 @@ impl Machine for Aarch64 {
         if core::ptr::eq(self.loaded, vcpu) {
             self.save_loaded();
         }
+    }
+
+    fn forget(&mut self, vcpu: &Vcpu) {
+        // By address: the one that was here before it, and this one itself when it was here before.
+        for last in self.last.iter_mut().filter(|last| core::ptr::eq(**last, vcpu)) {
+            *last = core::ptr::null_mut();
+        }
+        if core::ptr::eq(self.debug_owner, vcpu) {
+            self.debug_changed();
+        }
+    }
+
+    fn passage(&self) -> &'static Lock<Passage<Aarch64>> {
+        &PASSAGE
     }
 
     #[cfg_attr(target_os = "none", optimize(speed))]

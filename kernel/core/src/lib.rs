@@ -33,6 +33,7 @@ pub mod lines;
 pub mod local;
 pub mod lock;
 pub mod machine;
+pub mod passage;
 pub mod patience;
 pub mod pool;
 pub mod portal;

@@ -290,6 +290,11 @@ impl Lines {
         self.pending |= bit(line);
     }
 
+    /// Lines that became pending at another place for the same vCPU.
+    pub fn join_pending(&mut self, other: &Lines) {
+        self.pending |= other.pending;
+    }
+
     /// Takes everything that is known of a line out.
     fn clear(&mut self, line: u8) -> LineState {
         let mut bits = 0;

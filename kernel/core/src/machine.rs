@@ -3,6 +3,9 @@
 
 use crate::float::{FloatMove, Lengths};
 use crate::lines::ListEntry;
+use crate::lock::Lock;
+use crate::passage::Passage;
+use core::ops::Deref;
 use trellis_idl::kernel::{Access, Refusal};
 use trellis_idl::trace::Record;
 
@@ -82,6 +85,8 @@ pub trait Machine: Memory + Sized + core::fmt::Debug {
     type Thread: ThreadContext;
     /// Saved state of a vCPU.
     type Vcpu: VcpuContext;
+    /// A reference to what [`Machine::passage`] gives.
+    type Passage: Deref<Target = Lock<Passage<Self>>>;
 
     /// The clock.
     fn now(&self) -> Ticks;
@@ -110,6 +115,10 @@ pub trait Machine: Memory + Sized + core::fmt::Debug {
     /// Puts what the hardware holds of this vCPU into its context, if it is loaded, and forgets it; not its
     /// floating-point registers, whose owner the core keeps.
     fn unload(&mut self, vcpu: &mut Self::Vcpu);
+    /// What is remembered of this context is another's from now on: a vCPU came here and uses it.
+    fn forget(&mut self, vcpu: &Self::Vcpu);
+    /// Where a vCPU is while it moves from one CPU to another: one place for all CPUs.
+    fn passage(&self) -> Self::Passage;
     /// Moves a vCPU's floating-point registers between hardware and memory ([`VcpuContext::set_float`] says where that is).
     /// Afterwards their use by this vCPU traps (saved) or does not (loaded).
     fn move_float(&mut self, way: FloatMove, vcpu: &mut Self::Vcpu);

@@ -8,6 +8,7 @@ use crate::errand::{Errand, each};
 use crate::lines;
 use crate::local::{Local, Running, THREADS, VCPUS};
 use crate::machine::{Machine, ThreadContext};
+use crate::passage;
 use crate::pool::Id;
 use crate::request::Asked;
 use crate::schedule;
@@ -15,7 +16,7 @@ use crate::shared::{GUEST_VCPUS, GUESTS, Shared};
 use crate::syscall;
 use crate::thread::{Entry, Thread, ThreadState};
 use crate::trap::Next;
-use crate::vcpu;
+use crate::vcpu::{self, VcpuState};
 use core::sync::atomic::{AtomicU64, Ordering};
 use trellis_idl::boot::MAX_CPUS;
 use trellis_idl::kernel::Refusal;
@@ -101,6 +102,10 @@ fn next_wish<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M)
 pub fn attend<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> u64 {
     let me = local.cpu as usize % MAX_CPUS;
     let errands = shared.cpus[me].errands.take();
+    // First: what is asked for may be about a vCPU that has come.
+    for index in each(errands.vcpus) {
+        collect(local, shared, machine, index);
+    }
     for asker in each(errands.askers) {
         let slot = &shared.requests[asker as usize % MAX_CPUS];
         if let Some(asked) = slot.take_asked(local.cpu) {
@@ -113,9 +118,6 @@ pub fn attend<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M
     {
         finish(local, thread, values);
         next_wish(local, shared, machine);
-    }
-    for index in each(errands.vcpus) {
-        collect(local, shared, index);
     }
     if errands.pass {
         shared.grace.pass(me as u16);
@@ -203,10 +205,13 @@ fn lines_of<M: Machine>(local: &Local<M>, shared: &Shared, index: u16) -> [u64; 
     [take(&mail.pending[0]), take(&mail.pending[1])]
 }
 
-/// Lines that other CPUs made pending for a vCPU of this one.
-fn collect<M: Machine>(local: &mut Local<M>, shared: &Shared, index: u16) {
+/// Lines that other CPUs made pending for a vCPU of this one, or it itself, if it was on its way here.
+pub(crate) fn collect<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, index: u16) {
     if index as usize >= VCPUS || local.vcpus.name_at(index).0 == 0 {
         return;
+    }
+    if local.vcpus.at(index).state == VcpuState::Vacant {
+        passage::arrive(local, shared, machine, index, false);
     }
     let [low, high] = lines_of(local, shared, index);
     lines::arrive(local, index, low, 0);

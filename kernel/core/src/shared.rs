@@ -43,6 +43,8 @@ pub struct CpuMail {
 pub struct VcpuMail {
     /// Its name (0 = there is none).
     pub name: AtomicU64,
+    /// Name of the place on another CPU that was made for it (0 = there is none).
+    pub place: AtomicU64,
     /// Lines made pending from other CPUs.
     pub pending: [AtomicU64; 2],
 }
@@ -144,7 +146,7 @@ impl Shared {
                 }
             }; MAX_CPUS],
             requests: [const { Request::EMPTY }; MAX_CPUS],
-            vcpus: [const { [const { VcpuMail { name: ZERO, pending: [ZERO; 2] } }; GUEST_VCPUS] }; GUESTS],
+            vcpus: [const { [const { VcpuMail { name: ZERO, place: ZERO, pending: [ZERO; 2] } }; GUEST_VCPUS] }; GUESTS],
             running: ZERO,
             grace: Grace::new(),
             vector_lengths: AtomicU64::new(0xffff),
@@ -160,6 +162,11 @@ impl Shared {
             guests: [const { Lock::new(Guest::EMPTY) }; GUESTS],
             domains: [const { Lock::new(Domain::EMPTY) }; DOMAINS],
         }
+    }
+
+    /// A vCPU's mail.
+    pub fn mail(&self, guest: u16, number: u8) -> &VcpuMail {
+        &self.vcpus[guest as usize % GUESTS][number as usize % GUEST_VCPUS]
     }
 
     /// How often any lock was taken.

@@ -173,6 +173,7 @@ impl<M: Machine> Call<'_, M> {
             Op::VcpuException => self.vcpu_exception(),
             Op::VcpuLaunch => self.vcpu_launch(),
             Op::VcpuDestroy => self.vcpu_destroy(),
+            Op::VcpuMove => self.vcpu_move(),
             Op::LinesWrite | Op::LinesRead | Op::LinesPriority | Op::LinesPriorityRead | Op::LineTarget | Op::LineTake
             | Op::LinesEnable => self.lines(op),
             Op::LineBind => self.line_bind(),

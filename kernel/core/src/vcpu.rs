@@ -2,6 +2,7 @@
 //! A virtual processor: its routes, its windows, and how it stops and goes on.
 
 use crate::float;
+use crate::grace::Mark;
 use crate::lines::{self, Lines};
 use crate::local::{Local, Running, THREADS};
 use crate::machine::{Machine, NEVER, VcpuContext};
@@ -9,7 +10,7 @@ use crate::patience;
 use crate::pool::{Empty, Id};
 use crate::portal::{self, Client, Portal};
 use crate::schedule::{self, BudgetId};
-use crate::shared::Shared;
+use crate::shared::{GUESTS, Shared};
 use crate::thread::{Thread, ThreadState};
 use crate::trap::Next;
 use trellis_idl::kernel::{EXIT_CLASSES, ExitClass, Groups};
@@ -28,6 +29,8 @@ pub enum VcpuState {
     Queued,
     /// Waits for an interrupt.
     Waiting,
+    /// It is not here yet: a place for a vCPU of another CPU ([`crate::passage`]).
+    Vacant,
 }
 
 /// Where a class of exits goes.
@@ -39,6 +42,11 @@ pub struct Route {
     pub badge: u64,
     /// Register groups that travel.
     pub groups: u64,
+}
+
+impl Route {
+    /// Every class stops the vCPU.
+    pub const NONE: [Route; EXIT_CLASSES] = [Route { portal: 0, badge: 0, groups: 0 }; EXIT_CLASSES];
 }
 
 /// Guest pages without a leaf whose faults are a device's.
@@ -95,6 +103,9 @@ pub struct Vcpu<M: Machine> {
     pub lines: Lines,
     /// Where its floating-point registers are.
     pub float: float::State,
+    /// It came from another CPU: lines may still be put into its mail without a word to this one, by whoever has not
+    /// left the kernel since. 0 = nobody can.
+    pub moved: Mark,
 }
 
 impl<M: Machine> Empty for Vcpu<M> {
@@ -104,7 +115,7 @@ impl<M: Machine> Empty for Vcpu<M> {
         hazard: false,
         stop_wanted: false,
         turn: 0,
-        routes: [Route { portal: 0, badge: 0, groups: 0 }; EXIT_CLASSES],
+        routes: Route::NONE,
         windows: [Window { first: 0, count: 0, class: 0 }; WINDOWS],
         window_count: 0,
         number: 0,
@@ -115,6 +126,7 @@ impl<M: Machine> Empty for Vcpu<M> {
         queued_groups: 0,
         lines: Lines::EMPTY,
         float: float::State::EMPTY,
+        moved: 0,
     };
 }
 
@@ -256,6 +268,15 @@ pub fn wake<M: Machine>(local: &mut Local<M>, index: u16) {
 pub fn timer_while_away<M: Machine>(local: &mut Local<M>, index: u16) {
     if local.vcpus.at(index).state != VcpuState::Stopped {
         wake(local, index);
+    }
+}
+
+/// Its name ends; its guest has no vCPU on this CPU any more if it was the last.
+pub(crate) fn remove<M: Machine>(local: &mut Local<M>, shared: &Shared, index: u16, guest: u16) {
+    let id = local.vcpus.name_at(index);
+    local.vcpus.remove(id);
+    if !local.vcpus.names().any(|id| local.vcpus.at(id.index() as u16).guest == guest) {
+        shared.guests[guest as usize % GUESTS].lock().cpus &= !(1 << local.cpu);
     }
 }
 

@@ -14,7 +14,7 @@ use trellis_core::shared::DOMAINS;
 use trellis_core::table::{SLOTS, TableRange};
 use trellis_core::thread::FaultRecord;
 use trellis_core::trap::Trap;
-use trellis_idl::kernel::{Access, ExitClass, Kind, Op, PASSIVE, Refusal, Rights};
+use trellis_idl::kernel::{Access, ExitClass, Kind, Op, PASSIVE, PLACE, Refusal, Rights};
 
 /// One step: numbers that mean something only when it is taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,6 +57,8 @@ enum Shape {
     Line(u64),
     /// Access or rights bits.
     Bits,
+    /// A vCPU's number, now and then with the bit of a place.
+    Number,
     /// A vCPU's register, or a number beside them.
     Register,
     /// A time soon.
@@ -111,13 +113,13 @@ fn shape(op: Op) -> [Shape; 6] {
         Op::GuestProtect => of(&[Of(Kind::Guest), GuestPage, Pages, Bits]),
         Op::GuestRead | Op::GuestWrite => of(&[Of(Kind::Guest), Address, Address, Below(9000)]),
         Op::GuestDestroy => of(&[Of(Kind::Guest)]),
-        Op::VcpuCreate => of(&[Of(Kind::Guest), Below(2), Below(4), Empty, Priority, Budget]),
+        Op::VcpuCreate => of(&[Of(Kind::Guest), Below(2), Number, Empty, Priority, Budget]),
         Op::VcpuRoute => of(&[Of(Kind::Vcpu), Below(17), Of(Kind::Portal), Below(8), Word]),
         Op::VcpuWindow => of(&[Of(Kind::Vcpu), Below(17), GuestPage, Pages, Below(11)]),
         Op::VcpuGet => of(&[Of(Kind::Vcpu), Register]),
         Op::VcpuSet => of(&[Of(Kind::Vcpu), Register, Word]),
         Op::VcpuLaunch => of(&[Of(Kind::Vcpu), GuestPage, Word]),
-        Op::VcpuStart | Op::VcpuReset | Op::VcpuStop | Op::VcpuDestroy => of(&[Of(Kind::Vcpu)]),
+        Op::VcpuStart | Op::VcpuReset | Op::VcpuStop | Op::VcpuDestroy | Op::VcpuMove => of(&[Of(Kind::Vcpu)]),
         Op::VcpuException => of(&[Of(Kind::Vcpu), Word, Word]),
         Op::LinesWrite => of(&[Of(Kind::Vcpu), Below(7), Line(32), Half, Half, Below(10)]),
         Op::LinesRead => of(&[Of(Kind::Vcpu), Below(7), Line(32), Below(10)]),
@@ -205,6 +207,7 @@ fn argument(hosted: &Hosted, caller: &Caller, shape: Shape, choice: u16, word: u
         Shape::Taken => hosted.taken.get((n % 4) as usize).copied().unwrap_or(n),
         Shape::Half => word >> (n % 32) & 0xffff_ffff,
         Shape::Bits => if n.is_multiple_of(8) { 0xff } else { n % 16 },
+        Shape::Number => n / 4 % 3 / 2 * PLACE | n % 4,
         Shape::Register if n.is_multiple_of(2) => n / 2 % 72,
         Shape::Register => [0x1000, 0x2000, 0x3000][(n % 3) as usize] + word % 0x420,
         Shape::Soon => hosted.board.borrow().now + n % 5000,

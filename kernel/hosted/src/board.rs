@@ -5,8 +5,12 @@
 //! or server used stays in the TLB of its CPU until an invalidation of its tag covers its page, as on hardware.
 
 use crate::entry;
+use crate::machine::HostedMachine;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+use trellis_core::lock::Lock;
 use trellis_core::machine::{Entry, Leaf, Page, Stale, Ticks};
+use trellis_core::passage::Passage;
 use trellis_core::space::needs_break;
 
 /// What a word of memory holds that nobody has written: never zero.
@@ -48,6 +52,8 @@ pub struct Board {
     pub invalidations: u64,
     /// Pages that were zeroed, each time that some were.
     pub zeroed: Vec<u64>,
+    /// Where a vCPU is while it moves to another CPU.
+    pub passage: Rc<Lock<Passage<HostedMachine>>>,
 }
 
 impl Board {
@@ -67,6 +73,7 @@ impl Board {
             said: Vec::new(),
             invalidations: 0,
             zeroed: Vec::new(),
+            passage: Rc::new(Lock::new(Passage::EMPTY)),
         }
     }
 

@@ -6,6 +6,7 @@
 use crate::hosted::{Cpu, Hosted};
 use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::Ordering;
 use trellis_core::local::{BUDGETS, THREADS, VCPUS};
 use trellis_core::shared::{DOMAINS, GUESTS};
 use trellis_core::table::{SLOTS, TableRange};
@@ -59,6 +60,9 @@ pub fn digest(hosted: &Hosted) -> u64 {
         add(&mut hasher, line);
     }
     add(&mut hasher, &shared.forwarding);
+    for mail in shared.vcpus.iter().flatten() {
+        (mail.name.load(Ordering::Relaxed), mail.place.load(Ordering::Relaxed)).hash(&mut hasher);
+    }
     let control = shared.control.lock();
     add(&mut hasher, (control.slots.free(), &control.tags));
     for id in control.runs.pool.names() {

@@ -9,7 +9,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use trellis_core::float::{FloatMove, Lengths};
 use trellis_core::lines::{LIST_ENTRIES, ListEntry};
+use trellis_core::lock::Lock;
 use trellis_core::machine::{Entry, Machine, Memory, NEVER, Page, Stale, Ticks, VcpuContext};
+use trellis_core::passage::Passage;
 use trellis_idl::kernel::{Fact, Refusal};
 use trellis_idl::trace::{RECORDS, Record};
 
@@ -128,6 +130,7 @@ impl Memory for HostedMachine {
 impl Machine for HostedMachine {
     type Thread = HostedThread;
     type Vcpu = HostedVcpu;
+    type Passage = Rc<Lock<Passage<HostedMachine>>>;
 
     fn now(&self) -> Ticks {
         self.board.borrow().now
@@ -192,6 +195,12 @@ impl Machine for HostedMachine {
             vcpu.timer_active = std::mem::take(&mut self.timer_active);
             self.loaded = 0;
         }
+    }
+
+    fn forget(&mut self, _vcpu: &HostedVcpu) {}
+
+    fn passage(&self) -> Rc<Lock<Passage<HostedMachine>>> {
+        self.board.borrow().passage.clone()
     }
 
     fn move_float(&mut self, way: FloatMove, vcpu: &mut HostedVcpu) {

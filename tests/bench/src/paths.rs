@@ -329,7 +329,11 @@ pub fn run(_plan: u64) -> ! {
     build(&mut at);
     // An image with scalable vectors is for those alone: all others are measured on a CPU without.
     if fact(Fact::VectorLengths) != 0 {
-        crate::float::run(&mut at);
+        if fact(Fact::Cpus) > 1 {
+            crate::moves::run(&mut at);
+        } else {
+            crate::float::run(&mut at);
+        }
         finish();
     }
     let _ = writeln!(Serial, "figure boot_to_root {} instructions", fact(Fact::BootTicks));

@@ -6,40 +6,51 @@ use crate::float;
 use crate::lines;
 use crate::local::{Running, THREADS};
 use crate::machine::{Machine, VcpuContext};
+use crate::passage;
 use crate::pool::{Empty, Id};
 use crate::portal::{self, Client, Portal};
+use crate::remote;
 use crate::schedule;
 use crate::shared::{GUEST_VCPUS, GUESTS};
-use crate::vcpu::{Route, Vcpu, VcpuState, WINDOWS, Window};
+use crate::vcpu::{self, Route, Vcpu, VcpuState, WINDOWS, Window};
 use core::sync::atomic::Ordering;
-use trellis_idl::kernel::{EXIT_CLASSES, ExitClass, Kind, Op, Refusal, Rights};
+use trellis_idl::kernel::{EXIT_CLASSES, ExitClass, Kind, Op, PLACE, Refusal, Rights};
 
 impl<M: Machine> Call<'_, M> {
     pub(super) fn vcpu_create(&mut self) -> Done {
         let (cpu, number, priority) = (self.a[1], self.a[2], self.a[4]);
         self.guest(0, Rights::CONTROL)?;
         self.check_time(cpu, priority, self.a[5])?;
+        let (place, number) = (number & PLACE != 0, number & !PLACE);
         if number >= GUEST_VCPUS as u64 {
             return Err(Refusal::BadArgument);
         }
         let control = self.shared.control.lock();
         let guest = self.guest_in(&control, 0, Rights::CONTROL)?;
         self.check_empty(self.table, self.a[3])?;
-        let mail = &self.shared.vcpus[guest % GUESTS][number as usize % GUEST_VCPUS];
-        if mail.name.load(Ordering::Acquire) != 0 {
+        let mail = self.shared.mail(guest as u16, number as u8);
+        let who = Id::<Vcpu<M>>::from_word(mail.name.load(Ordering::Acquire));
+        if (who.0 != 0 && !place) || mail.place.load(Ordering::Acquire) != 0 {
             return Err(Refusal::Occupied);
+        }
+        if place && (who.0 == 0 || who.home() == self.local.cpu) {
+            return Err(if who.0 == 0 { Refusal::Gone } else { Refusal::BadArgument });
         }
         let mut record = self.shared.guests[guest].lock();
         let lanes = record.float.lanes;
         if lanes != 0 && !self.machine.vector_lengths().has(lanes) {
             return Err(Refusal::Unsupported);
         }
-        let area = record.float.take(self.machine)?;
+        let area = if place { 0 } else { record.float.take(self.machine)? };
         let mut vcpu = Vcpu::<M>::EMPTY;
         vcpu.guest = guest as u16;
         vcpu.number = number as u8;
         vcpu.float = float::State::new(lanes, area);
-        vcpu.lines.begin(number == 0);
+        if place {
+            vcpu.state = VcpuState::Vacant;
+        } else {
+            vcpu.lines.begin(number == 0);
+        }
         vcpu.context.set_map(record.space.tag, record.space.root, number as u8);
         vcpu.context.set_float(lanes, area);
         vcpu.context.reset();
@@ -51,27 +62,44 @@ impl<M: Machine> Call<'_, M> {
         drop(record);
         let at = id.index() as u16;
         self.local.vcpus.at_mut(at).index = at;
-        mail.pending.iter().for_each(|word| word.store(0, Ordering::Relaxed));
-        mail.name.store(id.0, Ordering::Release);
+        if place {
+            mail.place.store(id.0, Ordering::Release);
+        } else {
+            mail.pending.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+            mail.name.store(id.0, Ordering::Release);
+        }
         self.local.budgets[THREADS + at as usize] = self.budget(priority as u8, self.a[5]);
         self.put(&control, self.a[3], Kind::Vcpu, Rights::ALL, id.0)?;
         Ok(0)
     }
 
     pub(super) fn vcpu_destroy(&mut self) -> Done {
-        let index = self.vcpu(Rights::CONTROL)?;
+        let index = self.vcpu_or_place(Rights::CONTROL)?;
         self.remove_vcpu(index);
         Ok(0)
+    }
+
+    pub(super) fn vcpu_move(&mut self) -> Done {
+        let index = self.vcpu(Rights::CONTROL)?;
+        passage::leave(self.local, self.shared, self.machine, index).and(Ok(0))
     }
 
     pub(super) fn remove_vcpu(&mut self, index: u16) {
         if self.local.running == Running::Vcpu(index) {
             schedule::leave(self.local);
         }
-        self.cancel(index);
+        if self.local.vcpus.at(index).state == VcpuState::Vacant {
+            passage::arrive(self.local, self.shared, self.machine, index, true);
+        }
         let vcpu = self.local.vcpus.at_mut(index);
         let (budget, guest) = (vcpu.budget(), vcpu.guest);
-        let mail = &self.shared.vcpus[guest as usize % GUESTS][vcpu.number as usize % GUEST_VCPUS];
+        let mail = self.shared.mail(guest, vcpu.number);
+        if vcpu.state == VcpuState::Vacant {
+            schedule::forget(self.local, budget);
+            return vcpu::remove(self.local, self.shared, index, guest);
+        }
+        self.cancel(index);
+        let vcpu = self.local.vcpus.at_mut(index);
         mail.name.store(0, Ordering::Release);
         self.machine.unload(&mut vcpu.context);
         let area = vcpu.float.area;
@@ -80,11 +108,7 @@ impl<M: Machine> Call<'_, M> {
             self.shared.guests[guest as usize % GUESTS].lock().float.give(area);
         }
         schedule::forget(self.local, budget);
-        let id = self.local.vcpus.name_at(index);
-        self.local.vcpus.remove(id);
-        if !self.local.vcpus.names().any(|id| self.local.vcpus.at(id.index() as u16).guest == guest) {
-            self.shared.guests[guest as usize % GUESTS].lock().cpus &= !(1 << self.local.cpu);
-        }
+        vcpu::remove(self.local, self.shared, index, guest);
     }
 
     /// Whatever a vCPU waits for will not come any more: it is stopped.
@@ -101,6 +125,13 @@ impl<M: Machine> Call<'_, M> {
     #[cfg_attr(target_os = "none", optimize(speed))]
     #[inline(never)]
     pub(super) fn vcpu(&self, need: Rights) -> Result<u16, Refusal> {
+        let index = self.vcpu_or_place(need)?;
+        if self.local.vcpus.at(index).state == VcpuState::Vacant { Err(Refusal::BadState) } else { Ok(index) }
+    }
+
+    /// The same, or of a place that nobody has come to yet.
+    #[inline(always)]
+    fn vcpu_or_place(&self, need: Rights) -> Result<u16, Refusal> {
         let name = self.name(0, Kind::Vcpu, need)?;
         let id = Id::<Vcpu<M>>::from_word(name);
         if id.home() != self.local.cpu {
@@ -179,12 +210,28 @@ impl<M: Machine> Call<'_, M> {
         if vcpu.state != VcpuState::Stopped {
             return Err(Refusal::BadState);
         }
+        if vcpu.moved != 0 {
+            self.gather(index)?;
+        }
+        let vcpu = self.local.vcpus.at_mut(index);
         vcpu.state = VcpuState::Running;
         vcpu.stop_wanted = false;
         vcpu.hazard = true;
         let budget = vcpu.budget();
         schedule::ready(self.local, budget, Running::Vcpu(index));
         Ok(0)
+    }
+
+    /// A vCPU that came from another CPU has all its mail when nobody takes it to be there any more.
+    #[cold]
+    #[inline(never)]
+    fn gather(&mut self, index: u16) -> Result<(), Refusal> {
+        if !self.settled(self.local.vcpus.at(index).moved) {
+            return Err(Refusal::Again);
+        }
+        remote::collect(self.local, self.shared, self.machine, index);
+        self.local.vcpus.at_mut(index).moved = 0;
+        Ok(())
     }
 
     pub(super) fn vcpu_reset(&mut self) -> Done {
@@ -223,7 +270,7 @@ impl<M: Machine> Call<'_, M> {
                 let budget = vcpu.budget();
                 schedule::retire(self.local, budget);
             }
-            VcpuState::Stopped => {}
+            VcpuState::Stopped | VcpuState::Vacant => {}
         }
         Ok(0)
     }
