@@ -210,6 +210,10 @@ pub enum Op {
     /// records copied, at most [`crate::trace::MOST_READ`]; `x1` = place behind them; `x2` = place of the next record to
     /// be noted, where the oldest one stands too.
     TraceRead = 0x68,
+    /// Takes a CPU out of use until the next boot: `x0` system capability with [`Rights::CONTROL`], `x1` CPU. Its physical
+    /// lines and what waits in its queue go to the running CPU with the lowest number. Refused `BadState` while it has threads
+    /// or vCPUs, `WrongCpu` when it does not run.
+    CpuRetire = 0x69,
 }
 
 impl Op {
@@ -228,6 +232,7 @@ impl Op {
         Op::LineTake,
         Op::LineBind, Op::LineAck, Op::LineCreate, Op::LineForward, Op::LineRelease, Op::LineTie, Op::LinePass,
         Op::SystemOff, Op::Log, Op::LogRead, Op::Fact, Op::QueueServe, Op::QueueTake, Op::QueueDone, Op::TraceRead,
+        Op::CpuRetire,
     ];
 
     /// The highest number of an operation.

@@ -511,6 +511,11 @@ impl Machine {
         Ok(Line::at(slot))
     }
 
+    /// [`Op::CpuRetire`].
+    pub fn retire(self, system: &impl System, cpu: u8) -> Done {
+        tell(system, Op::CpuRetire, [self.slot, cpu.into()])
+    }
+
     /// [`Op::SystemOff`]: off.
     pub fn off(self, system: &impl System) -> Done {
         tell(system, Op::SystemOff, [self.slot, 0])

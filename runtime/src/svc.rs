@@ -161,6 +161,7 @@ fn by_number(op: Op, a: [u64; 6]) -> [u64; 3] {
         VcpuWindow VcpuGet VcpuSet VcpuStart VcpuReset VcpuStop VcpuException VcpuLaunch VcpuDestroy VcpuMove LinesWrite LinesRead
         LinesPriority LinesPriorityRead LineTarget LinesEnable LineTake LineBind LineAck LineCreate LineForward
         LineRelease LineTie LinePass SystemOff Log LogRead Fact QueueServe QueueTake QueueDone TraceRead
+        CpuRetire
     }
 }
 

@@ -96,6 +96,24 @@ impl Gic {
         }
     }
 
+    /// A device line that comes to this CPU comes to another one, by its affinity.
+    pub fn bequeath(&self, line: u32, mpidr: u64) {
+        match self {
+            Gic::V3(gic) => gic.bequeath(line, mpidr),
+            Gic::V2(gic) => gic.bequeath(line, mpidr),
+            Gic::None => {}
+        }
+    }
+
+    /// No interrupt reaches this CPU any more.
+    pub fn close(&self) {
+        match self {
+            Gic::V3(gic) => gic.close(),
+            Gic::V2(gic) => gic.close(),
+            Gic::None => {}
+        }
+    }
+
     /// Sends the kick to a CPU by its affinity.
     #[inline]
     pub fn kick(&self, mpidr: u64) {

@@ -118,6 +118,19 @@ impl Gic2 {
         }
     }
 
+    /// A device line that comes to this CPU comes to another one, whose interface has the number of its affinity level 0.
+    pub fn bequeath(&self, line: u32, mpidr: u64) {
+        let targets = self.distributor + GICD_ITARGETSR + line as u64;
+        if (32..1020).contains(&line) && mmio::read8(targets) == self.own {
+            mmio::write8(targets, 1 << (mpidr & 7));
+        }
+    }
+
+    /// The CPU interface signals nothing any more.
+    pub fn close(&self) {
+        mmio::write32(self.cpu + GICC_CTLR, 0);
+    }
+
     /// Sends the kick to a CPU: its interface has the number of its affinity level 0.
     pub fn kick(&self, mpidr: u64) {
         isa::dsb_ishst();

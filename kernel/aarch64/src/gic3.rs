@@ -16,6 +16,8 @@ const GICD_ICACTIVER: u64 = 0x380;
 const GICD_IGROUPR: u64 = 0x80;
 const GICD_IPRIORITYR: u64 = 0x400;
 const GICD_IROUTER: u64 = 0x6000;
+/// Affinity fields of MPIDR_EL1 and of a route.
+const AFFINITY: u64 = 0xff_00ff_ffff;
 /// GICR registers: the second frame (12.11).
 const GICR_SGI: u64 = 0x1_0000;
 const GICR_TYPER: u64 = 0x08;
@@ -119,11 +121,26 @@ impl Gic3 {
         if masked {
             mmio::write32(self.distributor + GICD_ICENABLER + word, bit);
         } else {
-            let affinity = read!("mpidr_el1") & 0xff_00ff_ffff;
+            let affinity = read!("mpidr_el1") & AFFINITY;
             mmio::write64(self.distributor + GICD_IROUTER + 8 * line as u64, affinity);
             mmio::write8(self.distributor + GICD_IPRIORITYR + line as u64, 0x80);
             mmio::write32(self.distributor + GICD_ISENABLER + word, bit);
         }
+    }
+
+    /// A device line that comes to this CPU comes to another one, by its affinity (GICv3 12.9.22).
+    pub fn bequeath(&self, line: u32, mpidr: u64) {
+        let route = self.distributor + GICD_IROUTER + 8 * line as u64;
+        if (32..1020).contains(&line) && mmio::read64(route) == read!("mpidr_el1") & AFFINITY {
+            mmio::write64(route, mpidr & AFFINITY);
+        }
+    }
+
+    /// The CPU interface signals nothing any more, and the redistributor does not expect it to (GICv3 11.1).
+    pub fn close(&self) {
+        write!("ICC_IGRPEN1_EL1", 0);
+        isa::isb();
+        mmio::write32(self.redistributor + GICR_WAKER, mmio::read32(self.redistributor + GICR_WAKER) | 1 << 1);
     }
 
     /// Sends the kick to a CPU by its affinity.

@@ -326,6 +326,24 @@ impl Machine for Aarch64 {
         self.gic.mask(line, masked);
     }
 
+    fn bequeath(&mut self, line: u32, to: u16) {
+        if let Some(mpidr) = self.header.mpidr.get(to as usize) {
+            self.gic.bequeath(line, *mpidr);
+        }
+    }
+
+    fn retire(&mut self) {
+        self.wake_at(NEVER);
+        self.gic.close();
+        if self.header.start == trellis_idl::boot::start::PSCI {
+            // PSCI 5.5: CPU_OFF, which comes back only if it is denied.
+            isa::smc(0x8400_0002, 0, 0, 0);
+        }
+        loop {
+            isa::wfi();
+        }
+    }
+
     fn end_line(&mut self, line: u32) {
         self.gic.end_line(line);
     }

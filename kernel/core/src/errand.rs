@@ -20,6 +20,8 @@ pub enum Errand {
     Answer,
     /// Somebody wants to know that it has left the kernel ([`crate::grace`]).
     Pass,
+    /// Another CPU's queue of interrupts was put into its own, which was empty.
+    Queue,
 }
 
 /// The word as errands use it; a trait so that a model checker can stand in for the processor.
@@ -53,6 +55,7 @@ const SIGNALLED: u64 = 1 << 32;
 const ASKED: u64 = 1 << 33;
 const ANSWERED: u64 = 1 << 34;
 const PASS: u64 = 1 << 35;
+const QUEUE: u64 = 1 << 36;
 /// Bits of the first word that are vCPUs.
 const VCPUS: u64 = 0xffff;
 
@@ -81,6 +84,8 @@ pub struct Taken {
     pub answered: bool,
     /// It shall say that it has left the kernel.
     pub pass: bool,
+    /// Its queue of interrupts is no longer empty.
+    pub queue: bool,
 }
 
 impl Errands {
@@ -110,6 +115,7 @@ impl<W: Word> Errands<W> {
             }
             Errand::Answer => ANSWERED,
             Errand::Pass => PASS,
+            Errand::Queue => QUEUE,
         };
         self.what.set(what) == 0
     }
@@ -123,6 +129,7 @@ impl<W: Word> Errands<W> {
             askers: if what & ASKED != 0 { self.askers.take() } else { 0 },
             answered: what & ANSWERED != 0,
             pass: what & PASS != 0,
+            queue: what & QUEUE != 0,
         }
     }
 
@@ -174,8 +181,9 @@ mod tests {
         assert!(!errands.leave(Errand::Request(5)));
         assert!(!errands.leave(Errand::Answer));
         assert!(!errands.leave(Errand::Pass));
+        assert!(!errands.leave(Errand::Queue));
         assert!(!errands.take_lines_of(3), "there are others");
-        let all = Taken { vcpus: 1 << 3, threads: 1 << 63, askers: 1 << 5, answered: true, pass: true };
+        let all = Taken { vcpus: 1 << 3, threads: 1 << 63, askers: 1 << 5, answered: true, pass: true, queue: true };
         assert_eq!(errands.take(), all);
         assert_eq!(errands.take(), Taken::default());
         assert!(errands.leave(Errand::Lines(3)));

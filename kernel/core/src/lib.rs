@@ -41,6 +41,7 @@ pub mod queue;
 pub mod range;
 pub mod remote;
 pub mod request;
+pub mod retire;
 pub mod ring;
 pub mod schedule;
 pub mod session;

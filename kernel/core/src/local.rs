@@ -3,6 +3,7 @@
 
 use crate::float::Registers;
 use crate::forward::QueueServer;
+use crate::grace::Mark;
 use crate::machine::{Machine, NEVER, Ticks};
 use crate::patience::Looks;
 use crate::pool::{Id, Pool};
@@ -79,6 +80,8 @@ pub struct Local<M: Machine> {
     pub server: QueueServer,
     /// What it took out of its queue and has not been given yet.
     pub backlog: Backlog,
+    /// It is being taken out of use ([`crate::retire`]): since when, or 0.
+    pub retiring: Mark,
 }
 
 impl<M: Machine> Local<M> {
@@ -106,6 +109,7 @@ impl<M: Machine> Local<M> {
             float: Registers::NEW,
             server: QueueServer { thread: 0, bits: 0 },
             backlog: Backlog::EMPTY,
+            retiring: 0,
         }
     }
 

@@ -100,6 +100,10 @@ pub trait Machine: Memory + Sized + core::fmt::Debug {
     fn mask(&mut self, line: u32, masked: bool);
     /// Ends a physical line that may be active, whoever took it.
     fn end_line(&mut self, line: u32);
+    /// A physical line that comes to this CPU comes to another one from now on, masked or not.
+    fn bequeath(&mut self, line: u32, to: u16);
+    /// This CPU stops, with nothing in it that is anybody's. It comes back only with the next boot.
+    fn retire(&mut self);
     /// Whether the vCPU with this context has its state in the hardware of this CPU.
     fn is_loaded(&self, vcpu: &Self::Vcpu) -> bool;
     /// The list registers of the loaded vCPU: reads one.

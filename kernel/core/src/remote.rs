@@ -5,6 +5,7 @@
 //! table, and kicks back. Objects stay reachable by their own CPU alone, so hot paths need neither locks nor atomics.
 
 use crate::errand::{Errand, each};
+use crate::forward;
 use crate::lines;
 use crate::local::{Local, Running, THREADS, VCPUS};
 use crate::machine::{Machine, ThreadContext};
@@ -99,6 +100,7 @@ fn next_wish<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M)
 }
 
 /// Does what other CPUs left for this one. Threads that were signalled are the caller's: back come their bits.
+#[cfg_attr(target_os = "none", optimize(speed))]
 pub fn attend<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> u64 {
     let me = local.cpu as usize % MAX_CPUS;
     let errands = shared.cpus[me].errands.take();
@@ -121,6 +123,10 @@ pub fn attend<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M
     }
     if errands.pass {
         shared.grace.pass(me as u16);
+    }
+    if errands.queue {
+        let server = local.server;
+        forward::wake(local, shared, machine, server);
     }
     errands.threads
 }
@@ -149,7 +155,11 @@ pub(crate) fn retract<M: Machine>(local: &mut Local<M>, shared: &Shared, machine
     }
 }
 
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn serve<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, asked: &Asked) -> [u64; 3] {
+    if local.retiring != 0 {
+        return [Refusal::WrongCpu.to_register(), 0, 0];
+    }
     // The asker sleeps until it is answered, and its buffer stays its own for as long as it lives.
     let asker = Id::<Thread<M>>::from_word(asked.thread);
     let mail = &shared.cpus[asker.home() as usize % MAX_CPUS];

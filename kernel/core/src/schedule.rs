@@ -9,6 +9,7 @@
 use crate::local::{BUDGETS, Local, Running, THREADS};
 use crate::machine::{Machine, NEVER, Ticks, VcpuContext};
 use crate::patience;
+use crate::retire;
 use crate::shared::Shared;
 use crate::thread::{Entry, ThreadState};
 use crate::trap::Next;
@@ -382,6 +383,9 @@ fn choose<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) ->
         local.running = Running::Idle;
         local.slice_end = NEVER;
         set_alarm(local, machine);
+        if local.retiring != 0 {
+            retire::go_on(local, shared, machine);
+        }
         return Next::Idle;
     };
     local.looks.begin(now);

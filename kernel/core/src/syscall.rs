@@ -109,7 +109,7 @@ pub fn dispatch<M: Machine>(
 /// The CPU on which an operation that is not for this one must be done.
 fn home_of(shared: &Shared, table: TableRange, op: Op, a: &[u64; 6]) -> Result<u16, Refusal> {
     match op {
-        Op::ThreadCreate | Op::VcpuCreate | Op::TraceRead => {
+        Op::ThreadCreate | Op::VcpuCreate | Op::TraceRead | Op::CpuRetire => {
             u16::try_from(a[1]).ok().filter(|cpu| usize::from(*cpu) < MAX_CPUS).ok_or(Refusal::OutOfRange)
         }
         _ => Ok(Id::<()>::from_word(shared.table.read(table, a[0]).name).home()),
@@ -191,6 +191,7 @@ impl<M: Machine> Call<'_, M> {
             Op::LogRead => self.log_read(),
             Op::Fact => self.fact(),
             Op::TraceRead => self.trace_read(),
+            Op::CpuRetire => self.cpu_retire(),
             Op::Call | Op::ReplyAndWait | Op::Forward | Op::Wait | Op::Exit | Op::Yield => Err(Refusal::NoOperation),
         }
     }

@@ -142,13 +142,14 @@ fn shape(op: Op) -> [Shape; 6] {
         Op::LogRead => of(&[Of(Kind::System)]),
         Op::Fact => of(&[Of(Kind::System), Below(10), Below(10)]),
         Op::TraceRead => of(&[Of(Kind::System), Below(3), Below(600)]),
+        Op::CpuRetire => of(&[Of(Kind::System), Below(9)]),
     }
 }
 
 /// Operations after which less can happen: not taken as often as others.
-const ENDING: [Op; 10] = [
+const ENDING: [Op; 11] = [
     Op::DomainDestroy, Op::GuestDestroy, Op::ThreadDestroy, Op::Drop, Op::Revoke, Op::SystemOff, Op::FramesReclaim,
-    Op::VcpuDestroy, Op::LineRelease, Op::Exit,
+    Op::VcpuDestroy, Op::LineRelease, Op::CpuRetire, Op::Exit,
 ];
 
 /// What is done instead.
@@ -225,6 +226,9 @@ pub fn take(hosted: &mut Hosted, step: &Step) -> Result<(), Broken> {
     if step.what & 0x60 != 0 {
         // Mostly something happens where something runs.
         cpu = (0..count).map(|i| (cpu + i) % count).find(|cpu| hosted.now(*cpu) != Now::Idle).unwrap_or(cpu);
+    }
+    if hosted.board.borrow().retired.contains(&cpu) {
+        return Ok(());
     }
     match hosted.now(cpu) {
         Now::Thread(_) => thread_step(hosted, cpu, step)?,

@@ -205,6 +205,7 @@ impl Hosted {
 
     /// Something off the hot doors: an interrupt, a fault of the running thread, an exit the kernel answers itself.
     pub fn trap(&mut self, cpu: u16, trap: Trap) -> Now {
+        assert!(!self.board.borrow().retired.contains(&cpu), "CPU {cpu} has stopped, and gets {trap:?}");
         let this = &mut self.cpus[cpu as usize];
         this.machine.float.opened = None;
         if let Running::Thread(index) = this.local.running {

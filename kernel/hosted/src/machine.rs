@@ -161,6 +161,17 @@ impl Machine for HostedMachine {
         self.board.borrow_mut().active.remove(&line);
     }
 
+    fn bequeath(&mut self, line: u32, to: u16) {
+        if let Some(cpu) = self.board.borrow_mut().lines.get_mut(&line).filter(|cpu| **cpu == self.cpu) {
+            *cpu = to;
+        }
+    }
+
+    fn retire(&mut self) {
+        self.board.borrow_mut().retired.insert(self.cpu);
+        self.alarm = NEVER;
+    }
+
     fn is_loaded(&self, vcpu: &HostedVcpu) -> bool {
         self.loaded == identity(vcpu)
     }

@@ -179,7 +179,17 @@ fn fill(memory: u64, seed: u64, lanes: u64) {
     kernel(Op::DomainUnmap, [root_slot::DOMAIN, HERE, PAGES, 0, 0, 0]);
 }
 
-/// Lets them run, some together on a CPU, and move at random in between.
+/// Each runs once and has found everything right, this often so far.
+fn all_look(guests: &[Guest], before: u64) {
+    guests.iter().for_each(Guest::start);
+    for (guest, lanes) in guests.iter().zip(LANES) {
+        let (looked, wrong) = (guest.register(LOOKED), guest.register(WRONG));
+        assert!(looked == before, "the guest with {lanes} lanes has looked {looked} times, not {before}");
+        assert!(wrong == 0, "the guest with {lanes} lanes finds what is not its own: {wrong:#x}");
+    }
+}
+
+/// Lets them run, some together on a CPU, and move at random in between; then all leave the second CPU, which stops.
 pub fn run(at: &mut u64) {
     split(1, CODE, at);
     let begin = &raw const moves_begin;
@@ -187,12 +197,7 @@ pub fn run(at: &mut u64) {
     let mut guests = [0, 1, 2].map(|index| Guest::new(index, LANES[index as usize], at));
     let (mut random, mut moves) = (1u64, 0u64);
     for round in 0..ROUNDS {
-        guests.iter().for_each(Guest::start);
-        for (guest, lanes) in guests.iter().zip(LANES) {
-            let (looked, wrong) = (guest.register(LOOKED), guest.register(WRONG));
-            assert!(looked == round, "the guest with {lanes} lanes has looked {looked} times, not {round}");
-            assert!(wrong == 0, "the guest with {lanes} lanes finds what is not its own: {wrong:#x}");
-        }
+        all_look(&guests, round);
         for guest in &mut guests {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             if random >> 62 != 0 {
@@ -202,4 +207,17 @@ pub fn run(at: &mut u64) {
         }
     }
     let _ = writeln!(Serial, "checked: {moves} moves between CPUs, every register right");
+    if guests.iter().all(|guest| guest.cpu == 0) {
+        guests[0].go();
+    }
+    let retire = [root_slot::SYSTEM, 1, 0, 0, 0, 0];
+    assert!(Svc.invoke(Op::CpuRetire, retire) == Err(Refusal::BadState), "a CPU with vCPUs does not stop");
+    guests.iter_mut().filter(|guest| guest.cpu == 1).for_each(Guest::go);
+    surely(Op::CpuRetire, retire);
+    for round in ROUNDS..ROUNDS + 10 {
+        all_look(&guests, round);
+        let refused = Svc.invoke(Op::CpuRetire, retire);
+        assert!(refused == Err(Refusal::WrongCpu), "the CPU has stopped: {refused:?}");
+    }
+    let _ = writeln!(Serial, "checked: CPU 1 has stopped, and the others go on");
 }

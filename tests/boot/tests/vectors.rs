@@ -48,8 +48,8 @@ fn all_right(cpu: &str, cpus: &[u8], rounds: u64, wishes: &[Wish]) {
 
 const NONE: Wish = ("\"off\"", 0);
 
-/// A program in root's place moves vCPUs with vectors of 2048 and 256 bits and with fixed ones between two CPUs, and stops
-/// at the first register that is not as it was.
+/// A program in root's place moves vCPUs with vectors of 2048 and 256 bits and with fixed ones between two CPUs, then takes
+/// one of them out of use, and stops at the first register that is not as it was.
 #[test]
 fn vcpus_that_move_between_cpus_take_every_register_along() {
     let run = Run { cpu: Some("max".into()), stand_ins: MEASURE, ..of("bench-moves.toml", LIMIT) };
@@ -57,6 +57,7 @@ fn vcpus_that_move_between_cpus_take_every_register_along() {
     let moves = seen.log.split_once("checked: ").and_then(|(_, rest)| rest.split_once(" moves between CPUs, every register right"));
     let moves = moves.and_then(|(count, _)| count.parse::<u64>().ok());
     seen.expect(moves.is_some_and(|moves| moves > 300), "it came to its end");
+    seen.expect(seen.log.contains("checked: CPU 1 has stopped, and the others go on"), "in the end one CPU stops");
 }
 
 /// Root takes the pages of all servers' threads, and nothing else changes: ours use no floating point.

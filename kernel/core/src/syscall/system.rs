@@ -4,6 +4,7 @@
 use super::{Call, Done};
 use crate::machine::Machine;
 use core::sync::atomic::Ordering;
+use crate::retire;
 use crate::trace;
 use trellis_idl::kernel::{Fact, Kind, PAGE, Refusal, Rights};
 
@@ -29,6 +30,14 @@ impl<M: Machine> Call<'_, M> {
         let buffer = self.buffer()?;
         let [first, rest @ ..] = trace::read(self.local, self.machine, self.a[2], buffer / PAGE);
         self.with(first, rest)
+    }
+
+    pub(super) fn cpu_retire(&mut self) -> Done {
+        self.name(0, Kind::System, Rights::CONTROL)?;
+        if self.a[1] != self.local.cpu as u64 {
+            return Err(Refusal::WrongCpu);
+        }
+        retire::begin(self.local, self.shared, self.machine).and(Ok(0))
     }
 
     pub(super) fn log(&mut self) -> Done {
