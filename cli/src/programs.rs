@@ -75,7 +75,9 @@ fn command(root: &Path, faulty: bool) -> Result<Command, Failure> {
     cargo.env("RUSTC_BOOTSTRAP", "1");
     cargo.args(["build", "--release", "--quiet", "--bins", "--message-format=json-render-diagnostics", "--target", TARGET]);
     if variable("TRELLIS_BOARD_CORE", "source") == "source" {
-        cargo.args(["-Zbuild-std=core,alloc,compiler_builtins", "-Zbuild-std-features=compiler-builtins-mem"]);
+        // Nothing here formats numbers or sorts where speed counts.
+        let features = "-Zbuild-std-features=compiler-builtins-mem,optimize_for_size";
+        cargo.args(["-Zbuild-std=core,alloc,compiler_builtins", features]);
         cargo.env("CARGO_TARGET_AARCH64_UNKNOWN_NONE_SOFTFLOAT_LINKER", "ld.lld");
     }
     let faulty = faulty.then(|| root.join(FAULTY));
