@@ -71,7 +71,7 @@ impl Bench {
             Some(manifest) => vec![manifest.clone()],
             None => MANIFESTS.map(|name| place::root().join(name)).to_vec(),
         };
-        let mut figures = vec![kernel_text()?];
+        let mut figures = kernel_text()?;
         let mut status = Status::Well;
         for manifest in &manifests {
             let mut text = Vec::new();
@@ -168,17 +168,21 @@ fn said_by_root(outcome: &Outcome) -> Vec<Figure> {
     ]
 }
 
-/// Bytes of the kernel's code: all that is executable, without what fills its last pages.
-fn kernel_text() -> Result<Figure, Failure> {
+/// What the kernel executes at boot alone and gives away when root starts.
+const BOOT_TEXT: &str = ".init.text";
+
+/// Bytes of the kernel's code, without what fills its last pages: all that stays executable, and what boot alone executes.
+fn kernel_text() -> Result<Vec<Figure>, Failure> {
     let broken = |error: object::Error| Failure::says(format!("the kernel's ELF file: {error}"));
     let file = Host::default().kernel()?;
     let elf = ElfFile64::<LittleEndian>::parse(&*file).map_err(broken)?;
-    let mut bytes = 0;
+    let (mut stays, mut boot) = (0, 0);
     for section in elf.sections().filter(|section| section.kind() == SectionKind::Text) {
         let data = section.data().map_err(broken)?;
-        bytes += data.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1);
+        let bytes = data.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1);
+        *if section.name() == Ok(BOOT_TEXT) { &mut boot } else { &mut stays } += bytes;
     }
-    Ok(Figure::new("kernel_text", bytes, "bytes"))
+    Ok(vec![Figure::new("kernel_text", stays, "bytes"), Figure::new("kernel_boot_text", boot, "bytes")])
 }
 
 /// First what there are bars for, whether it was measured or not, then the rest.

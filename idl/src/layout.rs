@@ -110,7 +110,8 @@ pub mod root_slot {
     pub const SYSTEM: u64 = 3;
     /// The image's payload, one run, mapped read-only at [`super::PAYLOAD`] too.
     pub const PAYLOAD: u64 = 4;
-    /// Free memory: runs at `MEMORY`, `MEMORY + 1`, … as many as `BootHeader::ram` has entries.
+    /// Free memory: runs at `MEMORY`, `MEMORY + 1`, … as many as `BootHeader::ram` has entries, and one behind them of what
+    /// only boot needed.
     pub const MEMORY: u64 = 8;
     /// Device runs, in the order of `BootHeader::devices`.
     pub const DEVICES: u64 = 16;

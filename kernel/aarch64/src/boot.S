@@ -14,7 +14,7 @@ _start:
     .ascii  "ARM\x64"
     .word   0
 
-    .text
+    .section .init.text, "ax"
 1:  msr     daifset, #15
     // The counter is noted here: boot_to_root begins with the kernel's first instruction.
     mrs     x28, cntpct_el0

@@ -33,6 +33,8 @@ static mut BOOT_CPU: Cpu = Cpu::new(0);
 unsafe extern "C" {
     static __image_start: u8;
     static __text_end: u8;
+    static __boot_start: u8;
+    static __boot_end: u8;
     static __rodata_end: u8;
     static __bss_end: u8;
 }
@@ -57,6 +59,7 @@ extern "C" fn boot_main(image: u64, first_tick: u64, _device_tree: u64, level: u
     let linked = Image {
         start: image,
         text_end: &raw const __text_end as u64,
+        boot: (&raw const __boot_start as u64, &raw const __boot_end as u64),
         translate: isa::translate_page(),
         constants_end: &raw const __rodata_end as u64,
     };
@@ -92,6 +95,22 @@ extern "C" fn boot_main(image: u64, first_tick: u64, _device_tree: u64, level: u
         let _ = writeln!(LOG.lock(), "CPUs {missing:#x} do not start");
     }
     report_vectors(cpu, header);
+    if missing != 0 {
+        // One of them may still come, and begins in the code of boot.
+        first(cpu)
+    }
+    let pages = (linked.boot.1 - linked.boot.0) / 4096;
+    cpu.machine.kernel_bytes -= pages * 4096;
+    if let Err(refusal) = init::give_boot_pages(&SHARED, linked.boot.0 >> 12, pages) {
+        panic!("root gets nothing of boot: {refusal:?}");
+    }
+    leave(cpu, linked)
+}
+
+/// The boot CPU runs the code of boot no more, and no other CPU does.
+#[inline(never)]
+fn leave(cpu: &'static mut Cpu, image: Image) -> ! {
+    stage1::forget_boot(image);
     first(cpu)
 }
 

@@ -728,9 +728,10 @@ pub fn last_records(count: u64, mut show: impl FnMut(trellis_idl::trace::Record)
     trellis_core::trace::last(&cpu.local, &cpu.machine, count).for_each(&mut show);
 }
 
-/// Starts root: the first entry from boot.
+/// The first entry from boot, of which this CPU executes nothing from here on: others may see that it runs.
 #[cfg_attr(target_os = "none", optimize(speed))]
 pub fn first(cpu: &'static mut Cpu) -> ! {
+    SHARED.running.fetch_or(1 << (cpu.local.cpu & 63), Ordering::AcqRel);
     let next = take(&mut cpu.local, &SHARED, &mut cpu.machine, Trap::Spurious);
     cpu.machine.boot_ticks = read!("cntpct_el0") - cpu.machine.first_tick;
     let obey = cpu.obey(next);

@@ -100,6 +100,12 @@ pub fn tlbi_vmalle1is() {
     unsafe { asm!("dsb ish", "tlbi vmalle1is", "dsb ish", "isb", options(nostack, preserves_flags)) };
 }
 
+/// Invalidates the kernel's own map on all CPUs.
+pub fn tlbi_alle2is() {
+    // SAFETY: only removes cached translations.
+    unsafe { asm!("dsb ishst", "tlbi alle2is", "dsb ish", "isb", options(nostack, preserves_flags)) };
+}
+
 /// Cleans and invalidates one line of data cache to the point of coherency.
 pub fn dc_civac(address: u64) {
     // SAFETY: writes back what is in the cache; contents stay.

@@ -133,6 +133,5 @@ extern "C" fn secondary_main(block: *mut u8) -> ! {
     cpu.machine.gic = Gic::start(&header.gic);
     silicon::join_common(cpu.local.cpu);
     silicon::report(cpu);
-    SHARED.running.fetch_or(1 << (cpu.local.cpu & 63), Ordering::AcqRel);
     crate::cpu::first(cpu)
 }

@@ -145,8 +145,7 @@ pub fn join_common(cpu: u16) {
 pub fn id_register(place: u64) -> u64 {
     match PLACES.iter().position(|known| u64::from(*known) == place) {
         Some(index) => COMMON[index].load(Ordering::Acquire),
-        None if matches!(place, 0 | 5 | 6) => own(place as u8),
-        None => 0,
+        None => identity(place),
     }
 }
 
@@ -160,6 +159,13 @@ macro_rules! id_registers {
         fn own(place: u8) -> u64 {
             match place {
                 $($place => read!($name),)*
+                _ => 0,
+            }
+        }
+
+        /// Who this CPU is.
+        fn identity(place: u64) -> u64 {
+            match place {
                 $($identity => read!($register),)*
                 _ => 0,
             }

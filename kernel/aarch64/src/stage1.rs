@@ -63,6 +63,8 @@ pub struct Image {
     pub start: u64,
     /// End of text.
     pub text_end: u64,
+    /// What of it boot alone executes: first byte and end.
+    pub boot: (u64, u64),
     /// The page of the AT instruction.
     pub translate: u64,
     /// End of constants.
@@ -124,4 +126,22 @@ pub fn switch_on() {
     unsafe { core::arch::asm!("tlbi alle2", "dsb nsh", "isb", "ic iallu", "dsb nsh", "isb", options(nostack)) };
     write!("sctlr_el2", SCTLR);
     isa::isb();
+}
+
+/// What only boot executes is memory from here on. Permissions alone change, which needs no break before make (Arm ARM
+/// D8.16.1). Called once, when every CPU that was started has come out of boot.
+pub fn forget_boot(image: Image) {
+    let memory = VALID | SHARED | ACCESSED | RES1 | PAGE | NEVER_EXECUTE;
+    for tables in [&TABLES, &TRANSLATING] {
+        let mut at = image.boot.0;
+        while at < image.boot.1 {
+            let entry = tables.pages.get().cast::<u64>().wrapping_add((at >> 12 & 511) as usize);
+            // SAFETY: an entry of the table of the image's own 2 MiB; nobody else writes the tables any more.
+            unsafe { entry.write_volatile(at | memory) };
+            at += 4096;
+        }
+    }
+    // Twice, as errata 4193787 … want it (errata.rs): after this no CPU may still take those pages for read-only.
+    isa::tlbi_alle2is();
+    isa::tlbi_alle2is();
 }

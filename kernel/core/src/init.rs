@@ -104,6 +104,15 @@ pub fn root<M: Machine>(
     give_memory(&mut control, header, free, &supply, put)
 }
 
+/// What only boot needed becomes root's: one more run of memory, behind those of the header's `ram`.
+pub fn give_boot_pages(shared: &Shared, first: Page, pages: u64) -> Result<(), Refusal> {
+    let mut control = shared.control.lock();
+    let table = shared.domains[ROOT_DOMAIN as usize].lock().table;
+    let name = add(&mut control, Run { first, pages, ..Run::EMPTY })?;
+    let cap = Cap { word: CapWord::new(Kind::Frames, Rights::ALL, 0), name };
+    shared.table.put(table, root_slot::MEMORY + BootHeader::EMPTY.ram.len() as u64, cap)
+}
+
 /// Runs of what is left, and of devices.
 fn give_memory(
     control: &mut Control, header: &BootHeader, free: &[(Page, u64)], supply: &Supply,

@@ -5,8 +5,10 @@ mod common;
 
 use common::{lawful, x0};
 use trellis_core::frame::{Taking, Use};
+use trellis_core::init;
 use trellis_core::shared::{GUEST_VCPUS, GUESTS};
 use trellis_hosted::small::{self, BUFFER, ROOT, anywhere, inner_slot, must, pieces, slot};
+use trellis_hosted::hosted::FIRST_PAGE;
 use trellis_hosted::{Hosted, Now, Settings};
 use trellis_idl::kernel::{Access, ExitClass, Fact, Kind, Op, PASSIVE, Refusal};
 use trellis_idl::layout::root_slot;
@@ -302,4 +304,16 @@ fn free_names_are_told() {
     must(&mut hosted, Op::VcpuDestroy, [slot::VCPU, 0, 0, 0, 0, 0]);
     assert_eq!(free(&mut hosted), before + 1);
     assert_eq!(hosted.invoke(0, Op::VcpuStart, [slot::VCPU, 0, 0, 0, 0, 0]), Err(Refusal::Gone));
+}
+
+#[test]
+fn pages_that_only_boot_needed_are_roots_memory_like_any_other() {
+    let mut hosted = system(1);
+    let boot = root_slot::MEMORY + 4;
+    assert_eq!(hosted.invoke(0, Op::FramesInfo, [boot, 0, 0, 0, 0, 0]), Err(Refusal::NoCapability), "not before");
+    init::give_boot_pages(&hosted.shared, FIRST_PAGE + 2, 2).expect("room for a run");
+    assert_eq!(must(&mut hosted, Op::FramesInfo, [boot, 0, 0, 0, 0, 0]), [2, FIRST_PAGE + 2, 0]);
+    must(&mut hosted, Op::FramesSplit, [boot, 1, 1, FREE, 0, 0]);
+    must(&mut hosted, Op::DomainMap, [root_slot::DOMAIN, 0x7000_0000, FREE, 0, 1, 3]);
+    lawful(&hosted);
 }

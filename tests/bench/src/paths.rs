@@ -34,6 +34,9 @@ const SERIAL_LINE: u64 = 33;
 const BUFFER: u64 = 89;
 /// Where a run is mapped for a moment.
 const SCRATCH: u64 = 0x5000_0000;
+/// The first of as many slots as boot has pages, and where each page is looked at.
+const BOOT: u64 = 110;
+const SCRATCH_BOOT: u64 = 0x5010_0000;
 
 global_asm!(
     ".pushsection .rodata.echo, \"a\"",
@@ -358,7 +361,31 @@ pub fn run(_plan: u64) -> ! {
     irq_to_thread();
     map_batched(&mut at);
     exits(&mut at);
+    boot_pages();
     finish();
+}
+
+/// What the kernel executed at boot is memory now: it zeroes a page of it, and that can be written here.
+fn boot_pages() {
+    let boot = root_slot::MEMORY + 4;
+    let [pages, first, _] = kernel(Op::FramesInfo, [boot, 0, 0, 0, 0, 0]);
+    for page in 0..pages {
+        let slot = BOOT + page;
+        kernel(Op::FramesSplit, [boot, page, 1, slot, 0, 0]);
+        kernel(Op::DomainMap, [root_slot::DOMAIN, SCRATCH_BOOT, slot, 0, 1, Access::READ.with(Access::WRITE).0]);
+        let place = SCRATCH_BOOT as *mut u64;
+        // SAFETY: a page that was mapped just now, and nothing in Rust is in it.
+        let (clean, kept) = unsafe {
+            let clean = place.read_volatile() == 0;
+            place.write_volatile(page + 1);
+            (clean, place.read_volatile() == page + 1)
+        };
+        if !clean || !kept {
+            panic!("page {page} of boot, at {first:#x}: clean {clean}, kept {kept}");
+        }
+        kernel(Op::DomainUnmap, [root_slot::DOMAIN, SCRATCH_BOOT, 1, 0, 0, 0]);
+    }
+    let _ = writeln!(Serial, "figure kernel_boot_pages {pages} pages");
 }
 
 fn finish() -> ! {
