@@ -6,7 +6,6 @@ use crate::bank;
 use crate::bus::{Registers, merge};
 use trellis_idl::kernel::{LineField, VIRTUAL_LINES};
 use trellis_idl::layout::slot;
-use trellis_idl::plan::MAX_VCPUS;
 use trellis_runtime::{System, Vcpu};
 
 /// Guest-wide lines.
@@ -27,6 +26,8 @@ const ANY: u8 = 0x80;
 /// What the distributor remembers.
 #[derive(Debug)]
 pub struct Distributor {
+    /// vCPUs of the guest.
+    vcpus: u8,
     control: u32,
     /// vCPU that the guest sends each guest-wide line to, and [`ANY`].
     routes: [u8; SHARED_LINES],
@@ -37,20 +38,20 @@ pub struct Distributor {
 }
 
 impl Distributor {
-    /// As after reset.
-    pub const fn new() -> Distributor {
-        Distributor { control: 0, routes: [0; SHARED_LINES], homes: [0; SHARED_LINES], is_late: false }
+    /// As after reset, of a guest with so many vCPUs.
+    pub const fn new(vcpus: u8) -> Distributor {
+        Distributor { vcpus, control: 0, routes: [0; SHARED_LINES], homes: [0; SHARED_LINES], is_late: false }
     }
 
     /// Everything as after reset, the kernel's part too.
     pub fn reset(&mut self, system: &impl System) {
-        forward(system, false);
-        for vcpu in (0..MAX_VCPUS as u8).filter(|vcpu| *vcpu == 0 || self.homes.contains(vcpu)) {
+        self.forward(system, false);
+        for vcpu in (0..self.vcpus).filter(|vcpu| *vcpu == 0 || self.homes.contains(vcpu)) {
             for first in (32..VIRTUAL_LINES).step_by(32) {
                 bank::reset(system, vcpu_at(vcpu), first);
             }
         }
-        *self = Distributor::new();
+        *self = Distributor::new(self.vcpus);
     }
 
     /// The input of a level line has changed.
@@ -95,17 +96,17 @@ impl Distributor {
     }
 
     /// Reads a register about guest-wide lines, wherever they are.
-    fn read(&self, system: &impl System, vcpus: u8, offset: u64) -> u32 {
-        (0..vcpus).fold(0, |all, vcpu| match self.part(vcpu, offset) {
+    fn read(&self, system: &impl System, offset: u64) -> u32 {
+        (0..self.vcpus).fold(0, |all, vcpu| match self.part(vcpu, offset) {
             0 => all,
             part => all | bank::read(system, vcpu_at(vcpu), offset) & part,
         })
     }
 
     /// Writes one.
-    fn write(&mut self, system: &impl System, vcpus: u8, offset: u64, value: u32, lanes: u32) {
+    fn write(&mut self, system: &impl System, offset: u64, value: u32, lanes: u32) {
         self.settle(system);
-        for vcpu in 0..vcpus {
+        for vcpu in 0..self.vcpus {
             let part = self.part(vcpu, offset) & lanes;
             if part != 0 {
                 bank::write(system, vcpu_at(vcpu), offset, value & part, part);
@@ -116,9 +117,17 @@ impl Distributor {
     fn set_control(&mut self, system: &impl System, value: u32) {
         let control = value & ENABLE;
         if (control != 0) != (self.control != 0) {
-            forward(system, control != 0);
+            self.forward(system, control != 0);
         }
         self.control = control;
+    }
+
+    /// Opens or closes the way to every vCPU: the kernel keeps this with each.
+    fn forward(&self, system: &impl System, on: bool) {
+        for index in 0..self.vcpus {
+            // One that the kernel does not know any more has no lines that could come.
+            let _ = vcpu_at(index).lines_enable(system, on);
+        }
     }
 
     fn route(&self, line: u64) -> u8 {
@@ -135,19 +144,6 @@ impl Distributor {
     }
 }
 
-impl Default for Distributor {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// Opens or closes the way to every vCPU: the kernel keeps this with each. Slots without a vCPU refuse.
-fn forward(system: &impl System, on: bool) {
-    for index in 0..MAX_VCPUS as u8 {
-        let _ = vcpu_at(index).lines_enable(system, on);
-    }
-}
-
 fn vcpu_at(index: u8) -> Vcpu {
     Vcpu::at(slot::VCPU + u64::from(index))
 }
@@ -159,8 +155,6 @@ pub struct Version3<'a, S> {
     pub state: &'a mut Distributor,
     /// The kernel.
     pub system: &'a S,
-    /// vCPUs of the guest.
-    pub vcpus: u8,
 }
 
 /// Line of GICD_IROUTER at this offset, and whether it is the upper half.
@@ -183,7 +177,7 @@ impl<S: System> Registers for Version3<'_, S> {
             0x8 => IMPLEMENTER,
             // GICD_PIDR2: version 3.
             0xffe8 => 0x3b,
-            _ if is_shared(offset) => self.state.read(self.system, self.vcpus, offset),
+            _ if is_shared(offset) => self.state.read(self.system, offset),
             _ => match router(offset) {
                 Some((line, false)) => {
                     let route = self.state.route(line);
@@ -200,13 +194,13 @@ impl<S: System> Registers for Version3<'_, S> {
                 let value = merge(self.state.control, value, lanes);
                 self.state.set_control(self.system, value);
             }
-            _ if is_shared(offset) => self.state.write(self.system, self.vcpus, offset, value, lanes),
+            _ if is_shared(offset) => self.state.write(self.system, offset, value, lanes),
             _ => {
                 let Some((line, false)) = router(offset) else { return };
                 let any = value >> 31 == 1;
                 let affinity = value & 0x00ff_ffff;
                 match u8::try_from(affinity) {
-                    Ok(vcpu) if any || vcpu < self.vcpus => {
+                    Ok(vcpu) if any || vcpu < self.state.vcpus => {
                         self.state.set_route(self.system, line, if any { 0 } else { vcpu }, any);
                     }
                     // No such CPU: the line would go nowhere; it stays where it was.
@@ -224,8 +218,6 @@ pub struct Version2<'a, S> {
     pub state: &'a mut Distributor,
     /// The kernel.
     pub system: &'a S,
-    /// vCPUs of the guest.
-    pub vcpus: u8,
     /// The one that accesses.
     pub vcpu: u8,
 }
@@ -253,7 +245,7 @@ impl<S: System> Version2<'_, S> {
         for i in 0..4 {
             let target = (value >> (8 * i)) as u8;
             let vcpu = target.trailing_zeros() as u8;
-            if lanes >> (8 * i) & 1 == 1 && vcpu < self.vcpus {
+            if lanes >> (8 * i) & 1 == 1 && vcpu < self.state.vcpus {
                 self.state.set_route(self.system, first + i, vcpu, false);
             }
         }
@@ -262,21 +254,21 @@ impl<S: System> Version2<'_, S> {
     /// GICD_SGIR: filter, list and number of an inter-processor interrupt.
     fn send(&self, value: u32) {
         let line = value & 15;
-        let everybody = (1u32 << self.vcpus) - 1;
+        let everybody = (1u32 << self.state.vcpus) - 1;
         let targets = match value >> 24 & 3 {
             0 => value >> 16 & everybody,
             1 => everybody & !(1 << self.vcpu),
             2 => 1 << self.vcpu,
             _ => 0,
         };
-        for vcpu in (0..self.vcpus).filter(|vcpu| targets >> vcpu & 1 == 1) {
+        for vcpu in (0..self.state.vcpus).filter(|vcpu| targets >> vcpu & 1 == 1) {
             let _ = vcpu_at(vcpu).software_write(self.system, self.vcpu, 1 << line, true);
         }
     }
 
     /// GICD_CPENDSGIR, GICD_SPENDSGIR: a byte an interrupt, a bit a sender.
     fn pend(&self, first: u64, value: u32, pending: bool) {
-        for sender in 0..self.vcpus {
+        for sender in 0..self.state.vcpus {
             let which = every_eighth(value >> sender);
             if which != 0 {
                 let _ = vcpu_at(self.vcpu).software_write(self.system, sender, which << first, pending);
@@ -285,7 +277,7 @@ impl<S: System> Version2<'_, S> {
     }
 
     fn pending(&self, first: u64) -> u32 {
-        (0..self.vcpus).fold(0, |all, sender| {
+        (0..self.state.vcpus).fold(0, |all, sender| {
             let bits = vcpu_at(self.vcpu).software_read(self.system, sender).unwrap_or(0) >> first;
             (0..4).fold(all, |all, i| all | (bits >> i & 1) << (8 * i + u32::from(sender)))
         })
@@ -296,12 +288,12 @@ impl<S: System> Registers for Version2<'_, S> {
     fn read(&mut self, offset: u64) -> u32 {
         match offset {
             0x0 => self.state.control,
-            0x4 => u32::from(self.vcpus.saturating_sub(1)) << 5 | LINE_BLOCKS,
+            0x4 => u32::from(self.state.vcpus.saturating_sub(1)) << 5 | LINE_BLOCKS,
             0x8 => IMPLEMENTER,
             0x800..0x880 => self.targets(offset & 0x7c),
             0xf10..0xf30 => self.pending(offset & 0xc),
             0xfe8 => 0x2b,
-            _ if is_shared(offset) => self.state.read(self.system, self.vcpus, offset),
+            _ if is_shared(offset) => self.state.read(self.system, offset),
             _ => bank::read(self.system, vcpu_at(self.vcpu), offset),
         }
     }
@@ -316,7 +308,7 @@ impl<S: System> Registers for Version2<'_, S> {
             0xf00 => self.send(value),
             0xf10..0xf20 => self.pend(offset & 0xc, value, false),
             0xf20..0xf30 => self.pend(offset & 0xc, value, true),
-            _ if is_shared(offset) => self.state.write(self.system, self.vcpus, offset, value, lanes),
+            _ if is_shared(offset) => self.state.write(self.system, offset, value, lanes),
             _ if is_software_pending(offset) => {
                 let private = lanes & 0xffff_0000;
                 bank::write(self.system, vcpu_at(self.vcpu), offset, value & private, private);

@@ -173,7 +173,7 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
             serial: Shared::new(Pl011::new()),
             serial_flags: AtomicU32::new(Pl011::new().flags()),
             clock: Shared::new(Pl031::new()),
-            distributor: Shared::new(Distributor::new()),
+            distributor: Shared::new(Distributor::new(vcpus)),
             locals: [const { Shared::new(Local::new()) }; MAX_VCPUS],
         }
     }
@@ -243,13 +243,11 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
         Some(match device {
             platform::Device::Distributor if self.config.gic == 3 => {
                 let mut state = self.distributor.lock(system);
-                let vcpus = self.config.vcpus;
-                transact(&mut distributor::Version3 { state: &mut state, system, vcpus }, offset, width, write)
+                transact(&mut distributor::Version3 { state: &mut state, system }, offset, width, write)
             }
             platform::Device::Distributor => {
                 let mut state = self.distributor.lock(system);
-                let vcpus = self.config.vcpus;
-                transact(&mut distributor::Version2 { state: &mut state, system, vcpus, vcpu: index }, offset, width, write)
+                transact(&mut distributor::Version2 { state: &mut state, system, vcpu: index }, offset, width, write)
             }
             platform::Device::Redistributor(owner) => {
                 let mut local = self.locals.get(usize::from(owner))?.lock(system);

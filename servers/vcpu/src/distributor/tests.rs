@@ -9,16 +9,16 @@ use std::collections::HashSet;
 use trellis_idl::kernel::Op;
 
 fn read(state: &mut Distributor, system: &Fake, offset: u64) -> u32 {
-    bus::read(&mut Version3 { state, system, vcpus: 2 }, offset, 4) as u32
+    bus::read(&mut Version3 { state, system }, offset, 4) as u32
 }
 
 fn write(state: &mut Distributor, system: &Fake, offset: u64, value: u32) {
-    bus::write(&mut Version3 { state, system, vcpus: 2 }, offset, 4, value.into());
+    bus::write(&mut Version3 { state, system }, offset, 4, value.into());
 }
 
 #[test]
 fn linux_sets_up_a_version_3_distributor() {
-    let (mut state, system) = (Distributor::new(), Fake::new(2));
+    let (mut state, system) = (Distributor::new(2), Fake::new(2));
     assert_eq!(read(&mut state, &system, 0xffe8) & 0xf0, 0x30);
     let lines = ((read(&mut state, &system, 0x4) & 31) + 1) * 32;
     assert_eq!(lines, 128);
@@ -38,7 +38,7 @@ fn linux_sets_up_a_version_3_distributor() {
     assert_eq!(read(&mut state, &system, 0x0), 0x53);
     assert!(system.state.lock().unwrap().forwards);
     for line in 32..lines {
-        bus::write(&mut Version3 { state: &mut state, system: &system, vcpus: 2 }, 0x6000 + 8 * u64::from(line), 8, 0);
+        bus::write(&mut Version3 { state: &mut state, system: &system }, 0x6000 + 8 * u64::from(line), 8, 0);
     }
     // request_irq(33): level, route to CPU 1, enable.
     write(&mut state, &system, 0x6000 + 8 * 33, 1);
@@ -52,8 +52,18 @@ fn linux_sets_up_a_version_3_distributor() {
 }
 
 #[test]
+fn only_vcpus_that_exist_are_told_that_lines_may_come() {
+    let (mut state, system) = (Distributor::new(3), Fake::new(3));
+    write(&mut state, &system, 0x0, 3);
+    state.reset(&system);
+    let done = std::mem::take(&mut system.state.lock().unwrap().done);
+    let told = done.iter().filter(|(op, _)| *op == Op::LinesEnable).map(|(_, a)| (a[0] - slot::VCPU, a[1]));
+    assert_eq!(told.collect::<Vec<_>>(), [(0, 1), (1, 1), (2, 1), (0, 0), (1, 0), (2, 0)]);
+}
+
+#[test]
 fn an_edge_line_is_configured_and_pended() {
-    let (mut state, system) = (Distributor::new(), Fake::new(1));
+    let (mut state, system) = (Distributor::new(1), Fake::new(1));
     write(&mut state, &system, 0xc0c, 2 << 2);
     assert!(system.line(0, LineField::Edge, 49));
     assert_eq!(read(&mut state, &system, 0xc0c), 8);
@@ -62,14 +72,14 @@ fn an_edge_line_is_configured_and_pended() {
     // A level line reads as pending while its input is high.
     vcpu_at(0).lines_write(&system, LineField::Level, 32, 2, 2).unwrap();
     assert_eq!(read(&mut state, &system, 0x204), 1 << 17 | 2);
-    bus::write(&mut Version3 { state: &mut state, system: &system, vcpus: 1 }, 0x421, 1, 0x57);
+    bus::write(&mut Version3 { state: &mut state, system: &system }, 0x421, 1, 0x57);
     assert_eq!(system.priority(0, 33), 0x50);
     assert_eq!(read(&mut state, &system, 0x420), 0x5000);
 }
 
 #[test]
 fn private_lines_are_not_in_a_version_3_distributor() {
-    let (mut state, system) = (Distributor::new(), Fake::new(1));
+    let (mut state, system) = (Distributor::new(1), Fake::new(1));
     write(&mut state, &system, 0x100, u32::MAX);
     write(&mut state, &system, 0x400, u32::MAX);
     write(&mut state, &system, 0x6000, u32::MAX);
@@ -108,8 +118,8 @@ fn linux_wakes_a_redistributor_and_sets_up_private_lines() {
 
 #[test]
 fn a_version_2_distributor_is_banked_and_sends_interrupts() {
-    let (mut state, system) = (Distributor::new(), Fake::new(2));
-    let mut view = Version2 { state: &mut state, system: &system, vcpus: 2, vcpu: 1 };
+    let (mut state, system) = (Distributor::new(2), Fake::new(2));
+    let mut view = Version2 { state: &mut state, system: &system, vcpu: 1 };
     assert_eq!(bus::read(&mut view, 0x4, 4), 1 << 5 | 3);
     assert_eq!(bus::read(&mut view, 0xfe8, 4), 0x2b);
     assert_eq!(bus::read(&mut view, 0x800, 4), 0x0202_0202);
@@ -133,8 +143,8 @@ fn a_version_2_distributor_is_banked_and_sends_interrupts() {
 
 #[test]
 fn a_line_is_looked_for_and_changed_where_it_was_sent() {
-    let (mut state, system) = (Distributor::new(), Fake::new(4));
-    let mut view = Version2 { state: &mut state, system: &system, vcpus: 4, vcpu: 3 };
+    let (mut state, system) = (Distributor::new(4), Fake::new(4));
+    let mut view = Version2 { state: &mut state, system: &system, vcpu: 3 };
     bus::write(&mut view, 0x820, 4, 0x0401_0801);
     system.state.lock().unwrap().done.clear();
     bus::write(&mut view, 0x104, 4, 0b1110);
@@ -151,7 +161,7 @@ fn a_line_is_looked_for_and_changed_where_it_was_sent() {
 
 #[test]
 fn a_line_that_is_active_goes_later_and_is_the_old_vcpus_until_then() {
-    let (mut state, system) = (Distributor::new(), Fake::new(2));
+    let (mut state, system) = (Distributor::new(2), Fake::new(2));
     let target = || system.state.lock().unwrap().targets.get(&33).copied();
     system.state.lock().unwrap().active.insert(33);
     write(&mut state, &system, 0x6000 + 8 * 33, 1);
@@ -170,7 +180,7 @@ fn a_line_that_is_active_goes_later_and_is_the_old_vcpus_until_then() {
 
 #[test]
 fn a_reset_leaves_no_line_at_another_vcpu() {
-    let (mut state, system) = (Distributor::new(), Fake::new(2));
+    let (mut state, system) = (Distributor::new(2), Fake::new(2));
     write(&mut state, &system, 0x6000 + 8 * 40, 1);
     write(&mut state, &system, 0x104, 1 << 8);
     state.reset(&system);
@@ -189,13 +199,13 @@ proptest::proptest! {
         ),
     ) {
         let (system, older) = (Fake::new(2), Fake::new(2));
-        let (mut three, mut two, mut private) = (Distributor::new(), Distributor::new(), Redistributor::new());
+        let (mut three, mut two, mut private) = (Distributor::new(2), Distributor::new(2), Redistributor::new());
         for (offset, width, value) in accesses {
-            let mut view = Version3 { state: &mut three, system: &system, vcpus: 2 };
+            let mut view = Version3 { state: &mut three, system: &system };
             bus::write(&mut view, offset, width, value);
             bus::read(&mut view, offset, width);
             for offset in [offset, offset & 0xfff] {
-                let mut view = Version2 { state: &mut two, system: &older, vcpus: 2, vcpu: 1 };
+                let mut view = Version2 { state: &mut two, system: &older, vcpu: 1 };
                 bus::write(&mut view, offset, width, value);
                 bus::read(&mut view, offset, width);
             }
