@@ -10,7 +10,7 @@ use trellis_idl::wire::{Crash, Fault, GuestEnd, Report};
 /// The lines that say what a report means, on a board whose clock has so many ticks a second.
 pub fn sentences(report: &Report, names: &Names, hertz: u64) -> Vec<String> {
     match report {
-        Report::Started { boot_ticks, clock_hz, kernel_memory } => vec![started(*boot_ticks, *clock_hz, *kernel_memory)],
+        Report::Started { boot_ticks, clock_hz, kernel_memory, .. } => vec![started(*boot_ticks, *clock_hz, *kernel_memory)],
         Report::GuestEnded { guest, end } => ended(*guest, end, names),
         Report::GuestRebooted { guest, times } => {
             vec![format!("guest {} starts again, restart {times}", names.guest(*guest))]
@@ -231,10 +231,10 @@ mod tests {
 
     #[test]
     fn a_start_says_how_long_it_took() {
-        let report = Report::Started { boot_ticks: 812_034, clock_hz: 1_000_000_000, kernel_memory: 1_048_577 };
+        let report = Report::Started { boot_ticks: 812_034, clock_hz: 1_000_000_000, kernel_memory: 1_048_577, version: 1, schema: 0 };
         let expected = "runs 812 µs (812034 ticks) after the kernel's first instruction; the kernel keeps 1025 KiB";
         assert_eq!(sentences(&report, &two_guests(), 1_000_000_000), [expected]);
-        let report = Report::Started { boot_ticks: 1, clock_hz: 0, kernel_memory: 0 };
+        let report = Report::Started { boot_ticks: 1, clock_hz: 0, kernel_memory: 0, version: 1, schema: 0 };
         assert_eq!(sentences(&report, &two_guests(), 1_000_000_000).len(), 1);
     }
 }

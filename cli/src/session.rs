@@ -8,6 +8,7 @@ use crate::report;
 use crate::status::Status;
 use crate::timeline::Timeline;
 use std::io::{self, Write};
+use trellis_idl::interface::HOST;
 use trellis_idl::wire::{FrameKind, ROOT_CHANNEL, Report};
 
 /// Where a session's lines go.
@@ -49,6 +50,8 @@ pub struct Session {
     started: Option<Started>,
     off: Option<bool>,
     has_bad_end: bool,
+    /// Root's reports may mean something else than this tool thinks.
+    is_foreign: bool,
     hertz: u64,
     timeline: Timeline,
 }
@@ -68,6 +71,7 @@ impl Session {
             started: None,
             off: None,
             has_bad_end: false,
+            is_foreign: false,
             hertz: 0,
             timeline: Timeline::default(),
         }
@@ -118,6 +122,7 @@ impl Session {
     /// How the run ended, provided that it did and nobody ended it.
     pub fn status(&self) -> Status {
         match self.off {
+            _ if self.is_foreign => Status::Failed,
             Some(true) if !self.has_bad_end => Status::Well,
             Some(_) => Status::GuestFailed,
             None if self.has_bad_end => Status::GuestFailed,
@@ -167,7 +172,8 @@ impl Session {
         };
         match &report {
             Report::Trace { cpu, is_gap, records } => self.timeline.add(*cpu, *is_gap, records),
-            Report::Started { boot_ticks, kernel_memory, clock_hz } => {
+            Report::Started { boot_ticks, kernel_memory, clock_hz, version, schema } => {
+                self.agree(*version, *schema, outputs)?;
                 self.hertz = *clock_hz;
                 self.timeline.set_hertz(*clock_hz);
                 self.started = Some(Started { boot_ticks: *boot_ticks, kernel_memory: *kernel_memory });
@@ -180,6 +186,20 @@ impl Session {
             writeln!(outputs.log, "root| {line}")?;
         }
         Ok(())
+    }
+
+    /// Root and this tool may have been built of different sources: then nothing that follows can be relied on.
+    fn agree(&mut self, version: u16, schema: u64, outputs: &mut Outputs) -> io::Result<()> {
+        if (version, schema) == (HOST.version, HOST.schema) {
+            return Ok(());
+        }
+        self.is_foreign = true;
+        writeln!(
+            outputs.log,
+            "trellis| this image's root reports by version {version}, schema {schema:#018x}, and this tool reads version {}, \
+             schema {:#018x}: make the image again with this tool",
+            HOST.version, HOST.schema
+        )
     }
 }
 
@@ -236,6 +256,21 @@ mod tests {
         assert_eq!(ends(GuestEnd::Reset, true), Status::Well);
         assert_eq!(ends(GuestEnd::Status(1), true), Status::GuestFailed);
         assert_eq!(ends(GuestEnd::Off, false), Status::GuestFailed);
+    }
+
+    #[test]
+    fn reports_of_another_interface_are_told_and_the_run_has_failed() {
+        let started = |version, schema| {
+            report(&Report::Started { boot_ticks: 1, clock_hz: 1, kernel_memory: 1, version, schema })
+        };
+        let off = report(&Report::Off { well: true });
+        let said = |first: Vec<u8>| run(None, &[first, off.clone()].concat());
+        let (_, log, status) = said(started(HOST.version, HOST.schema));
+        assert!(!log.contains("trellis| ") && status == Status::Well, "{log}");
+        for other in [started(HOST.version + 1, HOST.schema), started(HOST.version, !HOST.schema)] {
+            let (_, log, status) = said(other);
+            assert!(log.contains("make the image again with this tool") && status == Status::Failed, "{log}");
+        }
     }
 
     #[test]

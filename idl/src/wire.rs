@@ -56,6 +56,10 @@ pub enum Report {
         clock_hz: u64,
         /// Bytes of memory the kernel keeps.
         kernel_memory: u64,
+        /// Version of these reports ([`HOST`](crate::interface::HOST)).
+        version: u16,
+        /// Their schema's hash: a tool that has another cannot know what the next reports mean.
+        schema: u64,
     },
     /// A guest came to an end.
     GuestEnded {

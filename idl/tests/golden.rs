@@ -50,7 +50,7 @@ fn ranges() -> PageRanges {
 
 #[test]
 fn messages_keep_their_bytes() {
-    is(&Report::Started { boot_ticks: 73_495, clock_hz: 1_000_000_000, kernel_memory: 487_424 }, "0097be048094ebdc0380e01d");
+    is(&Report::Started { boot_ticks: 73_495, clock_hz: 1_000_000_000, kernel_memory: 487_424, version: 2, schema: 0x1234 }, "0097be048094ebdc0380e01d02b424");
     is(&Report::GuestEnded { guest: 1, end: GuestEnd::Off }, "010100");
     is(&Report::GuestEnded { guest: 0, end: GuestEnd::Status(7) }, "01000207");
     is(&Report::GuestEnded { guest: 0, end: GuestEnd::Crash(crash()) }, "0100030100c7808098098080804880a080808080e0ffff01a482a08004c507030001ac02");
@@ -89,7 +89,7 @@ fn interfaces_keep_their_schema() {
     let golden = [
         (P2M, Interface { number: 1, version: 1, schema: 0xf32e_0ffb_2a65_23aa }),
         (VCPU, Interface { number: 2, version: 1, schema: 0x984e_a9ea_81b7_730a }),
-        (HOST, Interface { number: 3, version: 1, schema: 0xb48d_42ee_e8dc_0d6b }),
+        (HOST, Interface { number: 3, version: 1, schema: 0x9944_f0b1_4d44_ccac }),
     ];
     for (now, then) in golden {
         assert_eq!(now, then, "{:#x}", now.schema);

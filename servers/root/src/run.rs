@@ -114,6 +114,8 @@ impl<'a, B: Board> Root<'a, B> {
             boot_ticks: fact(Fact::BootTicks),
             clock_hz: fact(Fact::ClockHz),
             kernel_memory: fact(Fact::KernelMemory),
+            version: interface::HOST.version,
+            schema: interface::HOST.schema,
         };
         self.report(system, &started);
         let lengths = guest::lengths(system);

@@ -5,6 +5,7 @@ use crate::plan::decoded;
 use serde::Serialize;
 use trellis_cli::names::Names;
 use trellis_cli::report;
+use trellis_idl::interface::HOST;
 use trellis_idl::kernel::{Exit, Op, Refusal};
 use trellis_idl::wire::{self, Crash, Fault, FrameKind, GuestEnd, P2mOp, Report, ToRoot, VcpuOp};
 
@@ -55,7 +56,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let fault = Fault { syndrome: 1, address: 2, pc: 3, sp: 4, general: general() };
     let ends = [GuestEnd::Off, GuestEnd::Reset, GuestEnd::Status(3), GuestEnd::Crash(crash), GuestEnd::Server(2)];
     let mut reports = vec![
-        Report::Started { boot_ticks: 1, clock_hz: 62_500_000, kernel_memory: 4096 },
+        Report::Started { boot_ticks: 1, clock_hz: 62_500_000, kernel_memory: 4096, version: HOST.version, schema: HOST.schema },
         Report::GuestRebooted { guest: 0, times: 2 },
         Report::ServerFaulted { server: 1, record: fault },
         Report::Off { well: true },

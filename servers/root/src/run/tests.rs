@@ -215,7 +215,8 @@ fn guests_are_started_once_p2m_is_ready() {
     let (ready, start) = (P2mOp::Ready as u64, VcpuOp::Start as u64);
     let expected = [control(2, 1, ready), control(3, 1, start), control(4, 2, ready), control(5, 2, start)];
     assert_eq!(*fake.calls.borrow(), expected);
-    assert_eq!(reports(&board), [Report::Started { boot_ticks: 7, clock_hz: 7, kernel_memory: 7 }]);
+    let interface::Interface { version, schema, .. } = interface::HOST;
+    assert_eq!(reports(&board), [Report::Started { boot_ticks: 7, clock_hz: 7, kernel_memory: 7, version, schema }]);
 }
 
 #[test]
