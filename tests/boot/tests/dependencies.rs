@@ -89,3 +89,34 @@ fn every_crate_is_in_the_workspace_and_the_other_way_round() {
     assert_eq!(tree::crates().into_iter().collect::<BTreeSet<_>>(), members.union(&apart).cloned().collect());
     assert!(members.iter().all(|member| Path::new(&tree::root()).join(member).join("src").is_dir()));
 }
+
+/// The fuzzer's programs are a workspace of their own, with a lock file that nothing but the nightly ring reads.
+#[test]
+fn the_lock_file_of_the_fuzzers_programs_fits_the_workspace() {
+    let path = tree::root().join("fuzz/Cargo.lock");
+    let lock: toml::Table = std::fs::read_to_string(&path).expect("a lock file").parse().expect("a lock file is TOML");
+    let packages = lock["package"].as_array().expect("a lock file lists packages");
+    let text = |package: &toml::Value, key| package.get(key).and_then(|value| value.as_str()).map(str::to_owned);
+    let known: BTreeSet<String> = packages.iter().filter_map(|package| text(package, "name")).collect();
+    let ours = tree::crates().into_iter().map(|folder| manifest(&folder)).map(|manifest| (name(&manifest), manifest));
+    let ours: BTreeMap<String, toml::Table> = ours.collect();
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for package in packages.iter().filter(|package| package.get("source").is_none()) {
+        let name = text(package, "name").expect("a package has a name");
+        let wanted = ours.get(&name).map(dependencies).unwrap_or_default();
+        let listed = package.get("dependencies").and_then(|list| list.as_array()).into_iter().flatten();
+        // A name stands there with its version where there are several.
+        let listed = listed.filter_map(|entry| entry.as_str()?.split(' ').next()).map(str::to_owned).collect();
+        seen += 1;
+        if wanted != listed || !wanted.is_subset(&known) {
+            wrong.push(format!("{name}: Cargo.toml has {wanted:?}, fuzz/Cargo.lock {listed:?}"));
+        }
+    }
+    assert!(seen > 1, "the fuzzer's own package and what it builds on");
+    assert!(
+        wrong.is_empty(),
+        "run `cargo metadata --manifest-path fuzz/Cargo.toml >/dev/null` and commit fuzz/Cargo.lock:\n{}",
+        wrong.join("\n")
+    );
+}
