@@ -6,7 +6,6 @@
 //! each CPU did last), [`interface`] (how two programs find out that they mean the same).
 #![no_std]
 #![forbid(unsafe_code)]
-#![warn(missing_docs)]
 
 #[cfg(test)]
 extern crate std;

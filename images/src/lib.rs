@@ -6,7 +6,6 @@
 //! say who may do what to whom. Read in this order: `manifest` (what is written), `check` and `fit` (whether it makes
 //! sense), `kernel_file` and `place` (what lies where in a guest), `system`, `compose`.
 #![forbid(unsafe_code)]
-#![warn(missing_docs)]
 
 pub mod board;
 mod check;

@@ -19,7 +19,6 @@
 //!
 //! [`server.ld`]: https://sourceware.org/binutils/docs/ld/Scripts.html
 #![cfg_attr(target_os = "none", no_std)]
-#![warn(missing_docs)]
 
 pub mod handle;
 pub mod log;

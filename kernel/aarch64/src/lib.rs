@@ -6,7 +6,6 @@
 //! Pure parts (the modules above the line) compile and are tested on any host.
 #![cfg_attr(target_os = "none", feature(optimize_attribute))]
 #![cfg_attr(target_os = "none", no_std)]
-#![warn(missing_docs)]
 
 pub mod context;
 pub mod debug;

@@ -14,7 +14,6 @@
 #![cfg_attr(target_os = "none", feature(optimize_attribute))]
 #![no_std]
 #![forbid(unsafe_code)]
-#![warn(missing_docs)]
 
 #[cfg(test)]
 extern crate std;

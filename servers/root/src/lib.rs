@@ -6,7 +6,6 @@
 //! happens, a value without any system call, and [`run`] carries it out. [`trace`] sends what CPUs did last.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
-#![warn(missing_docs)]
 
 pub mod board;
 pub mod build;

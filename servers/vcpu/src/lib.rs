@@ -6,7 +6,6 @@
 //! `pl031` are the devices, `bus` and `access` the ways to them, `instruction` and `walk` what `access` needs.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
-#![warn(missing_docs)]
 
 pub mod access;
 pub mod bank;

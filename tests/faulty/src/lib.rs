@@ -3,7 +3,6 @@
 //! end, in the middle of its exit. All else they do as the shipped ones, which they wrap; those do not know the word.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
-#![warn(missing_docs)]
 
 use trellis_idl::kernel::{Exit, ExitClass, Op, PAGE, WORDS};
 use trellis_runtime::{Reply, Server, System};

@@ -4,7 +4,6 @@
 //! Each target is an ordinary function that panics when it finds a fault, and brings seeds that code makes. `fuzz/` runs
 //! them under libFuzzer; the test of this crate runs them on their seeds and on what lies near.
 #![forbid(unsafe_code)]
-#![warn(missing_docs)]
 
 pub mod boot_header;
 pub mod compose;

@@ -4,7 +4,6 @@
 //! [`world`] binds p2m and vcpu to threads of the hosted kernel, [`handle`] is the kernel as such a thread sees it;
 //! [`whole`] lets the real root make them, on several CPUs, and [`body`] is the kernel as a thread there sees it.
 #![forbid(unsafe_code)]
-#![warn(missing_docs)]
 
 pub mod body;
 pub mod handle;
