@@ -54,6 +54,8 @@ const COUNTER: &str = "32-bit code at EL0 may read a wrong counter value";
 const AES: &str = "an interrupt between paired AES instructions of 32-bit code corrupts the result";
 const SSBS: &str = "a write of PSTATE.SSBS is late";
 const NO_SSBS: Remedy = NotHere("the kernel changes SSBS only by exception entry and return");
+const NARROW: &str = "writing registers of a 32-bit EL1 spoils those of an AArch64 one";
+const NO_NARROW: Remedy = NotHere("EL1 is always AArch64, and DACR32_EL2 and IFSR32_EL2 are never written");
 const TRACE: &str = "the trace buffer writes where it should not, or loses data";
 const NO_TRACE: Remedy = NotHere("trace buffers are hidden and trapped");
 
@@ -68,8 +70,10 @@ pub const TABLE: &[Erratum] = &[
     row(CortexA55, 2441007, FIRST, OPEN, TLBI, RepeatInvalidation),
     row(CortexA57, 832075, FIRST, revision(1, 2), "a device load among exclusives may deadlock", AcquireDevices),
     row(CortexA57, 834220, FIRST, revision(1, 2), "a second-stage fault hides one of the first", AskFirstStage),
+    row(CortexA57, 852523, FIRST, OPEN, NARROW, NO_NARROW),
     row(CortexA57, 1319537, FIRST, OPEN, AT, TranslateApart),
     row(CortexA57, 1742098, FIRST, OPEN, AES, Guest),
+    row(CortexA72, 853709, FIRST, OPEN, NARROW, NO_NARROW),
     row(CortexA72, 1319367, FIRST, OPEN, AT, TranslateApart),
     row(CortexA72, 1655431, FIRST, OPEN, AES, Guest),
     row(CortexA76, 1165522, FIRST, revision(3, 0), AT, TranslateApart),
@@ -82,6 +86,8 @@ pub const TABLE: &[Erratum] = &[
     row(CortexX1, 4193791, FIRST, OPEN, TLBI, RepeatInvalidation),
     row(CortexA710, 4193788, FIRST, OPEN, TLBI, RepeatInvalidation),
     row(NeoverseN1, 1165522, FIRST, revision(2, 0), AT, TranslateApart),
+    row(NeoverseN1, 1349291, FIRST, OPEN, "an error that is not contained is reported as one that cannot be recovered",
+        NotHere("both stop whoever ran (errors.rs)")),
     row(NeoverseN1, 1418040, FIRST, revision(3, 1), COUNTER, Guest),
     row(NeoverseN1, 1542419, revision(3, 0), revision(4, 0),
         "an instruction fetched again may be older than one fetched before", Guest),
@@ -120,11 +126,11 @@ mod tests {
 
     #[test]
     fn each_cpu_gets_the_errata_of_its_own_revision() {
-        assert_eq!(numbers(0x411f_d070), [832075, 834220, 1319537, 1742098], "A57 r1p0");
-        assert_eq!(numbers(0x411f_d073), [1319537, 1742098], "A57 r1p3");
-        assert_eq!(numbers(0x410f_d083), [1319367, 1655431], "A72 r0p3");
-        assert_eq!(numbers(0x414f_d0c1), [3324349, 4193800], "N1 r4p1");
-        assert_eq!(numbers(0x413f_d0c1), [1418040, 1542419, 3324349, 4193800], "N1 r3p1, as in Graviton 2");
+        assert_eq!(numbers(0x411f_d070), [832075, 834220, 852523, 1319537, 1742098], "A57 r1p0");
+        assert_eq!(numbers(0x411f_d073), [852523, 1319537, 1742098], "A57 r1p3");
+        assert_eq!(numbers(0x410f_d083), [853709, 1319367, 1655431], "A72 r0p3");
+        assert_eq!(numbers(0x414f_d0c1), [1349291, 3324349, 4193800], "N1 r4p1");
+        assert_eq!(numbers(0x413f_d0c1), [1349291, 1418040, 1542419, 3324349, 4193800], "N1 r3p1, as in Graviton 2");
         assert_eq!(numbers(0x411f_d401), [3324341, 4193790], "V1 r1p1, as in Graviton 3");
         assert_eq!(numbers(0x410f_d4f1), [3324336, 4193787], "V2 r0p1, as in Graviton 4");
         assert_eq!(numbers(0x000f_0510), [0; 0], "an unknown part");

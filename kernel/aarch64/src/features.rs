@@ -112,6 +112,16 @@ pub fn common(one: u64, other: u64, signed: &[u32]) -> u64 {
     result
 }
 
+/// Whether one guest may run on two CPUs with these CTR_EL0 (Arm ARM D24.2.38). A guest reads the register itself and
+/// maintains caches by what it says, whichever CPU it read it on: the smallest lines, and whether data must be cleaned
+/// (IDC) and instructions invalidated (DIC), must be the same.
+pub const fn same_caches(one: u64, other: u64) -> bool {
+    const IMIN_LINE: u64 = 0xf;
+    const DMIN_LINE: u64 = 0xf << 16;
+    const IDC_DIC: u64 = 3 << 28;
+    (one ^ other) & (IMIN_LINE | DMIN_LINE | IDC_DIC) == 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,6 +163,15 @@ mod tests {
         assert!(refusal(&Registers { mmfr0: 0xf000_0000, ..good }, 0).is_some_and(|why| why.contains("4 KiB")));
         assert_eq!(level_refusal(2), None);
         assert!([0, 1, 3].iter().all(|level| level_refusal(*level).is_some()));
+    }
+
+    #[test]
+    fn a_cpu_whose_caches_are_kept_otherwise_is_no_partner() {
+        // Cortex-A53 and A72 differ in how instruction caches are indexed, which nobody relies on who invalidates all.
+        let (a53, a72, n1) = (0x8444_8004, 0x8444_c004, 0xb444_c004);
+        assert!(same_caches(a53, a72) && same_caches(n1, n1));
+        assert!(!same_caches(a72, n1), "one says that nothing need be cleaned");
+        assert!(!same_caches(a72, a72 & !(0xf << 16) | 3 << 16) && !same_caches(a72, a72 - 1), "shorter lines");
     }
 
     #[test]

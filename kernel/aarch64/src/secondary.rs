@@ -131,7 +131,9 @@ extern "C" fn secondary_main(block: *mut u8) -> ! {
     let cpu = unsafe { &mut *block.sub(BLOCK_OFFSET).cast::<Cpu>() };
     cpu.set_up(header);
     cpu.machine.gic = Gic::start(&header.gic);
-    silicon::join_common(cpu.local.cpu);
+    if !silicon::join_common(cpu.local.cpu) {
+        isa::stop();
+    }
     silicon::report(cpu);
     crate::cpu::first(cpu)
 }

@@ -4,7 +4,7 @@
 
 use crate::cpu::Cpu;
 use crate::errata::{self, Remedy};
-use crate::features::{self, Features, Registers, common};
+use crate::features::{self, Features, Registers, common, same_caches};
 use crate::isa::{self, read, write};
 use crate::log::LOG;
 use crate::part::Midr;
@@ -111,6 +111,9 @@ pub fn report(cpu: &Cpu) {
 /// What all CPUs that run have of each ID register; 0 at first.
 static COMMON: [AtomicU64; PLACES.len()] = [const { AtomicU64::new(0) }; PLACES.len()];
 
+/// The boot CPU's CTR_EL0.
+static CACHES: AtomicU64 = AtomicU64::new(0);
+
 /// Signed fields (15 = not there): floating point and vectors; PMU; granules.
 const fn signed(place: u8) -> &'static [u32] {
     match place {
@@ -123,13 +126,20 @@ const fn signed(place: u8) -> &'static [u32] {
 
 /// The boot CPU's ID registers are what all CPUs have, so far.
 pub fn begin_common() {
+    CACHES.store(read!("ctr_el0"), Ordering::Relaxed);
     for (slot, place) in COMMON.iter().zip(PLACES) {
         slot.store(own(place), Ordering::Relaxed);
     }
 }
 
-/// Takes away what this CPU has not; says so when it differs. A guest starts only after the CPUs it runs on.
-pub fn join_common(cpu: u16) {
+/// Takes away what this CPU has not; says so when it differs. A guest starts only after the CPUs it runs on. False: its
+/// caches differ from the boot CPU's so that no guest may run on both, and it must stay off.
+pub fn join_common(cpu: u16) -> bool {
+    let (first, mine) = (CACHES.load(Ordering::Acquire), read!("ctr_el0"));
+    if !same_caches(first, mine) {
+        let _ = writeln!(LOG.lock(), "cpu {cpu}: CTR_EL0 is {mine:#x}, on CPU 0 {first:#x}; it stays off");
+        return false;
+    }
     for (slot, place) in COMMON.iter().zip(PLACES) {
         let mine = own(place);
         let before = slot.fetch_update(Ordering::AcqRel, Ordering::Acquire, |all| Some(common(all, mine, signed(place))));
@@ -138,6 +148,7 @@ pub fn join_common(cpu: u16) {
             let _ = writeln!(LOG.lock(), "cpu {cpu}: ID register {place:#x} is {mine:#x}; guests see {now:#x} at most");
         }
     }
+    true
 }
 
 /// An ID register by CRm << 3 | op2: what all CPUs have; identities are this CPU's own.

@@ -19,7 +19,7 @@ fn hello_on(board: Option<&str>, cpu: &str) -> Seen {
 #[test]
 fn the_log_names_each_cpu_its_errata_and_its_policy() {
     for (cpu, line) in [
-        ("cortex-a57", "cpu 0: Cortex-A57 r1p0, errata 832075 834220 1319537; branches not guarded (emulated board)"),
+        ("cortex-a57", "cpu 0: Cortex-A57 r1p0, errata 832075 834220 852523 1319537; branches not guarded (emulated board)"),
         ("neoverse-v1", "cpu 0: Neoverse-V1 r1p2, errata 3324341 4193790; branches not guarded (emulated board)"),
         ("max", ", errata none; branches not guarded (emulated board)"),
     ] {
