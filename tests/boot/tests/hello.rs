@@ -15,6 +15,16 @@ fn two_guests_say_hello_and_end_well() {
 }
 
 #[test]
+fn two_guests_say_hello_on_boards_with_gicv2() {
+    for board in ["virt-gicv2", "raspi4b"] {
+        let run = trellis_cli::run::Run { board: Some(board.into()), ..story::of("hello.toml", LIMIT) };
+        let seen = story::seen(&run, &[]);
+        seen.expect_good_end();
+        seen.expect(seen.guests_with(|text| text.contains("1 of 1 CPUs finished")) == ["one", "two"], board);
+    }
+}
+
+#[test]
 fn a_run_by_instruction_count_repeats_to_the_letter() {
     let run = trellis_cli::run::Run { icount: true, ..story::of("hello.toml", LIMIT) };
     let (first, second) = (story::seen(&run, &[]), story::seen(&run, &[]));
@@ -46,4 +56,15 @@ fn a_trace_shows_each_cpu_from_its_first_record_to_the_end() {
     assert!(!text.contains("are lost"), "nothing is lost in so small a system");
     let times: Vec<f64> = text.lines().skip(1).filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect();
     assert!(times.len() > 100 && times.windows(2).all(|pair| pair[0] <= pair[1]));
+}
+
+/// Programs of the board and all: nothing of the host or of the hour is in an image.
+#[test]
+fn an_image_that_is_made_again_is_the_same_to_the_byte() {
+    let make = || {
+        let host = trellis_cli::system::Host::default();
+        let system = trellis_cli::system::load(&story::manifest("hello.toml"), None, &host).expect("a good manifest");
+        host.compose(&system).expect("an image")
+    };
+    assert!(make() == make());
 }
