@@ -10,7 +10,7 @@ use trellis_core::vcpu::VcpuState;
 use trellis_hosted::guest::Touch;
 use trellis_hosted::small::{self, CLIENT, INNER, OUTER, PORTAL_BADGES, ROOT, inner_slot, must, slot};
 use trellis_hosted::{Now, Settings};
-use trellis_idl::kernel::{Access, Answer, BADGE_BITS, ExitClass, Op, Refusal, VcpuRegister};
+use trellis_idl::kernel::{Access, Answer, BADGE_BITS, ExitClass, Groups, Op, Refusal, VcpuRegister};
 
 #[test]
 fn a_call_reaches_its_server_and_the_answer_comes_back_without_locks_or_shared_writes() {
@@ -36,6 +36,54 @@ fn an_exit_reaches_its_server_and_the_guest_goes_on_without_locks_or_shared_writ
     assert_eq!(hosted.sharing(), before);
     let context = &hosted.cpus[0].local.vcpus.at(0).context;
     assert_eq!((context.pc(), context.general(0), context.general(3)), (4, 7, 10));
+    lawful(&hosted);
+}
+
+#[test]
+fn words_of_groups_that_do_not_travel_are_zero() {
+    let class = ExitClass::Hypercall;
+    let all: [u64; 10] = [class as u64, 1, 2, 3, 4, 5, 6, 7, 8, 9];
+    let groups = [(Groups::PC, 4..5), (Groups::VALUE, 5..6), (Groups::GENERAL, 6..10)];
+    for wanted in 0..8 {
+        let chosen = |index: usize| wanted >> index & 1 == 1;
+        let mask = groups.iter().enumerate().filter(|(index, _)| chosen(*index)).fold(0, |mask, (_, (group, _))| mask | group.0);
+        let mut hosted = system();
+        must(&mut hosted, Op::VcpuRoute, [slot::VCPU, class as u64, slot::PORTALS[1], mask, small::EXIT_BADGE, 0]);
+        must(&mut hosted, Op::VcpuStart, [slot::VCPU, 0, 0, 0, 0, 0]);
+        assert_eq!(wait(&mut hosted), Now::Guest(0));
+        assert_eq!(hosted.exit(0, class, all), Now::Thread(OUTER));
+        let mut expected = all;
+        for (index, (_, place)) in groups.iter().enumerate() {
+            if !chosen(index) {
+                expected[place.clone()].fill(0);
+            }
+        }
+        assert_eq!(words(&hosted), expected, "{mask:#x}");
+    }
+}
+
+#[test]
+fn a_guest_has_sixteen_device_windows_and_no_more() {
+    let mut hosted = guest_runs();
+    hosted.exit(0, ExitClass::Hypercall, [0; 10]);
+    let page = |index: u64| 0x8000 + 16 * index;
+    let window = |hosted: &mut trellis_hosted::Hosted, index: u64| {
+        let a = [inner_slot::VCPU, index, page(index), 2, ExitClass::Device as u64, 0];
+        hosted.invoke(0, Op::VcpuWindow, a)
+    };
+    for index in 0..16 {
+        assert!(window(&mut hosted, index).is_ok(), "{index}");
+    }
+    assert_eq!(window(&mut hosted, 16), Err(Refusal::OutOfRange));
+    reply(&mut hosted, 0, [0; 10]);
+    // Every page of every window goes to the outer server, in one hop; what lies beside goes to the inner one.
+    for index in 0..16 {
+        for (offset, server) in [(0, OUTER), (1, OUTER), (2, INNER)] {
+            let address = (page(index) + offset) * 4096;
+            assert_eq!(hosted.touch(0, address, Access::READ), Touch::Stopped(Now::Thread(server)), "{index} {offset}");
+            assert_eq!(reply(&mut hosted, 0, [0; 10]), Now::Guest(0));
+        }
+    }
     lawful(&hosted);
 }
 
