@@ -58,3 +58,24 @@ fn a_file_that_is_no_image_cannot_be_queried() {
     assert_eq!(status(&["query", &file.path().to_string_lossy()]), Some(2));
     assert_eq!(status(&["query", "/no/such/image"]), Some(1));
 }
+
+/// Whoever reads the page knows every command and option, and finds none there that the tool does not have.
+#[test]
+fn the_page_about_commands_has_what_the_tool_has() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/commands.md");
+    let page = std::fs::read_to_string(page).expect("the page about commands");
+    let options = |text: &str| -> std::collections::BTreeSet<String> {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').filter(|word| word.starts_with("--"));
+        words.filter(|word| word.as_bytes().get(2).is_some_and(u8::is_ascii_alphabetic)).map(str::to_owned).collect()
+    };
+    // `./trellis test` is the script's own.
+    let mut known = options("--nightly");
+    for command in ["run", "check", "build", "query", "explain", "bench"] {
+        assert!(page.contains(&format!("## `./trellis {command}")), "{command}");
+        known.extend(options(&String::from_utf8_lossy(&trellis(&[command, "--help"]).stdout)));
+    }
+    // `-o` stands there by its short name; help is for those who ask.
+    known.retain(|option| option != "--help" && option != "--output");
+    assert!(page.contains("-o IMAGE"));
+    assert_eq!(options(&page), known);
+}

@@ -6,10 +6,12 @@
 //! them, at one a nanosecond, and a wait is as long as it was asked to be. So what `hello` prints for its three waits
 //! is exact, the same on every host, and holds all that others took from it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 use trellis_boot_tests::story::{self, Seen};
+use trellis_boot_tests::tree;
 use trellis_cli::run::Run;
 use trellis_cli::status::Status;
 
@@ -148,4 +150,22 @@ fn what_has_no_answer_ends_the_guest_with_a_report() {
         seen.expect(!seen.out.contains("survived"), misdeed);
         expect_hello_undisturbed(&seen);
     }
+}
+
+/// What the guest can do is what is tried here, and what `docs/checks.md` lists.
+#[test]
+fn every_misdeed_of_the_guest_is_tried() {
+    let read = |path: &str| std::fs::read_to_string(tree::root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let source = read("guests/hostile/src/hostile.rs");
+    let table = source.split("= misdeeds! {").nth(1).and_then(|rest| rest.split("};").next()).expect("a table of misdeeds");
+    let known: BTreeSet<&str> = table.lines().filter_map(|line| line.trim().strip_prefix('"')?.split('"').next()).collect();
+    let ended = ENDINGS.iter().map(|(name, ..)| name);
+    let tried: BTreeSet<&str> = [MEMORY, STORMS, MOODS, CALLS].into_iter().flatten().chain(ended).copied().collect();
+    assert!(known.len() > 20);
+    assert_eq!(known, tried);
+    let page = read("docs/checks.md");
+    let rows: String = page.split("## Misdeeds").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("the section").into();
+    let listed: BTreeSet<&str> = rows.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').collect();
+    let missing: Vec<_> = known.iter().filter(|name| !listed.contains(*name)).collect();
+    assert!(missing.is_empty(), "docs/checks.md says nothing of {missing:?}");
 }
