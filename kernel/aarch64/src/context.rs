@@ -8,6 +8,7 @@ use trellis_core::float::Layout;
 use trellis_core::lines::{LIST_ENTRIES, ListEntry};
 use trellis_core::machine::{NEVER, Page, ThreadContext, Ticks, VcpuContext};
 use trellis_idl::kernel::{Answer, Refusal, VcpuRegister};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A thread's registers.
 #[derive(Debug)]
@@ -86,7 +87,7 @@ pub const fn vttbr(tag: u16, root: Page) -> u64 {
 }
 
 /// EL1 system registers that stay in the hardware until another vCPU needs the CPU, in the order `isa.rs` moves them.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 #[allow(missing_docs)]
 pub struct El1 {
@@ -330,42 +331,86 @@ impl Vcpu {
     }
 
     fn place(&self, register: u64) -> Option<u64> {
-        use VcpuRegister as R;
-        let e = &self.el1;
-        let table = [
-            (R::Pc, self.pc), (R::Pstate, self.pstate), (R::SpEl0, self.sp_el0), (R::SpEl1, e.sp_el1),
-            (R::ElrEl1, e.elr), (R::SpsrEl1, e.spsr), (R::VbarEl1, e.vbar), (R::SctlrEl1, self.sctlr),
-            (R::Ttbr0El1, e.ttbr0), (R::Ttbr1El1, e.ttbr1), (R::TcrEl1, e.tcr), (R::MairEl1, e.mair),
-            (R::EsrEl1, e.esr), (R::FarEl1, e.far), (R::CpacrEl1, e.cpacr), (R::TpidrEl1, e.tpidr_el1),
-            (R::TpidrEl0, e.tpidr_el0), (R::TpidrroEl0, e.tpidrro_el0), (R::ContextidrEl1, e.contextidr),
-            (R::CntkctlEl1, e.cntkctl), (R::CntvCtl, e.cntv_ctl), (R::CntvCval, e.cntv_cval), (R::Vmpidr, e.vmpidr),
-            (R::Vpidr, e.vpidr), (R::AmairEl1, e.amair), (R::Afsr0El1, e.afsr0), (R::Afsr1El1, e.afsr1),
-            (R::ParEl1, e.par), (R::CsselrEl1, e.csselr), (R::Cntvoff, e.cntvoff),
-        ];
-        table.iter().find(|(r, _)| *r as u64 == register).map(|(_, value)| *value)
+        match register {
+            r if r == VcpuRegister::Pc as u64 => Some(self.pc),
+            r if r == VcpuRegister::Pstate as u64 => Some(self.pstate),
+            r if r == VcpuRegister::SpEl0 as u64 => Some(self.sp_el0),
+            r if r == VcpuRegister::SctlrEl1 as u64 => Some(self.sctlr),
+            _ => {
+                let words: &[u64; EL1_WORDS] = zerocopy::transmute_ref!(&self.el1);
+                words.get(*PLACES.get(register as usize)? as usize).copied()
+            }
+        }
     }
 
+    /// The same to be written; PSTATE is not, before it was looked at.
     fn place_mut(&mut self, register: u64) -> Option<&mut u64> {
-        use VcpuRegister as R;
-        let e = &mut self.el1;
-        let table = [
-            (R::Pc, &mut self.pc), (R::SpEl0, &mut self.sp_el0), (R::SpEl1, &mut e.sp_el1), (R::ElrEl1, &mut e.elr),
-            (R::SpsrEl1, &mut e.spsr), (R::VbarEl1, &mut e.vbar), (R::SctlrEl1, &mut self.sctlr),
-            (R::Ttbr0El1, &mut e.ttbr0), (R::Ttbr1El1, &mut e.ttbr1), (R::TcrEl1, &mut e.tcr),
-            (R::MairEl1, &mut e.mair), (R::EsrEl1, &mut e.esr), (R::FarEl1, &mut e.far), (R::CpacrEl1, &mut e.cpacr),
-            (R::TpidrEl1, &mut e.tpidr_el1), (R::TpidrEl0, &mut e.tpidr_el0), (R::TpidrroEl0, &mut e.tpidrro_el0),
-            (R::ContextidrEl1, &mut e.contextidr), (R::CntkctlEl1, &mut e.cntkctl), (R::CntvCtl, &mut e.cntv_ctl),
-            (R::CntvCval, &mut e.cntv_cval), (R::Vmpidr, &mut e.vmpidr), (R::Vpidr, &mut e.vpidr),
-            (R::AmairEl1, &mut e.amair), (R::Afsr0El1, &mut e.afsr0), (R::Afsr1El1, &mut e.afsr1),
-            (R::ParEl1, &mut e.par), (R::CsselrEl1, &mut e.csselr), (R::Cntvoff, &mut e.cntvoff),
-        ];
-        table.into_iter().find(|(r, _)| *r as u64 == register).map(|(_, place)| place)
+        match register {
+            r if r == VcpuRegister::Pc as u64 => Some(&mut self.pc),
+            r if r == VcpuRegister::SpEl0 as u64 => Some(&mut self.sp_el0),
+            r if r == VcpuRegister::SctlrEl1 as u64 => Some(&mut self.sctlr),
+            _ => {
+                let words: &mut [u64; EL1_WORDS] = zerocopy::transmute_mut!(&mut self.el1);
+                words.get_mut(*PLACES.get(register as usize)? as usize)
+            }
+        }
     }
 }
+
+/// Words of [`El1`].
+const EL1_WORDS: usize = size_of::<El1>() / 8;
+
+/// In [`PLACES`]: not one of them.
+const NOWHERE: u8 = EL1_WORDS as u8;
+
+/// Which word of [`El1`] each register of `VcpuRegister` is.
+const PLACES: [u8; VcpuRegister::Cntvoff as usize + 1] = {
+    use VcpuRegister as R;
+    let table = [
+        (R::SpEl1, offset_of!(El1, sp_el1)), (R::ElrEl1, offset_of!(El1, elr)), (R::SpsrEl1, offset_of!(El1, spsr)),
+        (R::VbarEl1, offset_of!(El1, vbar)), (R::Ttbr0El1, offset_of!(El1, ttbr0)), (R::Ttbr1El1, offset_of!(El1, ttbr1)),
+        (R::TcrEl1, offset_of!(El1, tcr)), (R::MairEl1, offset_of!(El1, mair)), (R::EsrEl1, offset_of!(El1, esr)),
+        (R::FarEl1, offset_of!(El1, far)), (R::CpacrEl1, offset_of!(El1, cpacr)),
+        (R::TpidrEl1, offset_of!(El1, tpidr_el1)), (R::TpidrEl0, offset_of!(El1, tpidr_el0)),
+        (R::TpidrroEl0, offset_of!(El1, tpidrro_el0)), (R::ContextidrEl1, offset_of!(El1, contextidr)),
+        (R::CntkctlEl1, offset_of!(El1, cntkctl)), (R::CntvCtl, offset_of!(El1, cntv_ctl)),
+        (R::CntvCval, offset_of!(El1, cntv_cval)), (R::Vmpidr, offset_of!(El1, vmpidr)),
+        (R::Vpidr, offset_of!(El1, vpidr)), (R::AmairEl1, offset_of!(El1, amair)), (R::Afsr0El1, offset_of!(El1, afsr0)),
+        (R::Afsr1El1, offset_of!(El1, afsr1)), (R::ParEl1, offset_of!(El1, par)), (R::CsselrEl1, offset_of!(El1, csselr)),
+        (R::Cntvoff, offset_of!(El1, cntvoff)),
+    ];
+    let mut places = [NOWHERE; R::Cntvoff as usize + 1];
+    let mut i = 0;
+    while i < table.len() {
+        places[table[i].0 as usize] = (table[i].1 / 8) as u8;
+        i += 1;
+    }
+    places
+};
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_register_keeps_what_was_written_and_has_a_place_of_its_own() {
+        let registers = |vcpu: &Vcpu| (0..70).map(|register| vcpu.get(register)).collect::<Vec<_>>();
+        for register in (0..=61).filter(|register| *register != 31 && *register != VcpuRegister::Pstate as u64) {
+            let mut vcpu = Vcpu::EMPTY;
+            let before = registers(&vcpu);
+            assert_eq!(vcpu.set(register, 0x1234_5678), Ok(()), "{register}");
+            let after = registers(&vcpu);
+            assert_eq!(after[register as usize], Ok(0x1234_5678));
+            let changed = before.iter().zip(&after).filter(|(before, after)| before != after).count();
+            assert_eq!(changed, 1, "{register}");
+        }
+        let mut vcpu = Vcpu::EMPTY;
+        vcpu.el1.afsr0 = 7;
+        assert_eq!(vcpu.get(VcpuRegister::Afsr0El1 as u64), Ok(7));
+        for nothing in [31, 62, 63, 1 << 32, u64::MAX] {
+            assert_eq!((vcpu.get(nothing), vcpu.set(nothing, 1)), (Err(Refusal::OutOfRange), Err(Refusal::OutOfRange)));
+        }
+    }
 
     #[test]
     fn no_message_makes_a_vcpu_run_at_el2_or_in_aarch32() {
