@@ -76,3 +76,25 @@ memcpy:
     subs    x2, x2, 1
     b.ne    8b
 9:  ret
+
+// The same where they may overlap: upwards as there, where no store reaches what is still to be loaded, unless the target
+// begins inside the source; then downwards.
+    .globl  memmove
+memmove:
+    sub     x3, x0, x1
+    cmp     x3, x2
+    b.hs    memcpy
+    orr     x4, x0, x1
+    orr     x4, x4, x2
+    tst     x4, 7
+    b.ne    2f
+1:  cbz     x2, 3f                      // whole words
+    sub     x2, x2, 8
+    ldr     x4, [x1, x2]
+    str     x4, [x0, x2]
+    b       1b
+2:  sub     x2, x2, 1                   // there is a byte at least
+    ldrb    w4, [x1, x2]
+    strb    w4, [x0, x2]
+    cbnz    x2, 2b
+3:  ret
