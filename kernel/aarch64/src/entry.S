@@ -12,16 +12,23 @@
     isb
     .endm
 
-    .macro  vector target
-    .balign 128
+    // A slot of a table of vectors. Behind its branch there is room for a routine of at most 31 instructions that nobody
+    // falls into; the assembler refuses what is longer.
+    .macro  slot table, number, target
+    .org    \table + \number * 128
     b       \target
+    .endm
+
+    // A slot that is the routine itself.
+    .macro  own_slot table, number
+    .org    \table + \number * 128
     .endm
 
     // A slot that first does what this CPU's predictors and errors need: [GUARD] is a function of the firmware (bits
     // 0-31), taken branches (32-39), CLRBHB (40), ESB (41); 42: a thread has its floating-point registers until now
     // (fp.S). At most 32 instructions.
-    .macro  guarded target deferred close
-    .balign 128
+    .macro  guarded number target deferred close
+    .org    guarded_vectors + \number * 128
     stp     x0, x1, [sp, -16]
     msr     mdscr_el1, xzr              // a guest's single step and breakpoints are not for servers
     ldr     x0, [sp, {GUARD}]
@@ -143,66 +150,26 @@
     .balign 2048
     .globl  vectors
 vectors:
-    vector  own_fault                   // current EL, SP0
-    vector  own_fault
-    vector  own_fault
-    vector  own_fault
-    vector  own_fault                   // current EL, SPx
-    vector  own_fault
-    vector  own_fault
-    vector  own_error
-    .balign 128
-lower_sync:                             // lower EL, AArch64
-    stp     x0, x1, [sp, -16]
-    mrs     x0, esr_el2
-    lsr     x1, x0, 26
-    cmp     x1, 0x15                    // SVC: only a server's comes here (a guest's goes to its EL1)
-    b.ne    exit
-server_call:
-    and     w6, w0, 0xffff
-    ldp     x0, x1, [sp, -16]
-    mov     x7, sp
-    bl      svc_door
-    tbnz    x0, 0, ride
-    tbnz    x0, 1, answered
-    tbnz    x0, 2, slow
-    tbnz    x0, 3, overtake
-    mov     x0, x1
-    leave
-    vector  irq
-    vector  irq                         // FIQ: routed here, never enabled
-    vector  system_error
-    vector  exit_32                     // lower EL, AArch32
-    vector  irq
-    vector  irq
-    vector  system_error
+    own_slot vectors, 0                 // current EL, SP0
+own_fault:
+    mrs     x2, elr_el2
+    adr     x0, probe_length            // lengths of vectors are being tried, and EL3 gave the access back
+    sub     x0, x2, x0
+    cmp     x0, 12
+    b.lo    probe_failed
+    mov     x0, sp
+    mrs     x1, esr_el2
+    mrs     x3, far_el2
+    bl      own_fault_door
+    b       .
 
-    .balign 2048
-    .globl  guarded_vectors
-guarded_vectors:
-    vector  own_fault
-    vector  own_fault
-    vector  own_fault
-    vector  own_fault
-    vector  own_fault
-    vector  own_fault
-    vector  own_fault
-    vector  own_error
-    guarded guarded_sync, deferred_sync, close_sync
-    guarded guarded_irq, deferred_irq, close_irq
-    guarded guarded_irq, deferred_irq, close_irq
-    guarded system_error, deferred_irq, close_error
-    guarded exit_32, deferred_sync, close_sync
-    guarded guarded_irq, deferred_irq, close_irq
-    guarded guarded_irq, deferred_irq, close_irq
-    guarded system_error, deferred_irq, close_error
-
-    .text
+    slot    vectors, 1, own_fault
 // Another thread goes on; the words ride in x19-x28. x0 = its context + 1, x1 = its x0.
 ride:
     switch_thread 1
     leave
 
+    slot    vectors, 2, own_fault
 // A thread that was signalled goes on instead; nothing of the caller's registers is for it. x0 = its context + 8.
 overtake:
     switch_thread 8
@@ -218,6 +185,7 @@ overtake:
     mov     x28, xzr
     b       clear_scratch
 
+    slot    vectors, 3, own_fault
 // A vCPU goes on with an answer whose words ride in x19-x28. x0 = its context + 2, x1 = what they change.
 answered:
     ldr     x3, [sp, {CURRENT}]
@@ -239,6 +207,7 @@ answered:
 4:  str     x0, [sp, {CURRENT}]
     b       enter_guest
 
+    slot    vectors, 4, own_fault       // current EL, SPx
 // The guest at x0, to be entered at x5, from a server's registers.
 enter_guest:
     ldp     x1, x2, [x0, 288]           // HCR, CPTR
@@ -256,6 +225,7 @@ enter_guest:
     msr     elr_el2, x5
     b       load_general
 
+    slot    vectors, 5, own_fault
 load_general:
     ldp     x2, x3, [x0, 16]
     ldp     x4, x5, [x0, 32]
@@ -275,6 +245,58 @@ load_general:
     ldp     x0, x1, [x0]
     leave
 
+    slot    vectors, 6, own_fault
+// The guest goes on behind the instruction that stopped it, or something else does.
+not_delivered:
+    cbnz    x0, obey
+    ldr     x1, [sp, {CURRENT}]
+    ldr     x2, [x1, 256]
+    msr     elr_el2, x2
+
+// What ran goes on; only scratch registers were changed.
+again:
+    ldr     x0, [sp, {CURRENT}]
+    ldp     x2, x3, [x0, 16]
+    ldp     x4, x5, [x0, 32]
+    ldp     x6, x7, [x0, 48]
+    ldp     x8, x9, [x0, 64]
+    ldp     x10, x11, [x0, 80]
+    ldp     x12, x13, [x0, 96]
+    ldp     x14, x15, [x0, 112]
+    ldp     x16, x17, [x0, 128]
+    ldr     x18, [x0, 144]
+    ldr     x30, [x0, 240]
+    ldp     x0, x1, [x0]
+    leave
+
+    own_slot vectors, 7
+// Only where the kernel lets its own errors in: the caller has given up what a call may change.
+own_error:
+    str     x29, [sp, -16]!
+    mrs     x0, esr_el2
+    bl      own_error_door
+    ldr     x29, [sp], 16
+    leave
+
+    own_slot vectors, 8                 // lower EL, AArch64
+lower_sync:                             // lower EL, AArch64
+    stp     x0, x1, [sp, -16]
+    mrs     x0, esr_el2
+    lsr     x1, x0, 26
+    cmp     x1, 0x15                    // SVC: only a server's comes here (a guest's goes to its EL1)
+    b.ne    exit
+server_call:
+    and     w6, w0, 0xffff
+    ldp     x0, x1, [sp, -16]
+    mov     x7, sp
+    bl      svc_door
+    tbnz    x0, 0, ride
+    tbnz    x0, 1, answered
+    tbnz    x0, 2, slow
+    tbnz    x0, 3, overtake
+    mov     x0, x1
+    leave
+
 // A system call that no hot door decides: park the words, then decide.
 slow:
     ldr     x3, [sp, {CURRENT}]
@@ -290,6 +312,61 @@ slow:
     bl      slow_door
     b       obey
 
+    own_slot vectors, 9
+irq:
+    save_scratch
+    mov     x0, sp
+    bl      irq_door
+    cbz     x0, again
+irq_rest:
+    save_rest
+    tbz     x0, 0, obey
+    b       irq_slow
+
+    slot    vectors, 10, irq            // FIQ: routed here, never enabled
+// The same, for which its hot door could not decide.
+irq_slow:
+    mov     x0, sp
+    bl      irq_slow_door
+    b       obey
+
+    slot    vectors, 11, system_error
+    slot    vectors, 12, exit_32        // lower EL, AArch32
+    slot    vectors, 13, irq
+    slot    vectors, 14, irq
+    slot    vectors, 15, system_error
+
+    .balign 2048
+    .globl  guarded_vectors
+guarded_vectors:
+    slot    guarded_vectors, 0, own_fault
+guarded_irq:
+    save_scratch
+    mov     x0, sp
+    bl      irq_door
+    cbnz    x0, irq_rest
+    mov     x0, sp
+    bl      again_door
+    b       again
+
+    slot    guarded_vectors, 1, own_fault
+    slot    guarded_vectors, 2, own_fault
+    slot    guarded_vectors, 3, own_fault
+    slot    guarded_vectors, 4, own_fault
+    slot    guarded_vectors, 5, own_fault
+    slot    guarded_vectors, 6, own_fault
+    slot    guarded_vectors, 7, own_error
+    guarded 8, guarded_sync, deferred_sync, close_sync
+    guarded 9, guarded_irq, deferred_irq, close_irq
+    guarded 10, guarded_irq, deferred_irq, close_irq
+    guarded 11, system_error, deferred_irq, close_error
+    guarded 12, exit_32, deferred_sync, close_sync
+    guarded 13, guarded_irq, deferred_irq, close_irq
+    guarded 14, guarded_irq, deferred_irq, close_irq
+    guarded 15, system_error, deferred_irq, close_error
+    .org    guarded_vectors + 2048
+
+    .text
 // A guest stopped, or a server faulted. x0 = ESR.
 exit:
     save_all
@@ -349,41 +426,6 @@ clear_from_3:
     mov     x30, xzr
     leave
 
-// The guest goes on behind the instruction that stopped it, or something else does.
-not_delivered:
-    cbnz    x0, obey
-    ldr     x1, [sp, {CURRENT}]
-    ldr     x2, [x1, 256]
-    msr     elr_el2, x2
-
-// What ran goes on; only scratch registers were changed.
-again:
-    ldr     x0, [sp, {CURRENT}]
-    ldp     x2, x3, [x0, 16]
-    ldp     x4, x5, [x0, 32]
-    ldp     x6, x7, [x0, 48]
-    ldp     x8, x9, [x0, 64]
-    ldp     x10, x11, [x0, 80]
-    ldp     x12, x13, [x0, 96]
-    ldp     x14, x15, [x0, 112]
-    ldp     x16, x17, [x0, 128]
-    ldr     x18, [x0, 144]
-    ldr     x30, [x0, 240]
-    ldp     x0, x1, [x0]
-    leave
-
-irq:
-    save_scratch
-    mov     x0, sp
-    bl      irq_door
-    cbz     x0, again
-irq_rest:
-    save_rest
-    tbz     x0, 0, obey
-    mov     x0, sp
-    bl      irq_slow_door
-    b       obey
-
 // After the guarded vectors, what goes on as it was gets MDSCR_EL1 back, which they took.
 guarded_sync:
     stp     x0, x1, [sp, -16]
@@ -402,53 +444,36 @@ guarded_sync:
     mov     x0, xzr
     b       not_delivered
 
-guarded_irq:
-    save_scratch
-    mov     x0, sp
-    bl      irq_door
-    cbnz    x0, irq_rest
-    mov     x0, sp
-    bl      again_door
-    b       again
-
+// What comes seldom: x0 = its door, x0 and x1 are below the stack.
 exit_32:
     stp     x0, x1, [sp, -16]
-    save_all
-    mrs     x0, esr_el2
-    note_exit
-    mov     x1, sp
-    bl      exit_32_door
-    b       obey
-
+    adr     x0, exit_32_door
+    b       seldom
 system_error:
     stp     x0, x1, [sp, -16]
+    adr     x0, system_error_door
+seldom:
     save_all
+    mov     x7, x0
     mrs     x0, esr_el2
     note_exit
     mov     x1, sp
-    bl      system_error_door
+    blr     x7
     b       obey
 
+// An error that was found at the entry for something else.
 deferred_sync:
-    save_all
-    mrs     x1, esr_el2
+    mrs     x0, esr_el2
     b       1f
 deferred_irq:
-    save_all
-    mov     x1, xzr
-1:  mov     x0, sp
+    mov     x0, xzr
+1:  save_all
+    mov     x1, x0
+    mov     x0, sp
     mrs     x2, S3_0_C12_C1_1
     msr     S3_0_C12_C1_1, xzr
     bl      deferred_error_door
     b       obey
-
-// Only where the kernel lets its own errors in: the caller has given up what a call may change.
-own_error:
-    str     x29, [sp, -16]!
-    mrs     x0, esr_el2
-    bl      own_error_door
-    ldr     x29, [sp], 16
-    leave
 
 // x0 = a context + what it is: 0 a guest, 4 a thread at the end of a system call, 8 a thread where it was interrupted.
     .globl obey
@@ -501,18 +526,6 @@ guest_again:
     msr     spsr_el2, x4
     msr     elr_el2, x5
     b       load_general
-
-own_fault:
-    mrs     x2, elr_el2
-    adr     x0, probe_length            // lengths of vectors are being tried, and EL3 gave the access back
-    sub     x0, x2, x0
-    cmp     x0, 12
-    b.lo    probe_failed
-    mov     x0, sp
-    mrs     x1, esr_el2
-    mrs     x3, far_el2
-    bl      own_fault_door
-    b       .
 
 // The one AT instruction, in a page of its own (isa.rs: translate). x0 = address; back: PAR_EL1.
     .section .translate, "ax"
