@@ -298,6 +298,17 @@ impl Cpu {
         UNDECIDED
     }
 
+    /// A line's thread goes on instead of what ran, or more must be decided.
+    #[inline(always)]
+    fn overtaken(&mut self, running: Running, next: Next, line: u32) -> u64 {
+        let Next::Overtake { thread, .. } = next else { return self.undecided(Trap::Line(line), line) };
+        if let Running::Thread(index) = running {
+            self.local.threads.at_mut(index).entry = Entry::Full;
+        }
+        self.hide_guest(thread);
+        self.thread(thread) as u64 | PARKED
+    }
+
     /// What an interrupt means, which the kernel ends itself unless a guest will.
     #[cfg_attr(target_os = "none", optimize(speed))]
     fn meaning(&mut self, line: u32) -> Trap {
@@ -595,24 +606,31 @@ fn kick_door(cpu: &mut Cpu) -> u64 {
     }
 }
 
+/// A line that is bound to a signal.
 #[cfg_attr(target_os = "none", optimize(speed))]
 #[inline(never)]
 fn line_door(cpu: &mut Cpu, line: u32) -> u64 {
+    if !(32..1020).contains(&line) || is_forwarded(&SHARED, line) {
+        return forwarded_door(cpu, line);
+    }
+    cpu.machine.gic.mask(line, true);
+    cpu.machine.gic.deactivate(line);
     let running = cpu.local.running;
-    let trap = cpu.meaning(line);
-    if !matches!(trap, Trap::Line(_)) {
+    let next = signal::bound_at_once(&mut cpu.local, &SHARED, &mut cpu.machine, line);
+    cpu.overtaken(running, next, line)
+}
+
+/// A line that is forwarded, or no line.
+#[cfg_attr(target_os = "none", optimize(speed))]
+#[inline(never)]
+fn forwarded_door(cpu: &mut Cpu, line: u32) -> u64 {
+    if !(32..1020).contains(&line) {
+        let trap = cpu.meaning(line);
         return cpu.undecided(trap, line);
     }
-    match trap::interrupt(&mut cpu.local, &SHARED, &mut cpu.machine, trap) {
-        Next::Overtake { thread, .. } => {
-            if let Running::Thread(index) = running {
-                cpu.local.threads.at_mut(index).entry = Entry::Full;
-            }
-            cpu.hide_guest(thread);
-            cpu.thread(thread) as u64 | PARKED
-        }
-        _ => cpu.undecided(trap, line),
-    }
+    let running = cpu.local.running;
+    let next = signal::forwarded_at_once(&mut cpu.local, &SHARED, &mut cpu.machine, line);
+    cpu.overtaken(running, next, line)
 }
 
 /// The same, for which more must be decided; everything is in the running context.

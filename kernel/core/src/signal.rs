@@ -155,24 +155,47 @@ pub fn line_arrived<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: 
 /// the end of its system call. [`Next::Slow`]: it is not so; if a queue is to be served, its server is told.
 #[inline(always)]
 pub fn line_at_once<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, line: u32) -> Next {
+    if forward::is_forwarded(shared, line) {
+        forwarded_at_once(local, shared, machine, line)
+    } else {
+        bound_at_once(local, shared, machine, line)
+    }
+}
+
+/// The same for a line that is bound to a signal.
+#[inline(always)]
+pub fn bound_at_once<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, line: u32) -> Next {
     let slot = &shared.lines[line as usize % LINES];
     let (thread, bits) = (slot.thread.load(Ordering::Acquire), slot.bits.load(Ordering::Relaxed));
-    if bits == 0 || local.running == Running::Idle {
+    if bits == 0 || bits & FORWARDED != 0 || local.running == Running::Idle {
         return Next::Slow;
     }
-    let mut server = QueueServer { thread, bits };
-    if bits & FORWARDED != 0 {
-        let Some(found) = forward::fired(local, shared, bits) else { return Next::Slow };
-        server = found;
+    line_overtakes(local, shared, machine, QueueServer { thread, bits })
+}
+
+/// The same for one whose source goes into a queue.
+#[inline(always)]
+pub fn forwarded_at_once<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, line: u32) -> Next {
+    let bits = shared.lines[line as usize % LINES].bits.load(Ordering::Relaxed);
+    if bits & FORWARDED == 0 || local.running == Running::Idle {
+        return Next::Slow;
     }
-    let next = overtake(local, shared, machine, Id::from_word(server.thread), server.bits);
+    let Some(server) = forward::fired(local, shared, bits) else { return Next::Slow };
+    let next = line_overtakes(local, shared, machine, server);
+    if next == Next::Slow {
+        // The source is in the queue: the slow way will find nothing new.
+        forward::wake(local, shared, machine, server);
+    }
+    next
+}
+
+#[inline(always)]
+fn line_overtakes<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, who: QueueServer) -> Next {
+    let next = overtake(local, shared, machine, Id::from_word(who.thread), who.bits);
     if let Next::Overtake { thread, value } = next {
         let thread = local.threads.at_mut(thread);
         thread.entry = Entry::Parked;
         thread.context.set_return([value, 0, 0]);
-    } else if bits & FORWARDED != 0 {
-        // The source is in the queue: the slow way will find nothing new.
-        forward::wake(local, shared, machine, server);
     }
     next
 }
