@@ -131,7 +131,7 @@ fn report_vectors(cpu: &Cpu, header: &BootHeader) {
         return;
     }
     let lengths = SHARED.vector_lengths.load(Ordering::Acquire);
-    let here = cpu.machine.lengths.0;
+    let here = u64::from(cpu.machine.lengths.0);
     let _ = writeln!(LOG.lock(), "Vectors: lengths {lengths:#x} (of 128 bits, one bit each), here {here:#x}");
     if crate::fp::is_refused() {
         let _ = writeln!(LOG.lock(), "Vectors: a CPU has SVE and its firmware keeps it (CPTR_EL3.EZ)");

@@ -729,7 +729,7 @@ extern "C" fn own_error_door(esr: u64) {
 /// The kernel itself faulted: the end, with everything that helps.
 #[unsafe(no_mangle)]
 extern "C" fn own_fault_door(at: *mut u8, esr: u64, elr: u64, far: u64) -> ! {
-    panic!("fault in the kernel: esr {esr:#x}, elr {elr:#x}, far {far:#x}, block {at:?}");
+    panic!("fault in the kernel: esr {esr:#x}, elr {elr:#x}, far {far:#x}, block {:#x}", at as u64);
 }
 
 /// What this CPU did last, for a kernel that is about to end. Nothing before its registers are set up.

@@ -193,7 +193,7 @@ impl core::fmt::Display for Policy {
             Branches::Safe => out.write_str("branches safe")?,
             Branches::Loop(count) => write!(out, "branch history by a loop of {count}")?,
             Branches::Clear => out.write_str("branch history by CLRBHB")?,
-            Branches::Firmware(function, count) => write!(out, "branches by firmware {function:#x}, loop of {count}")?,
+            Branches::Firmware(function, count) => write!(out, "branches by firmware {:#x}, loop of {count}", u64::from(function))?,
             Branches::Exposed(count) => write!(out, "branch targets EXPOSED (no firmware), loop of {count}")?,
         }
         out.write_str(match self.stores {

@@ -145,6 +145,7 @@ pub fn join_common(cpu: u16) -> bool {
         let before = slot.fetch_update(Ordering::AcqRel, Ordering::Acquire, |all| Some(common(all, mine, signed(place))));
         if before != Ok(mine) {
             let now = slot.load(Ordering::Acquire);
+            let place = u64::from(place);
             let _ = writeln!(LOG.lock(), "cpu {cpu}: ID register {place:#x} is {mine:#x}; guests see {now:#x} at most");
         }
     }
