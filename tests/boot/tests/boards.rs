@@ -81,7 +81,7 @@ fn a_start_at_el1_is_refused_with_a_sentence() {
 /// What such a machine writes until it switches itself off.
 fn serial(arguments: &[String]) -> String {
     let emulator = Emulator::start(arguments).expect("the emulator starts");
-    let (mut seen, limit) = (Vec::new(), Instant::now() + Duration::from_secs(60));
+    let (mut seen, limit) = (Vec::new(), Instant::now() + Duration::from_secs(300));
     loop {
         match emulator.next(Some(limit)) {
             Event::Serial(bytes) | Event::Complaint(bytes) => seen.extend(bytes),
