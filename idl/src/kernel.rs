@@ -99,15 +99,19 @@ pub enum Op {
     /// returns 0. `x0` slot, `x1` = 0 at first. Back: `x0` = 1 when there is more to do: ask again with the `x1` of this.
     Revoke = 0x32,
 
-    /// Makes a guest: `x0` frames for its page tables, `x1` views (1 for now), `x2` empty slot, `x3` lanes of 128 bits that
-    /// its scalable vectors have (0 = it has none), `x4` vCPUs whose save areas the frames shall hold (0 without such
-    /// vectors). Refused `Unsupported` when a CPU cannot have exactly this length.
+    /// Makes a guest: `x0` frames for its page tables, `x1` views it may have (1 to [`MAX_VIEWS`]; view 0 is its host map),
+    /// `x2` empty slot, `x3` lanes of 128 bits that its scalable vectors have (0 = it has none), `x4` vCPUs whose save areas
+    /// the frames shall hold (0 without such vectors), `x5` [`Inside`] bits. Refused `Unsupported` when a CPU cannot have
+    /// exactly this length.
     GuestCreate = 0x38,
-    /// Maps into a guest: `x0` guest, `x1` view << 56 | guest page, `x2` frames, `x3` first page in the run, `x4` pages, `x5` [`Access`] bits.
+    /// Maps into a guest: `x0` guest, `x1` guest page, `x2` frames, `x3` first page in the run, `x4` pages, `x5` [`Access`] bits.
+    /// Only into view 0: other views get what it shows by [`Op::ViewCopy`] and [`Op::ViewRemap`] (`BadArgument`).
     GuestMap = 0x39,
-    /// Unmaps: `x0` guest, `x1` view << 56 | guest page, `x2` pages.
+    /// Unmaps: `x0` guest, `x1` view << 48 | guest page, `x2` pages. From view 0: from every view as well, and so is
+    /// wherever a view shows what stood there under another page. A view may lose whole blocks around these pages.
     GuestUnmap = 0x3a,
-    /// Changes access: `x0` guest, `x1` view << 56 | guest page, `x2` pages, `x3` [`Access`] bits. Absent pages are skipped.
+    /// Changes access: `x0` guest, `x1` view << 48 | guest page, `x2` pages, `x3` [`Access`] bits. Absent pages are skipped.
+    /// In that view alone. Refused `Unsupported`: one kind of execution alone, on a CPU without FEAT_XNX.
     GuestProtect = 0x3b,
     /// Copies guest memory into the caller's: `x0` guest, `x1` guest address, `x2` caller's address, `x3` bytes (≤ 64 KiB).
     /// Back: `x0` = bytes copied; fewer when a guest page is absent.
@@ -116,6 +120,9 @@ pub enum Op {
     GuestWrite = 0x3d,
     /// Destroys a guest, its vCPUs and its maps. `x0` guest. Back: `x0` = 1 when there is more to do: ask again.
     GuestDestroy = 0x3e,
+    /// What a guest's maps use: `x0` guest. Back: `x0` = table pages left of its quota, `x1` = views it may have,
+    /// `x2` = views it has.
+    GuestInfo = 0x3f,
 
     /// Makes a vCPU: `x0` guest, `x1` CPU, `x2` its number in the guest, `x3` empty slot, `x4` priority, `x5` budget as in [`Op::ThreadCreate`].
     /// With [`PLACE`] in `x2` a place for the vCPU that has this number now, on another CPU: see [`Op::VcpuMove`]. Nothing
@@ -214,6 +221,131 @@ pub enum Op {
     /// lines and what waits in its queue go to the running CPU with the lowest number. Refused `BadState` while it has threads
     /// or vCPUs, `WrongCpu` when it does not run.
     CpuRetire = 0x69,
+
+    /// Makes an empty view: `x0` guest, `x1` its index or [`ANY_VIEW`] for the lowest free one. Back: `x0` = the index.
+    /// Refused: `OutOfRange` (no such index), `Occupied` (it is there), `Quota` (all are, or no table is left).
+    ViewCreate = 0x70,
+    /// Destroys an empty view: `x0` guest, `x1` view. Refused: `BadArgument` (view 0), `OutOfRange`, `NotMapped` (no such
+    /// view), `BadState` (a vCPU is in it), `Occupied` (not empty: see [`Op::ViewReset`]).
+    ViewDestroy = 0x71,
+    /// Empties a part of a view and takes its tables back: `x0` guest, `x1` view << 48 | page to begin at.
+    /// Back: `x0` = the page to go on at, 0 = the view was looked through to its end.
+    ViewReset = 0x72,
+    /// Shows in a view what the host map shows: `x0` guest, `x1` view << 48 | guest page, `x2` pages, `x3` [`Access`] bits
+    /// or [`Access::AS_HOST`], `x4` pages of the largest block (1, 512 or 262,144). Only absent pages get leaves, each as
+    /// large as the host's leaf, the hole in the view and `x4` allow: it may reach beyond the range. Pages that the host
+    /// map does not show stay absent. Back: `x0` = pages done (begin behind them again), `x1` = leaves made.
+    ViewCopy = 0x73,
+    /// Shows in a view under one guest page what the host map shows under another: `x0` guest, `x1` view << 48 | guest
+    /// page, `x2` the other guest page, `x3` [`Access`] bits. Undone by [`Op::GuestUnmap`]. Both must be there in the
+    /// host map (`NotMapped`) and be ordinary memory (`BadArgument`).
+    ViewRemap = 0x74,
+    /// Puts a vCPU into a view, whether it runs or not, on whatever CPU: `x0` guest, `x1` number of the vCPU, `x2` view.
+    ViewSwitch = 0x75,
+    /// Says whether the guest itself may enter a view: `x0` guest, `x1` view, `x2` 0 or 1. A new view is hidden.
+    ViewShow = 0x76,
+    /// The view that a vCPU is in: `x0` guest, `x1` number of the vCPU. Back: `x0` = view.
+    ViewOf = 0x77,
+}
+
+/// Most views of a guest, its host map among them.
+pub const MAX_VIEWS: u64 = 512;
+
+/// Argument of [`Op::ViewCreate`]: the lowest free index.
+pub const ANY_VIEW: u64 = u64::MAX;
+
+/// Bits of [`Op::GuestCreate`]: what a guest may do about its views from inside, by HVC (see [`GuestCall`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(transparent)]
+pub struct Inside(pub u64);
+
+impl Inside {
+    /// Nothing.
+    pub const NONE: Inside = Inside(0);
+    /// Enter views that are shown to it.
+    pub const SWITCH: Inside = Inside(1);
+    /// Be told of forbidden accesses.
+    pub const NOTIFY: Inside = Inside(2);
+    /// Every bit that means something.
+    pub const ALL: Inside = Inside(3);
+
+    /// Whether all of these bits are here.
+    pub const fn has(self, bits: Inside) -> bool {
+        self.0 & bits.0 == bits.0
+    }
+}
+
+/// What a guest that may asks of the kernel itself: `HVC #n` from its kernel level, arguments from `x0` on. At return
+/// `x0` is 0, or minus the number of a [`Refusal`]. A guest that may not finds its vcpu server, as with any other HVC.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u16)]
+pub enum GuestCall {
+    /// Enters the view in `x0`. Refused: `OutOfRange`, `NotMapped` (no such view, or it is hidden).
+    Switch = 0x5400,
+    /// Asks to be told of forbidden accesses of this vCPU: `x0` guest-physical address of a page of memory
+    /// ([`NoticePage`]; all ones = no more), `x1` virtual address to enter at. Refused: `BadArgument` (not at a page),
+    /// `NotMapped`, `Occupied` (there is a page already), `BadState` (a notice is being served).
+    Notify = 0x5401,
+    /// Goes back to what the last notice interrupted, with all other registers as they are. Refused: `BadState`.
+    Return = 0x5402,
+}
+
+impl GuestCall {
+    /// The call with this immediate.
+    #[inline(always)]
+    pub const fn from_number(number: u16) -> Option<GuestCall> {
+        match number {
+            0x5400 => Some(GuestCall::Switch),
+            0x5401 => Some(GuestCall::Notify),
+            0x5402 => Some(GuestCall::Return),
+            _ => None,
+        }
+    }
+
+    /// What a guest needs for it.
+    #[inline(always)]
+    pub const fn needs(self) -> Inside {
+        match self {
+            GuestCall::Switch => Inside::SWITCH,
+            GuestCall::Notify | GuestCall::Return => Inside::NOTIFY,
+        }
+    }
+}
+
+/// The page in which a vCPU is told of an access that its view forbids: eight words, little-endian. The kernel writes
+/// them while `busy` is zero, then enters the vCPU at the address it gave: at EL1 with its own stack pointer, everything
+/// masked, ELR_EL1 and SPSR_EL1 untouched. The guest reads them, writes zero to `busy`, and goes on with
+/// [`GuestCall::Return`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct NoticePage {
+    /// [`NoticePage::FORBIDDEN`].
+    pub reason: u32,
+    /// All ones when the kernel has written; the guest clears it.
+    pub busy: u32,
+    /// Flags of [`ExitHeader`]: WRITE, FETCH, WALK, VIRTUAL_VALID, USER.
+    pub flags: u64,
+    /// Guest virtual address, where the flags say it is valid.
+    pub virtual_address: u64,
+    /// Guest-physical address.
+    pub physical: u64,
+    /// The view.
+    pub view: u64,
+    /// The machine's syndrome.
+    pub syndrome: u64,
+    /// Program counter of the access. A copy: writing it changes nothing.
+    pub pc: u64,
+    /// Processor state there. A copy.
+    pub state: u64,
+}
+
+impl NoticePage {
+    /// Reason: the view forbids the access.
+    pub const FORBIDDEN: u32 = 1;
+    /// What `busy` holds after the kernel has written.
+    pub const BUSY: u32 = u32::MAX;
+    /// Words of it.
+    pub const WORDS: usize = 8;
 }
 
 impl Op {
@@ -226,6 +358,7 @@ impl Op {
         Op::ThreadFloat,
         Op::PortalCreate, Op::SignalCreate, Op::Grant, Op::Drop, Op::Revoke,
         Op::GuestCreate, Op::GuestMap, Op::GuestUnmap, Op::GuestProtect, Op::GuestRead, Op::GuestWrite, Op::GuestDestroy,
+        Op::GuestInfo,
         Op::VcpuCreate, Op::VcpuRoute, Op::VcpuWindow, Op::VcpuGet, Op::VcpuSet, Op::VcpuStart, Op::VcpuReset,
         Op::VcpuStop, Op::VcpuException, Op::VcpuLaunch, Op::VcpuDestroy, Op::VcpuMove,
         Op::LinesWrite, Op::LinesRead, Op::LinesPriority, Op::LinesPriorityRead, Op::LineTarget, Op::LinesEnable,
@@ -233,6 +366,8 @@ impl Op {
         Op::LineBind, Op::LineAck, Op::LineCreate, Op::LineForward, Op::LineRelease, Op::LineTie, Op::LinePass,
         Op::SystemOff, Op::Log, Op::LogRead, Op::Fact, Op::QueueServe, Op::QueueTake, Op::QueueDone, Op::TraceRead,
         Op::CpuRetire,
+        Op::ViewCreate, Op::ViewDestroy, Op::ViewReset, Op::ViewCopy, Op::ViewRemap, Op::ViewSwitch, Op::ViewShow,
+        Op::ViewOf,
     ];
 
     /// The highest number of an operation.
@@ -360,7 +495,7 @@ impl Rights {
     pub const READ: Rights = Rights(1);
     /// Frames: map writable. Guest: write its memory. vCPU: write its registers.
     pub const WRITE: Rights = Rights(2);
-    /// Frames: map executable. vCPU: start, stop.
+    /// Frames: map executable. vCPU: start, stop. Guest: choose its vCPUs' views.
     pub const EXECUTE: Rights = Rights(4);
     /// Guest: change its maps. Domain: change its maps and threads.
     pub const EDIT: Rights = Rights(8);
@@ -400,10 +535,42 @@ impl Access {
     pub const EXECUTE: Access = Access(4);
     /// Device memory, not ordinary memory.
     pub const DEVICE: Access = Access(8);
+    /// May be executed by the guest's kernel level alone, unless [`Access::EXECUTE`] is here as well.
+    pub const KERNEL_EXECUTE: Access = Access(16);
+    /// May be executed by the guest's user level alone, unless [`Access::EXECUTE`] is here as well.
+    pub const USER_EXECUTE: Access = Access(32);
+    /// Forbidden accesses are told to the guest itself, if it asked for that ([`GuestCall::Notify`]).
+    pub const NOTIFY: Access = Access(64);
+    /// Argument of [`Op::ViewCopy`]: each page as the host map has it.
+    pub const AS_HOST: Access = Access(1 << 32);
+    /// Every bit that a leaf of a guest can be given.
+    pub const LEAF: Access = Access(0x77);
 
     /// Both together.
     pub const fn with(self, other: Access) -> Access {
         Access(self.0 | other.0)
+    }
+
+    /// The same with one way to say each kind of execution.
+    pub const fn normal(self) -> Access {
+        const BOTH: u64 = Access::KERNEL_EXECUTE.0 | Access::USER_EXECUTE.0;
+        if self.0 & Access::EXECUTE.0 != 0 || self.0 & BOTH == BOTH {
+            Access(self.0 & !BOTH | Access::EXECUTE.0)
+        } else {
+            self
+        }
+    }
+
+    /// Whether one kind of execution alone is allowed: what CPUs without FEAT_XNX cannot say.
+    pub const fn splits_execute(self) -> bool {
+        self.normal().0 & (Access::KERNEL_EXECUTE.0 | Access::USER_EXECUTE.0) != 0
+    }
+
+    /// What must be allowed of memory for a leaf to say this.
+    pub const fn needs(self) -> Access {
+        let any = Access::EXECUTE.0 | Access::KERNEL_EXECUTE.0 | Access::USER_EXECUTE.0;
+        let execute = if self.0 & any != 0 { Access::EXECUTE.0 } else { 0 };
+        Access(self.0 & 3 | execute)
     }
 
     /// Whether every bit of `need` is here.
@@ -832,6 +999,24 @@ mod tests {
         assert_eq!(Op::from_number(Op::LAST), Op::ALL.last().copied());
         assert_eq!(Op::from_number(Op::LAST + 1), None);
         assert_eq!(Op::from_number(0xff), None);
+    }
+
+    #[test]
+    fn both_kinds_of_execution_are_one() {
+        let both = Access::KERNEL_EXECUTE.with(Access::USER_EXECUTE);
+        assert_eq!(both.normal(), Access::EXECUTE);
+        assert!(!both.splits_execute() && Access::USER_EXECUTE.splits_execute());
+        assert!(!Access::EXECUTE.with(Access::KERNEL_EXECUTE).splits_execute());
+        assert_eq!(Access(2).with(Access::KERNEL_EXECUTE).with(Access::NOTIFY).needs(), Access(6));
+    }
+
+    #[test]
+    fn guest_calls_are_their_immediates() {
+        for call in [GuestCall::Switch, GuestCall::Notify, GuestCall::Return] {
+            assert_eq!(GuestCall::from_number(call as u16), Some(call));
+        }
+        assert_eq!(GuestCall::from_number(0), None);
+        assert_eq!(core::mem::size_of::<NoticePage>(), NoticePage::WORDS * 8);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! it; root checks again whatever an index could break.
 
 use heapless::Vec;
+use crate::wire::ViewAccess;
 use serde::{Deserialize, Serialize};
 
 /// Version of this file's types.
@@ -132,6 +133,10 @@ pub struct GuestPlan<'a> {
     pub budget: Option<Budget>,
     /// Pages of page tables for its maps.
     pub table_pages: u32,
+    /// Views it may have, its host map among them (1 to [`crate::kernel::MAX_VIEWS`]).
+    pub views: u16,
+    /// What it may do about them itself ([`crate::kernel::Inside`] bits).
+    pub inside: u8,
     /// The system goes on as long as an essential guest does.
     pub essential: bool,
     /// What PSCI SYSTEM_RESET, or the death of one of its servers, leads to.
@@ -191,6 +196,41 @@ pub struct P2mConfig<'a> {
     /// Pages mapped without the guest's memory: GICv2's virtual CPU interface (guest page, machine run in
     /// [`crate::layout::slot::MEMORY`] + 1). None on GICv3.
     pub gicv_page: Option<u64>,
+    /// Views the guest may have, its host map among them.
+    pub views: u16,
+    /// Views that are there from the start: 1, 2, …
+    pub view: Vec<ViewPlan, MAX_PLANNED_VIEWS>,
+}
+
+/// Most views that a manifest describes.
+pub const MAX_PLANNED_VIEWS: usize = 8;
+/// Most stretches of pages that it describes in one of them.
+pub const MAX_PLANNED_PAGES: usize = 8;
+
+/// A view that is there from the start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewPlan {
+    /// Access of pages that have none of their own.
+    pub default: ViewAccess,
+    /// The guest itself may enter it.
+    pub shown: bool,
+    /// Pages with something of their own.
+    pub pages: Vec<PagesPlan, MAX_PLANNED_PAGES>,
+}
+
+/// Pages of a view with something of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PagesPlan {
+    /// First guest page.
+    pub first: u64,
+    /// How many.
+    pub pages: u64,
+    /// Their access.
+    pub access: ViewAccess,
+    /// The guest itself is told of what is forbidden.
+    pub notify: bool,
+    /// The pages, from this one on, whose frames are shown instead.
+    pub shows: Option<u64>,
 }
 
 /// Bytes to put into guest memory before it starts.

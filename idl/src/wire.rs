@@ -220,6 +220,96 @@ pub enum P2mOp {
     /// Makes sure that all of [`PageRanges`] have frames; the body stands as `runtime::message` says, in the words or in the
     /// message buffer. Back: nothing, or the refusal of the first range that cannot have them.
     PopulateAll = 6,
+
+    // Views. Only root calls these (and, later, whoever may watch the guest). Back: `m0` = 0 or 1 + a refusal, `m1` a
+    // value, `m2` the first page that could not be done. *Where* is view << 48 | guest page.
+    /// Makes a view: `m1` index or [`crate::kernel::ANY_VIEW`], `m2` its default [`ViewAccess`] (`DEFAULT` = as the host
+    /// map), `m3` 1 = the guest itself may enter it. Back: `m1` = index.
+    ViewCreate = 16,
+    /// Destroys view `m1`. Refused: `BadArgument` (view 0), `BadState` (a vCPU is in it), `NotMapped`.
+    ViewDestroy = 17,
+    /// Puts vCPU `m1` (all ones: every vCPU; then only into a view shown to the guest) into view `m2`.
+    ViewSwitch = 18,
+    /// Sets the default access of view `m1` (not 0) to `m2`: of every page that has none of its own.
+    ViewSetDefault = 19,
+    /// Back: `m1` = the default access of view `m1`.
+    ViewDefault = 20,
+    /// Gives `m2` pages at *where* `m1` the access `m3`. Back: `m1` = pages done; go on behind them.
+    ViewSetAccess = 21,
+    /// Gives each of the `m3` (at most 6) pages in `m4`–`m9` the access `m2` in view `m1`. Back: `m1` = pages done; the
+    /// first that fails ends it.
+    ViewSetAccessList = 22,
+    /// Back: `m1` = the access of the page at *where* `m1`, `m2` = 1 when it is the view's default.
+    ViewAccess = 23,
+    /// Shows under `m2` pages at *where* `m1` what the host map shows from page `m3` on (all ones: their own frames again).
+    ViewRemap = 24,
+    /// Says whether the guest itself may enter view `m1`: `m2` 0 or 1.
+    ViewShow = 25,
+    /// Says whether the guest itself is told of forbidden accesses to `m2` pages at *where* `m1`: `m3` 0 or 1.
+    /// Back: `m1` = pages done.
+    ViewSetNotify = 26,
+    /// Back: `m1` = whether the guest itself is told, for the page at *where* `m1`.
+    ViewNotify = 27,
+    /// Back: `m1` = the view that vCPU `m1` is in.
+    ViewOf = 28,
+    /// Forgets what pages of view `m1` have of their own; its default stays.
+    ViewReset = 29,
+    /// Drops every leaf of view `m1`; what it shows stays the same.
+    ViewFlush = 30,
+    /// Takes `m2` pages from `m1` on out of the guest's reach, in every view, until [`P2mOp::Populate`] gives them back.
+    Withdraw = 31,
+    /// Notes from now on which pages are written. Back: `m1` = pages of a granule (a power of two).
+    LogStart = 32,
+    /// Notes no more.
+    LogStop = 33,
+    /// Takes what was noted of 64 granules, and notes afresh: `m1` first granule, a multiple of 64. Back: `m1` = a bit each.
+    LogTake = 34,
+}
+
+/// What a view lets the guest do with a page, as it travels: bits of [`crate::kernel::Access`] (`LEAF` without `NOTIFY`), or
+/// one of the names here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ViewAccess(pub u16);
+
+impl ViewAccess {
+    /// Read and executed, until it is written: from then on read and written.
+    pub const RX2RW: ViewAccess = ViewAccess(0x100);
+    /// Nothing, until it is touched: from then on everything.
+    pub const N2RWX: ViewAccess = ViewAccess(0x101);
+    /// Of a page: as the view says. Of a view: as the host map has it.
+    pub const DEFAULT: ViewAccess = ViewAccess(0x102);
+    /// Everything.
+    pub const ALL: ViewAccess = ViewAccess(7);
+    /// Bits that mean something.
+    const BITS: u16 = 0x37;
+
+    /// These bits.
+    pub const fn bits(access: crate::kernel::Access) -> ViewAccess {
+        ViewAccess(access.normal().0 as u16 & Self::BITS)
+    }
+
+    /// From a word of a message.
+    pub fn from_word(word: u64) -> Result<ViewAccess, Refusal> {
+        let access = u16::try_from(word).map(ViewAccess).map_err(|_| Refusal::BadArgument)?;
+        let named = [Self::RX2RW, Self::N2RWX, Self::DEFAULT].contains(&access);
+        if named {
+            Ok(access)
+        } else if access.0 & !Self::BITS == 0 {
+            Ok(Self::bits(crate::kernel::Access(word)))
+        } else {
+            Err(Refusal::BadArgument)
+        }
+    }
+
+    /// What the page may be used for while it is so; none for [`ViewAccess::DEFAULT`].
+    pub const fn now(self) -> Option<crate::kernel::Access> {
+        match self {
+            Self::RX2RW => Some(crate::kernel::Access(5)),
+            Self::N2RWX => Some(crate::kernel::Access(0)),
+            Self::DEFAULT => None,
+            ViewAccess(bits) => Some(crate::kernel::Access(bits as u64)),
+        }
+    }
 }
 
 /// Guest pages: the first, and how many.
@@ -258,10 +348,19 @@ impl P2mOp {
             4 => Some(P2mOp::Protect),
             5 => Some(P2mOp::Blank),
             6 => Some(P2mOp::PopulateAll),
+            16..=34 => Some(VIEW_OPERATIONS[number as usize - 16]),
             _ => None,
         }
     }
 }
+
+/// Operations on views, in order of number from 16 on.
+const VIEW_OPERATIONS: [P2mOp; 19] = [
+    P2mOp::ViewCreate, P2mOp::ViewDestroy, P2mOp::ViewSwitch, P2mOp::ViewSetDefault, P2mOp::ViewDefault,
+    P2mOp::ViewSetAccess, P2mOp::ViewSetAccessList, P2mOp::ViewAccess, P2mOp::ViewRemap, P2mOp::ViewShow,
+    P2mOp::ViewSetNotify, P2mOp::ViewNotify, P2mOp::ViewOf, P2mOp::ViewReset, P2mOp::ViewFlush, P2mOp::Withdraw,
+    P2mOp::LogStart, P2mOp::LogStop, P2mOp::LogTake,
+];
 
 /// What `m0` of an answer says: 0, or 1 + a refusal.
 pub const fn to_answer(result: Result<(), Refusal>) -> u64 {
@@ -288,5 +387,28 @@ pub const fn after_reset(policy: OnReset) -> Option<GuestEnd> {
     match policy {
         OnReset::Reboot => None,
         OnReset::End => Some(GuestEnd::Reset),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operations_on_views_are_their_numbers() {
+        for number in 0..64 {
+            assert!(P2mOp::from_number(number).is_none_or(|op| op as u64 == number));
+        }
+        assert_eq!((16..35).filter(|n| P2mOp::from_number(*n).is_some()).count(), 19);
+    }
+
+    #[test]
+    fn a_views_access_is_bits_or_a_name() {
+        for word in 0..0x1000 {
+            let known = word & !0x37 == 0 || (0x100..=0x102).contains(&word);
+            assert_eq!(ViewAccess::from_word(word).is_ok(), known, "{word:#x}");
+        }
+        assert_eq!(ViewAccess::from_word(u64::MAX), Err(Refusal::BadArgument));
+        assert_eq!(ViewAccess::from_word(0x30), Ok(ViewAccess(4)), "both kinds of execution are one");
     }
 }

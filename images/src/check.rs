@@ -13,7 +13,9 @@ use crate::problem::{Code, Problem, nearest};
 use crate::quantity::show_size;
 use crate::source::{Download, OUR_GUESTS, Source};
 use crate::table::{Placed, Problems, Span};
+use crate::view;
 use std::path::{Path, PathBuf};
+use trellis_idl::kernel::PAGE;
 use trellis_idl::plan::{Budget, MAX_VCPUS, OnReset, Populate, Sve};
 
 /// Longest command line: Linux takes no more.
@@ -54,6 +56,7 @@ impl Checker<'_> {
         let placement = place_files(entry, kind, &kernel, initrd.as_deref(), platform)
             .map_err(|flaw| problems.push(show(flaw, entry, kernel_origin)))
             .ok()?;
+        view::check_memory(&entry.views, Guest::MEMORY_BASE / PAGE, memory? / PAGE, problems);
         Some(Guest {
             name: entry.name.value.clone(),
             kind,
@@ -71,6 +74,7 @@ impl Checker<'_> {
             essential: entry.essential.as_ref().is_none_or(|essential| essential.value),
             manifest_line: line,
             sve: sve?,
+            views: entry.views.clone(),
             placement,
             kernel,
             initrd,

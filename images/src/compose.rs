@@ -167,6 +167,8 @@ fn p2m_config(guest: &Guest) -> P2mConfig<'_> {
         populate: guest.populate,
         vcpus: guest.cpus.len() as u8,
         gicv_page: (guest.gic == 2).then_some(GICC_PAGE),
+        views: guest.views.count,
+        view: bounded(guest.views.planned.iter().map(|view| view.value.clone())),
     }
 }
 

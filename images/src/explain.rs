@@ -4,6 +4,8 @@
 use crate::guest::Guest;
 use crate::quantity::{show_size, show_time};
 use crate::system::System;
+use crate::view::word;
+use trellis_idl::kernel::{Inside, PAGE};
 use trellis_idl::plan::{Budget, OnReset, Populate, Role};
 
 /// Root's rank; the other servers' is in their role.
@@ -114,6 +116,31 @@ impl System {
     }
 }
 
+/// How many views a guest may have, and those that are there from the start.
+fn explain_views(guest: &Guest) -> String {
+    let views = &guest.views;
+    if views.count == 1 {
+        return String::new();
+    }
+    let inside = match views.inside {
+        Inside::NONE => "it knows nothing of them",
+        Inside::SWITCH => "it may enter those that are shown to it",
+        _ => "it may enter those that are shown to it, and is told of what they forbid where that is wanted",
+    };
+    let mut text = format!("    {} views of its memory at most; {inside}\n", views.count);
+    for (index, view) in (1..).zip(&views.planned) {
+        let shown = if view.value.shown { "" } else { ", hidden from it" };
+        text += &format!("      view {index}: {}{shown}\n", word(view.value.default));
+        for pages in &view.value.pages {
+            let (first, end) = (pages.first * PAGE, (pages.first + pages.pages) * PAGE);
+            let notify = if pages.notify { ", it is told" } else { "" };
+            let shows = pages.shows.map_or(String::new(), |page| format!(", shows {:#x}", page * PAGE));
+            text += &format!("        {first:#x}..{end:#x} {}{notify}{shows}\n", word(pages.access));
+        }
+    }
+    text
+}
+
 fn explain_guest(guest: &Guest) -> String {
     let start = Guest::MEMORY_BASE;
     let mut text = format!("\nguest {} ({}, manifest line {})\n", guest.name, guest.kernel_name, guest.manifest_line);
@@ -130,6 +157,7 @@ fn explain_guest(guest: &Guest) -> String {
     if let Some(initrd) = &guest.placement.initrd {
         text += &format!("    {:#x}..{:#x} initrd\n", initrd.start, initrd.end);
     }
+    text += &explain_views(guest);
     let tree_at = guest.placement.tree_at;
     text += &format!("    {tree_at:#x}..{:#x} device tree (x0)\n", tree_at + guest.placement.tree.len() as u64);
     text += &format!("  begins at {:#x}, EL1, on {}; {}\n", guest.placement.kernel.entry, cpu_list(&guest.cpus), show_budget(guest.budget));

@@ -4,6 +4,7 @@
 use crate::device_tree::MEMORY_BASE;
 use crate::manifest::Kind;
 use crate::place::Placement;
+use crate::view::ViewsEntry;
 use trellis_idl::plan::{Budget, OnReset, Populate, Sve};
 
 /// One guest of a checked system.
@@ -35,6 +36,8 @@ pub struct Guest {
     pub manifest_line: u32,
     /// Scalable vectors.
     pub sve: Sve,
+    /// Its views.
+    pub views: ViewsEntry,
     /// What lies where in its memory.
     pub placement: Placement,
     /// The kernel file.
@@ -48,9 +51,13 @@ impl Guest {
     pub const MEMORY_BASE: u64 = MEMORY_BASE;
 
     /// Page tables that map all its memory in pages: one for each 2 MiB, one for each GiB, and a few for the top
-    /// levels and for devices.
+    /// levels and for devices. Each view more has its top level, one for each GiB and a few for pages that differ: what it
+    /// shows is filled in as it is touched, and dropped where room is needed.
     pub fn table_pages(&self) -> u32 {
-        let tables = self.memory_bytes.div_ceil(2 << 20) + self.memory_bytes.div_ceil(1 << 30) + 24;
+        let giants = self.memory_bytes.div_ceil(1 << 30);
+        let others = u64::from(self.views.count - 1);
+        let views = if others == 0 { 0 } else { others * (giants + 9) + 2 };
+        let tables = self.memory_bytes.div_ceil(2 << 20) + giants + 24 + views;
         u32::try_from(tables + self.float_pages()).unwrap_or(u32::MAX)
     }
 

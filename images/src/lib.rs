@@ -27,6 +27,7 @@ mod query;
 pub mod source;
 mod system;
 mod table;
+mod view;
 
 pub use board::Board;
 pub use compose::Programs;

@@ -7,6 +7,7 @@ use crate::problem::{Code, Problem};
 use crate::source::{Download, OUR_GUESTS};
 use crate::table::{Later, Placed, Problems, Span, Table, not_there_yet};
 use toml::de::{DeTable, DeValue};
+use crate::view::{self, ViewsEntry};
 use trellis_idl::plan::{OnReset, Populate, Sve};
 
 /// Longest manifest.
@@ -138,19 +139,20 @@ pub struct GuestEntry {
     pub essential: Option<Placed<bool>>,
     /// `sve`.
     pub sve: Option<Placed<Sve>>,
+    /// `views`, `views-inside` and `view`.
+    pub views: ViewsEntry,
 }
 
 const SYSTEM_KEYS: [&str; 5] = ["name", "board", "control", "server-float", "guest"];
 const SYSTEM_LATER: [Later; 2] =
     [("server", "servers of your own, such as monitors, and swapping them"), ("device", "passing devices to guests")];
-const GUEST_KEYS: [&str; 14] = [
+const GUEST_KEYS: [&str; 17] = [
     "kind", "kernel", "initrd", "command-line", "memory", "load-offset", "populate", "cpus", "priority", "budget", "gic",
-    "on-reset", "essential", "sve",
+    "on-reset", "essential", "sve", "views", "views-inside", "view",
 ];
-const GUEST_LATER: [Later; 5] = [
+const GUEST_LATER: [Later; 4] = [
     ("monitor", "watching a guest"),
     ("device", "passing devices to guests"),
-    ("views", "alternative views of a guest's memory"),
     ("swap", "swapping servers at runtime"),
     ("dma", "passing devices to guests"),
 ];
@@ -277,6 +279,7 @@ fn guest(name: Placed<String>, value: &Placed<&DeValue<'_>>, problems: &mut Prob
         on_reset: table.choice("on-reset", &[("reboot", OnReset::Reboot), ("end", OnReset::End)], problems),
         essential: table.flag("essential", problems),
         sve: sve(&table, problems),
+        views: view::read(&table, problems),
         name,
     })
 }

@@ -141,6 +141,8 @@ fn guest_plan(index: usize, guest: &Guest) -> GuestPlan<'_> {
         priority: guest.priority,
         budget: guest.budget,
         table_pages: guest.table_pages(),
+        views: guest.views.count,
+        inside: guest.views.inside.0 as u8,
         essential: guest.essential,
         on_reset: guest.on_reset,
         p2m: 1 + 2 * index as u8,

@@ -6,7 +6,8 @@
 use crate::system::System;
 use core::marker::PhantomData;
 use trellis_idl::kernel::{
-    Access, ExitClass, Fact, Groups, LineField, LineState, Op, PLACE, Refusal, Rights, ThreadFault, VcpuRegister, WORDS,
+    ANY_VIEW, Access, ExitClass, Fact, Groups, Inside, LineField, LineState, Op, PLACE, Refusal, Rights, ThreadFault,
+    VcpuRegister, WORDS,
 };
 
 /// Kinds of objects, as types.
@@ -106,8 +107,8 @@ pub const fn budget(time_us: u32, period_us: u32) -> u64 {
 
 /// A guest page in a view, as an argument.
 #[inline(always)]
-const fn viewed(view: u8, page: u64) -> u64 {
-    (view as u64) << 56 | page
+const fn viewed(view: u16, page: u64) -> u64 {
+    (view as u64) << 48 | page
 }
 
 /// The clock: ticks now, and ticks a second.
@@ -293,36 +294,95 @@ impl Signal {
     }
 }
 
+/// What a guest is made with.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestShape {
+    /// Views it may have, its host map among them.
+    pub views: u16,
+    /// What it may do about them itself.
+    pub inside: Inside,
+    /// Lanes of 128 bits of its scalable vectors; 0 = it has none.
+    pub lanes: u8,
+    /// Its vCPUs.
+    pub vcpus: u64,
+}
+
 impl Guest {
-    /// [`Op::GuestCreate`], with one view.
-    pub fn create(system: &impl System, tables: Frames, slot: u64) -> Result<Guest, Refusal> {
-        Guest::create_with_vectors(system, tables, slot, 0, 0)
+    /// [`Op::GuestCreate`].
+    pub fn create(system: &impl System, tables: Frames, slot: u64, shape: GuestShape) -> Result<Guest, Refusal> {
+        let vcpus = if shape.lanes == 0 { 0 } else { shape.vcpus };
+        let arguments = [tables.slot, shape.views.into(), slot, shape.lanes.into(), vcpus, shape.inside.0];
+        tell(system, Op::GuestCreate, arguments)?;
+        Ok(Guest::at(slot))
     }
 
-    /// The same, with scalable vectors of so many lanes and save areas for so many vCPUs.
-    pub fn create_with_vectors(
-        system: &impl System, tables: Frames, slot: u64, lanes: u8, vcpus: u64,
-    ) -> Result<Guest, Refusal> {
-        tell(system, Op::GuestCreate, [tables.slot, 1, slot, lanes.into(), if lanes == 0 { 0 } else { vcpus }])?;
-        Ok(Guest::at(slot))
+    /// [`Op::ViewCreate`]: at this index, or the lowest free one.
+    pub fn create_view(self, system: &impl System, view: Option<u16>) -> Result<u16, Refusal> {
+        let [view, ..] = ask(system, Op::ViewCreate, [self.slot, view.map_or(ANY_VIEW, u64::from)])?;
+        Ok(view as u16)
+    }
+
+    /// [`Op::ViewDestroy`].
+    pub fn destroy_view(self, system: &impl System, view: u16) -> Done {
+        tell(system, Op::ViewDestroy, [self.slot, view.into()])
+    }
+
+    /// [`Op::ViewReset`], to its end.
+    pub fn reset_view(self, system: &impl System, view: u16) -> Done {
+        let mut page = 0;
+        loop {
+            [page, ..] = ask(system, Op::ViewReset, [self.slot, viewed(view, page)])?;
+            if page == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// [`Op::ViewCopy`]. Back: pages done, leaves made.
+    pub fn copy_view(
+        self, system: &impl System, view: u16, (page, pages): (u64, u64), access: Access, largest: u64,
+    ) -> Result<(u64, u64), Refusal> {
+        let [done, leaves, _] =
+            ask(system, Op::ViewCopy, [self.slot, viewed(view, page), pages, access.0, largest])?;
+        Ok((done, leaves))
+    }
+
+    /// [`Op::ViewRemap`].
+    pub fn remap(self, system: &impl System, view: u16, page: u64, other: u64, access: Access) -> Done {
+        tell(system, Op::ViewRemap, [self.slot, viewed(view, page), other, access.0])
+    }
+
+    /// [`Op::ViewSwitch`].
+    pub fn switch_view(self, system: &impl System, vcpu: u64, view: u16) -> Done {
+        tell(system, Op::ViewSwitch, [self.slot, vcpu, view.into()])
+    }
+
+    /// [`Op::ViewShow`].
+    pub fn show_view(self, system: &impl System, view: u16, shown: bool) -> Done {
+        tell(system, Op::ViewShow, [self.slot, view.into(), shown.into()])
+    }
+
+    /// [`Op::ViewOf`].
+    pub fn view_of(self, system: &impl System, vcpu: u64) -> Result<u16, Refusal> {
+        ask(system, Op::ViewOf, [self.slot, vcpu]).map(|[view, ..]| view as u16)
     }
 
     /// [`Op::GuestMap`]: `pages` of the run from its page `first` on, at guest page `page`.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "the operation has as many")]
     pub fn map(
-        self, system: &impl System, view: u8, page: u64, frames: Frames, first: u64, pages: u64, access: Access,
+        self, system: &impl System, view: u16, page: u64, frames: Frames, first: u64, pages: u64, access: Access,
     ) -> Done {
         tell(system, Op::GuestMap, [self.slot, viewed(view, page), frames.slot, first, pages, access.0])
     }
 
     /// [`Op::GuestUnmap`].
-    pub fn unmap(self, system: &impl System, view: u8, page: u64, pages: u64) -> Done {
+    pub fn unmap(self, system: &impl System, view: u16, page: u64, pages: u64) -> Done {
         tell(system, Op::GuestUnmap, [self.slot, viewed(view, page), pages])
     }
 
     /// [`Op::GuestProtect`].
-    pub fn protect(self, system: &impl System, view: u8, page: u64, pages: u64, access: Access) -> Done {
+    pub fn protect(self, system: &impl System, view: u16, page: u64, pages: u64, access: Access) -> Done {
         tell(system, Op::GuestProtect, [self.slot, viewed(view, page), pages, access.0])
     }
 

@@ -152,8 +152,8 @@ pub struct Vcpu {
     pub cptr: u64,
     /// SCTLR_EL1, valid while a server runs.
     pub sctlr: u64,
-    /// Nothing.
-    pub reserved: u64,
+    /// The view it is in; `vttbr` is of that view.
+    pub view: u64,
     /// Words of its exit message.
     pub exit: [u64; 10],
     /// Registers that are switched lazily; valid while it is not loaded (the timer's also at a WFI).
@@ -187,7 +187,7 @@ const _: () = assert!(
 
 impl VcpuContext for Vcpu {
     const EMPTY: Self = Vcpu {
-        x: [0; 32], pc: 0, sp_el0: 0, pstate: 0, vttbr: 0, hcr: 0, cptr: 0, sctlr: 0, reserved: 0, exit: [0; 10],
+        x: [0; 32], pc: 0, sp_el0: 0, pstate: 0, vttbr: 0, hcr: 0, cptr: 0, sctlr: 0, view: 0, exit: [0; 10],
         el1: El1::EMPTY, lists: [0; LIST_ENTRIES], vmcr: 0, active_priorities: 0, timer_active: false, underflow: false,
         debug: Debug::EMPTY, vectors: Vectors([0; Layout::new(0).bytes() as usize / 8]), lanes: 0, area: 0,
     };
@@ -201,11 +201,12 @@ impl VcpuContext for Vcpu {
     }
 
     fn reset(&mut self) {
-        let (vttbr, vmpidr, vpidr) = (self.vttbr, self.el1.vmpidr, self.el1.vpidr);
+        let (vttbr, view, vmpidr, vpidr) = (self.vttbr, self.view, self.el1.vmpidr, self.el1.vpidr);
         let (lanes, area) = (self.lanes, self.area);
         *self = Self::EMPTY;
         self.set_float(lanes, area);
         self.vttbr = vttbr;
+        self.view = view;
         self.el1.vmpidr = vmpidr;
         self.el1.vpidr = vpidr;
         self.hcr = registers::HCR_GUEST;
@@ -230,6 +231,33 @@ impl VcpuContext for Vcpu {
 
     fn float_mut(&mut self) -> &mut [u64] {
         &mut self.vectors.0
+    }
+
+    #[inline(always)]
+    fn view(&self) -> u16 {
+        self.view as u16
+    }
+
+    #[inline(always)]
+    fn general(&self, n: usize) -> u64 {
+        self.x[n & 31]
+    }
+
+    #[inline(always)]
+    fn set_general(&mut self, n: usize, value: u64) {
+        self.x[n & 31] = value;
+    }
+
+    fn divert(&mut self, pc: u64) -> [u64; 2] {
+        let was = [self.pc, self.pstate];
+        self.pc = pc;
+        self.pstate = Pstate::RESET.0;
+        was
+    }
+
+    fn go_back(&mut self, [pc, state]: [u64; 2]) {
+        self.pc = pc;
+        self.pstate = state;
     }
 
     fn get(&self, register: u64) -> Result<u64, Refusal> {
@@ -443,6 +471,16 @@ mod tests {
             vcpu.exception(0x0200_0000, 0);
             assert_eq!((vcpu.pc, vcpu.el1.elr, vcpu.el1.spsr, vcpu.pstate), (pc, 0x1234, pstate, 0x3c5));
         }
+    }
+
+    #[test]
+    fn a_vcpu_told_of_an_access_goes_back_to_it_with_its_exception_registers() {
+        let mut vcpu = Vcpu::EMPTY;
+        (vcpu.pc, vcpu.pstate, vcpu.el1.elr, vcpu.el1.spsr) = (0x1000, 0x8000_0000, 0x77, 0x88);
+        let was = vcpu.divert(0x4000);
+        assert_eq!((vcpu.pc, vcpu.pstate), (0x4000, 0x3c5));
+        vcpu.go_back(was);
+        assert_eq!((vcpu.pc, vcpu.pstate, vcpu.el1.elr, vcpu.el1.spsr), (0x1000, 0x8000_0000, 0x77, 0x88));
     }
 
     #[test]

@@ -20,14 +20,15 @@ use trellis_core::float::{self, Lengths};
 use trellis_core::forward::is_forwarded;
 use trellis_core::local::{Local, Running, THREADS, VCPUS};
 use trellis_core::machine::{Machine, VcpuContext};
-use trellis_core::shared::Shared;
+use trellis_core::shared::{GUESTS, Shared};
 use trellis_core::syscall::dispatch;
 use trellis_core::thread::{Entry, FaultRecord};
 use trellis_core::trap::{self, Next, Trap, take};
 use trellis_core::vcpu::mask_words;
-use trellis_core::{lines, portal, signal, vcpu};
+use trellis_core::view::LastMap;
+use trellis_core::{lines, notice, portal, signal, vcpu};
 use trellis_idl::boot::{BootHeader, flags};
-use trellis_idl::kernel::{Answer, ExitClass, Groups, Op, Refusal};
+use trellis_idl::kernel::{Answer, ExitClass, Groups, GuestCall, Op, Refusal};
 use trellis_idl::trace::{RECORD_WORDS, RECORDS, TraceKind};
 
 /// A CPU's block. SP_EL2 at rest points at `current`; the stack lies below, and below that the trace.
@@ -125,7 +126,7 @@ impl Cpu {
                 direct: core::ptr::null_mut(),
                 debug_owner: core::ptr::null_mut(),
                 lengths: Lengths(0),
-                last: [core::ptr::null_mut(); 64],
+                last: [LastMap { map: 0, vcpu: 0 }; GUESTS],
                 hertz: 0,
                 first_tick: 0,
                 boot_ticks: 0,
@@ -443,6 +444,8 @@ extern "C" fn exit_door(esr: u64, at: *mut u8) -> Obey {
     let class = match decode::common(&mut vcpu.context, Esr(esr)) {
         decode::Common::Exit(class) => class as u8,
         decode::Common::Fault { page } => vcpu.class_of(page),
+        decode::Common::GuestCall(call) if vcpu.views.inside.has(call.needs()) => return guest_call(cpu, index, call),
+        decode::Common::GuestCall(_) => ExitClass::Hypercall as u8,
         decode::Common::SoftwareInterrupt { value } => return software_interrupt(cpu, value),
         decode::Common::Rare => return exit_rare(cpu, index, esr),
     };
@@ -457,7 +460,16 @@ fn exit_rare(cpu: &mut Cpu, index: u16, esr: u64) -> Obey {
     let vcpu = cpu.local.vcpus.at_mut(index);
     let class = match decode::rare(&mut vcpu.context, Esr(esr)) {
         decode::Decoded::Exit(class) => class as u8,
-        decode::Decoded::Fault { page } => vcpu.class_of(page),
+        decode::Decoded::Fault { page } => {
+            let class = vcpu.class_of(page);
+            if class == ExitClass::Memory as u8 && vcpu.notice.is_open() {
+                vcpu.context.exit[0] |= class as u64;
+                if notice::tell(&mut cpu.local, &SHARED, &mut cpu.machine, index) {
+                    return Obey { target: cpu.vcpu(index) as u64, value: 0 };
+                }
+            }
+            class
+        }
         other => return exit_in_kernel(cpu, index, other),
     };
     deliver(cpu, index, class)
@@ -484,6 +496,13 @@ fn exit_slow(cpu: &mut Cpu, class: u8) -> Obey {
     cpu.machine.guest_mode = true;
     let next = take(&mut cpu.local, &SHARED, &mut cpu.machine, Trap::Exit(class));
     cpu.obey(next)
+}
+
+/// A call of the guest's that the kernel answers. The vCPU goes on at once: nothing else can have become ready.
+#[inline(never)]
+fn guest_call(cpu: &mut Cpu, index: u16, call: GuestCall) -> Obey {
+    notice::call(&mut cpu.local, &SHARED, &mut cpu.machine, index, call);
+    Obey { target: cpu.vcpu(index) as u64, value: 0 }
 }
 
 /// The running guest sends a software interrupt, to itself if that is simple.

@@ -7,7 +7,7 @@ use crate::narrow::{self, Meaning};
 use crate::registers::{Esr, ICC_SGI1R};
 use trellis_core::lines::SoftwareInterrupt;
 use trellis_core::machine::VcpuContext;
-use trellis_idl::kernel::{ExitClass, ExitHeader};
+use trellis_idl::kernel::{ExitClass, ExitHeader, GuestCall};
 
 /// What the exit is, for the classes that come often.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,6 +24,8 @@ pub enum Common {
         /// What was written.
         value: u64,
     },
+    /// HVC with the number of a call that the kernel may answer itself; the words are those of an HVC.
+    GuestCall(GuestCall),
     /// [`rare`] knows.
     Rare,
 }
@@ -78,7 +80,10 @@ pub fn common(context: &mut Vcpu, esr: Esr) -> Common {
         ec::HVC => {
             // The program counter is past an HVC already (Arm ARM D1.3.5).
             words(context, esr, 0, 0);
-            Common::Exit(ExitClass::Hypercall)
+            match GuestCall::from_number(esr.0 as u16) {
+                Some(call) => Common::GuestCall(call),
+                None => Common::Exit(ExitClass::Hypercall),
+            }
         }
         ec::SMC => {
             words(context, esr, LENGTH_4, 0);
@@ -95,7 +100,7 @@ const LENGTH_4: u64 = 4 << 48;
 #[inline(always)]
 fn words(context: &mut Vcpu, esr: Esr, header: u64, value: u64) {
     let user = if context.pstate & 0xf == 0 { ExitHeader::USER } else { 0 };
-    context.exit[0] = header | user;
+    context.exit[0] = header | user | context.view << 32;
     context.exit[1] = esr.0;
     context.exit[2] = 0;
     context.exit[3] = 0;
@@ -162,7 +167,7 @@ fn uncommon(decoded: Common) -> Decoded {
         Common::Exit(class) => Decoded::Exit(class),
         Common::Fault { page } => Decoded::Fault { page },
         // No debug register is one; neither is an abort.
-        Common::SoftwareInterrupt { .. } | Common::Rare => Decoded::Retry,
+        Common::SoftwareInterrupt { .. } | Common::GuestCall(_) | Common::Rare => Decoded::Retry,
     }
 }
 
@@ -348,6 +353,16 @@ mod tests {
         let (user, kernel) = (0x3c0, 0x3c5);
         assert!(is_big_endian(1 << 24, user) && !is_big_endian(1 << 24, kernel));
         assert!(is_big_endian(1 << 25, kernel) && !is_big_endian(1 << 25, user));
+    }
+
+    #[test]
+    fn calls_for_the_kernel_are_told_by_their_immediate() {
+        let mut context = Vcpu::EMPTY;
+        assert_eq!(common(&mut context, Esr(0x5a00_5400)), Common::GuestCall(GuestCall::Switch));
+        assert_eq!(common(&mut context, Esr(0x5a00_5403)), Common::Exit(ExitClass::Hypercall));
+        context.view = 511;
+        assert_eq!(common(&mut context, Esr(0x5a00_0000)), Common::Exit(ExitClass::Hypercall));
+        assert_eq!(ExitHeader(context.exit[0]).view(), 511);
     }
 
     #[test]

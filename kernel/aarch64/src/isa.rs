@@ -82,6 +82,12 @@ pub fn tlbi_vmalle1_local() {
     unsafe { asm!("dsb nshst", "tlbi vmalle1", "dsb nsh", "isb", options(nostack, preserves_flags)) };
 }
 
+/// Invalidates this CPU's stage 1 and 2 entries of the current VMID.
+pub fn tlbi_vmalls12e1_local() {
+    // SAFETY: only removes cached translations.
+    unsafe { asm!("tlbi vmalls12e1", "dsb nsh", "isb", options(nostack, preserves_flags)) };
+}
+
 /// Invalidates stage 1 and 2 of the current VMID on all CPUs.
 pub fn tlbi_vmalls12e1is() {
     // SAFETY: only removes cached translations.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The machine that the core asks: physical memory, maps, clock, lines, switching vCPUs.
 
-use crate::context::{Thread, Vcpu};
+use crate::context::{Thread, Vcpu, vttbr};
 use crate::debug::Count;
 use crate::features::Features;
 use crate::fp;
@@ -9,13 +9,15 @@ use crate::gic::Gic;
 use crate::isa::{self, read, write};
 use crate::log::LOG;
 use crate::predictor::Policy;
-use crate::registers::{self, pack_entry, unpack_entry};
+use crate::registers::{self, pack_entry, table_of, unpack_entry};
 use crate::silicon;
 use trellis_core::float::{FloatMove, Lengths};
 use trellis_core::lines::ListEntry;
 use trellis_core::lock::Lock;
 use trellis_core::machine::{Entry, Machine, Memory, NEVER, Page, Stale, Ticks};
 use trellis_core::passage::Passage;
+use trellis_core::shared::GUESTS;
+use trellis_core::view::{Drop, LastMap};
 use trellis_idl::boot::BootHeader;
 use trellis_idl::kernel::{Fact, Refusal};
 use trellis_idl::trace::{RECORD_WORDS, RECORDS, Record};
@@ -36,8 +38,8 @@ pub struct Aarch64 {
     pub debug_owner: *mut Vcpu,
     /// Lengths that vectors can have here.
     pub lengths: Lengths,
-    /// Per VMID (low bits): the vCPU that ran here last, so that stage 1 entries of another are dropped.
-    pub last: [*mut Vcpu; 64],
+    /// Per guest: which map and vCPU this CPU's TLBs may hold entries of.
+    pub last: [LastMap; GUESTS],
     /// Ticks a second.
     pub hertz: u64,
     /// When the kernel's first instruction ran.
@@ -85,8 +87,14 @@ impl Memory for Aarch64 {
 
     fn set_word(&mut self, page: Page, index: usize, value: u64) {
         let place = (page << 12) as *mut u64;
-        // SAFETY: the core passes message buffer pages and save areas only, in which no Rust object lives.
+        // SAFETY: the core passes message buffers, save areas, pages of a guest's quota or of its memory, in which no Rust
+        // object lives.
         unsafe { place.add(index & 511).write_volatile(value) }
+    }
+
+    #[inline(always)]
+    fn table(entry: u64, level: u8) -> Option<Page> {
+        table_of(entry, level)
     }
 
     #[inline(always)]
@@ -155,7 +163,7 @@ impl Memory for Aarch64 {
             return;
         }
         let running = read!("vttbr_el2");
-        write!("vttbr_el2", crate::context::vttbr(stale.tag, stale.root));
+        write!("vttbr_el2", self.known_map(vttbr(stale.tag, stale.root)));
         isa::isb();
         // By IPA first, then stage 1, which combined entries are tagged by, a DSB after each (Arm ARM D8.17.6).
         if stale.pages > MOST_SINGLE {
@@ -215,7 +223,7 @@ impl Aarch64 {
     }
 
     /// Puts another vCPU's lazily switched state into the hardware.
-    pub fn load(&mut self, vcpu: *mut Vcpu, tag: u16) {
+    pub fn load(&mut self, vcpu: *mut Vcpu, guest: u16) {
         if self.loaded == vcpu {
             return;
         }
@@ -227,17 +235,25 @@ impl Aarch64 {
         self.gic.watch_underflow(context.underflow);
         self.gic.set_timer_active(context.timer_active);
         self.loaded = vcpu;
-        // Another vCPU of this guest may have left stage 1 entries of other tables under the same ASIDs.
-        let last = &mut self.last[tag as usize % 64];
-        if *last != vcpu {
-            *last = vcpu;
-            let running = read!("vttbr_el2");
-            write!("vttbr_el2", context.vttbr);
-            isa::isb();
-            isa::tlbi_vmalle1_local();
-            write!("vttbr_el2", running);
-            isa::isb();
+        // Another vCPU of this guest may have left stage 1 entries of other tables under the same ASIDs, or entries of
+        // another view under the same VMID.
+        let what = self.last[guest as usize % GUESTS].enter(context.vttbr, vcpu as u64);
+        if what == Drop::Nothing {
+            return;
         }
+        // It stays: the vCPU is entered next, and nothing may be walked from the map that was left any more.
+        write!("vttbr_el2", context.vttbr);
+        isa::isb();
+        match what {
+            Drop::Everything => isa::tlbi_vmalls12e1_local(),
+            _ => isa::tlbi_vmalle1_local(),
+        }
+    }
+
+    /// The map to invalidate under a VMID from: only the VMID counts, but what is walked meanwhile must be of the map
+    /// that this CPU's TLBs hold entries of already.
+    fn known_map(&self, map: u64) -> u64 {
+        self.last.iter().map(|last| last.map).find(|known| known >> 48 == map >> 48).unwrap_or(map)
     }
 
     /// Saves what the hardware holds of the loaded vCPU.
@@ -385,9 +401,7 @@ impl Machine for Aarch64 {
 
     fn forget(&mut self, vcpu: &Vcpu) {
         // By address: the one that was here before it, and this one itself when it was here before.
-        for last in self.last.iter_mut().filter(|last| core::ptr::eq(**last, vcpu)) {
-            *last = core::ptr::null_mut();
-        }
+        self.last.iter_mut().for_each(|last| last.forget(&raw const *vcpu as u64));
         if core::ptr::eq(self.debug_owner, vcpu) {
             self.debug_changed();
         }
@@ -416,6 +430,32 @@ impl Machine for Aarch64 {
 
     fn vector_lengths(&self) -> Lengths {
         self.lengths
+    }
+
+    fn switch_map(&mut self, vcpu: &mut Vcpu, guest: u16, root: Page, view: u16) {
+        let (old, new) = (vcpu.vttbr, vttbr((vcpu.vttbr >> 48) as u16, root));
+        vcpu.vttbr = new;
+        vcpu.view = view.into();
+        let last = &mut self.last[guest as usize % GUESTS];
+        if *last != (LastMap { map: old, vcpu: &raw const *vcpu as u64 }) {
+            // This CPU's TLBs hold another vCPU's entries of the guest, if any: they are dropped when this one is loaded.
+            return;
+        }
+        last.map = new;
+        let running = read!("vttbr_el2");
+        // The new map, synchronised, then nothing is left of the old one (Arm ARM D8.14).
+        write!("vttbr_el2", new);
+        isa::isb();
+        isa::tlbi_vmalls12e1_local();
+        if running >> 48 != new >> 48 {
+            write!("vttbr_el2", running);
+            isa::isb();
+        }
+    }
+
+    fn splits_execute(&self) -> bool {
+        // ID_AA64MMFR1_EL1.XNX (Arm ARM D19.2.64).
+        read!("id_aa64mmfr1_el1") >> 28 & 15 != 0
     }
 
     fn fact(&self, which: u64, argument: u64) -> Result<u64, Refusal> {

@@ -244,26 +244,60 @@ pub const fn unpack_list_2(list: u32) -> ListEntry {
 
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 
+/// Bits 58:55 of a leaf are for software (Arm ARM D8.3.2): 55 `NOTIFY`, 56 and 57 marks of the
+/// core's own.
+const SOFTWARE: u64 = 55;
+
+/// XN[1:0] of a leaf (Arm ARM D8.4.2) by bits 5:2 of its access, which say who executes and whether it is a device: two
+/// bits each.
+const NEVER: u64 = {
+    let (mut table, mut bits) = (0, 0);
+    while bits < 16 {
+        let access = Access(bits << 2);
+        let never = match access {
+            device if device.covers(Access::DEVICE) => 2,
+            both if both.covers(Access::EXECUTE) => 0,
+            user if user.covers(Access::USER_EXECUTE) => 1,
+            kernel if kernel.covers(Access::KERNEL_EXECUTE) => 3,
+            _ => 2,
+        };
+        table |= never << (2 * bits);
+        bits += 1;
+    }
+    table
+};
+
 /// A stage 2 entry (Arm ARM D8.3.2).
 #[cfg_attr(target_os = "none", optimize(speed))]
 pub const fn unpack_entry(entry: u64, level: u8) -> Entry {
     if entry & 1 == 0 {
         return Entry::Absent;
     }
-    if level < 3 && entry & 2 == 2 {
-        return Entry::Table((entry & ADDRESS) >> 12);
+    if let Some(page) = table_of(entry, level) {
+        return Entry::Table(page);
     }
     if level == 3 && entry & 2 == 0 {
         return Entry::Absent;
     }
-    let mut access = entry >> 6 & 3;
-    if entry >> 54 & 1 == 0 {
-        access |= Access::EXECUTE.0;
-    }
-    if entry >> 4 & 3 == 0 {
-        access |= Access::DEVICE.0;
-    }
-    Entry::Leaf(Leaf { page: (entry & ADDRESS) >> 12, access: Access(access) })
+    Entry::Leaf(unpack_leaf(entry))
+}
+
+/// The table that an entry leads to. (Levels count from 1: a leaf of the last has the same bits.)
+#[inline(always)]
+pub const fn table_of(entry: u64, level: u8) -> Option<u64> {
+    if level < 3 && entry & 3 == 3 { Some((entry & ADDRESS) >> 12) } else { None }
+}
+
+/// Apart, so that walks over tables stay short.
+#[inline(never)]
+const fn unpack_leaf(entry: u64) -> Leaf {
+    // XN[1:0] (Arm ARM D8.4.2, FEAT_XNX) counts the bytes: 0 both levels execute, 1 EL0 alone, 2 none, 3 EL1 alone.
+    const EXECUTE: u64 =
+        Access::EXECUTE.0 | Access::USER_EXECUTE.0 << 8 | Access::KERNEL_EXECUTE.0 << 24;
+    let execute = EXECUTE >> (8 * (entry >> 53 & 3)) & 0xff;
+    let device = if entry >> 4 & 3 == 0 { Access::DEVICE.0 } else { 0 };
+    let access = entry >> 6 & 3 | execute | (entry >> SOFTWARE & 7) << 6 | device;
+    Leaf { page: (entry & ADDRESS) >> 12, access: Access(access) }
 }
 
 /// The other way. Normal memory is write-back, inner shareable; device memory nGnRE; the access flag is set.
@@ -273,14 +307,18 @@ pub const fn pack_entry(entry: Entry, level: u8) -> u64 {
     match entry {
         Entry::Absent => 0,
         Entry::Table(page) => page << 12 | 3,
-        Entry::Leaf(leaf) => {
-            let kind = if level == 3 { 3 } else { 1 };
-            let device = leaf.access.covers(Access::DEVICE);
-            let memory = if device { 1 << 2 } else { 0xf << 2 | 3 << 8 };
-            let never = if leaf.access.covers(Access::EXECUTE) && !device { 0 } else { 1 << 54 };
-            leaf.page << 12 | 1 << 10 | memory | (leaf.access.0 & 3) << 6 | never | kind
-        }
+        Entry::Leaf(leaf) => pack_leaf(leaf, level),
     }
+}
+
+#[inline(never)]
+const fn pack_leaf(leaf: Leaf, level: u8) -> u64 {
+    let kind = if level == 3 { 3 } else { 1 };
+    let device = leaf.access.covers(Access::DEVICE);
+    let memory = if device { 1 << 2 } else { 0xf << 2 | 3 << 8 };
+    let never = (NEVER >> (2 * (leaf.access.0 >> 2 & 15)) & 3) << 53;
+    let marks = (leaf.access.0 >> 6 & 7) << SOFTWARE;
+    leaf.page << 12 | 1 << 10 | memory | (leaf.access.0 & 3) << 6 | never | marks | kind
 }
 
 #[cfg(test)]
@@ -295,6 +333,12 @@ mod tests {
                 assert_eq!(unpack_entry(pack_entry(Entry::Leaf(leaf), level), level), Entry::Leaf(leaf));
             }
         }
+        for bits in [16, 32, 64 | 1, 128 | 16, 64 | 128 | 4, 256 | 1] {
+            let leaf = Leaf { page: 0x40000, access: Access(bits) };
+            assert_eq!(unpack_entry(pack_entry(Entry::Leaf(leaf), 3), 3), Entry::Leaf(leaf));
+        }
+        let xn = |bits| pack_entry(Entry::Leaf(Leaf { page: 0, access: Access(bits) }), 3) >> 53 & 3;
+        assert_eq!([xn(4), xn(32), xn(0), xn(16)], [0, 1, 2, 3]);
         let device = Leaf { page: 0x9000, access: Access(3 | 8) };
         assert_eq!(unpack_entry(pack_entry(Entry::Leaf(device), 3), 3), Entry::Leaf(device));
         assert_eq!(unpack_entry(pack_entry(Entry::Table(5), 1), 1), Entry::Table(5));

@@ -254,6 +254,11 @@ impl Areas {
         Ok((Areas { lanes: lanes as u8, first: first + left, count: count as u8, used: 0 }, left))
     }
 
+    /// Pages of all of them.
+    pub fn pages(&self) -> u64 {
+        u64::from(self.count) * Layout::new(self.lanes).pages()
+    }
+
     /// One for a new vCPU, zeroed. Nothing happens for a guest without.
     #[cfg_attr(target_os = "none", optimize(speed))]
     pub fn take<M: Memory>(&mut self, memory: &mut M) -> Result<Page, Refusal> {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A guest: the maps its vCPUs see. (Views other than the host map have their room in `views`, and are not there yet.)
+//! A guest: the maps its vCPUs see. What is particular to views other than the host map is in [`crate::view`].
 
 use crate::float::Areas;
 use crate::grace::Mark;
 use crate::machine::{Memory, PAGE_BYTES};
-use crate::space::Space;
+use crate::space::{FIXED, Space};
+use crate::view::Views;
 use trellis_idl::kernel::{Access, Refusal};
 
 /// Most bytes that one `GuestRead` or `GuestWrite` moves: bounds the time in the kernel.
@@ -13,8 +14,10 @@ pub const MOST_BYTES: u64 = 64 * 1024;
 /// A guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Guest {
-    /// The host map.
+    /// The host map. Its tables serve the views as well.
     pub space: Space,
+    /// Where the views are.
+    pub views: Views,
     /// Name of the run its tables are in.
     pub tables: u64,
     /// CPUs on which it has vCPUs, one bit each.
@@ -31,8 +34,9 @@ impl Guest {
     /// Every access to memory.
     pub const ANY: Access = Access(7);
     /// No guest.
-    pub const EMPTY: Guest =
-        Guest { space: Space::EMPTY, tables: 0, cpus: 0, mark: 0, most: Guest::ANY, float: Areas::NONE };
+    pub const EMPTY: Guest = Guest {
+        space: Space::EMPTY, views: Views::NONE, tables: 0, cpus: 0, mark: 0, most: Guest::ANY, float: Areas::NONE,
+    };
 }
 
 /// Copies between two maps page by page; stops where either has no page or forbids it. Says how many bytes.
@@ -54,7 +58,8 @@ pub fn copy<M: Memory>(
             break;
         };
         let device = t.access.covers(Access::DEVICE) || s.access.covers(Access::DEVICE);
-        if device || !t.access.covers(to.2) || !s.access.covers(from.2) {
+        let fixed = t.access.covers(FIXED);
+        if device || fixed || !t.access.covers(to.2) || !s.access.covers(from.2) {
             break;
         }
         let target = t.page * PAGE_BYTES + target % PAGE_BYTES;

@@ -4,7 +4,8 @@
 //! A machine crate decodes what happened, asks one of the doors in [`trap`], and obeys the [`trap::Next`] it gets
 //! back. Read in this order: [`machine`] (what a machine owes), [`pool`] (names), [`cap`] and [`table`] (authority),
 //! [`local`] and [`shared`] (state), [`portal`] (IPC), [`vcpu`] (exits), [`schedule`] (time), [`patience`] (deadlines of
-//! answers), [`float`] (vector registers), [`lines`] (virtual interrupts), [`source`] and [`queue`] (interrupts that a server forwards), [`session`] and [`ring`] (what a guest's watcher is owed), [`space`] and
+//! answers), [`float`] (vector registers), [`lines`] (virtual interrupts), [`source`] and [`queue`] (interrupts that a
+//! server forwards), [`session`] and [`ring`] (what a guest's watcher is owed), [`space`], [`view`], [`notice`] and
 //! [`frame`] (memory), [`grace`] (when what was taken away may be used again), [`syscall`] (the table of operations),
 //! [`trace`] (what happened last), [`init`] (the first domain).
 //!
@@ -32,6 +33,7 @@ pub mod lines;
 pub mod local;
 pub mod lock;
 pub mod machine;
+pub mod notice;
 pub mod passage;
 pub mod patience;
 pub mod pool;
@@ -55,4 +57,5 @@ pub mod thread;
 pub mod trace;
 pub mod trap;
 pub mod vcpu;
+pub mod view;
 pub mod word;

@@ -67,6 +67,13 @@ pub trait Memory {
     fn set_word(&mut self, page: Page, index: usize, value: u64);
     /// Unpacks an entry. `level` 1 = 1 GiB, 2 = 2 MiB, 3 = 4 KiB.
     fn unpack(entry: u64, level: u8) -> Entry;
+    /// The table that an entry leads to.
+    fn table(entry: u64, level: u8) -> Option<Page> {
+        match Self::unpack(entry, level) {
+            Entry::Table(page) => Some(page),
+            _ => None,
+        }
+    }
     /// Whether an entry says nothing.
     fn is_absent(entry: u64) -> bool;
     /// Packs an entry. Leaves of one kind at one level differ by their page only, linearly.
@@ -131,6 +138,10 @@ pub trait Machine: Memory + Sized + core::fmt::Debug {
     fn move_thread_float(&mut self, way: FloatMove, area: Page);
     /// Lengths that vectors can have on this CPU.
     fn vector_lengths(&self) -> Lengths;
+    /// Puts a vCPU into another map of its guest, now: what this CPU's TLBs hold of the old one goes.
+    fn switch_map(&mut self, vcpu: &mut Self::Vcpu, guest: u16, root: Page, view: u16);
+    /// Whether a leaf can allow one kind of execution alone.
+    fn splits_execute(&self) -> bool;
     /// A fact about the machine ([`trellis_idl::kernel::Fact`]).
     fn fact(&self, which: u64, argument: u64) -> Result<u64, Refusal>;
     /// Switches off (false) or restarts (true). Comes back only where the board cannot.
@@ -187,6 +198,16 @@ pub trait VcpuContext: core::fmt::Debug {
     fn float(&self) -> &[u64];
     /// The same, for writing.
     fn float_mut(&mut self) -> &mut [u64];
+    /// The view it is in.
+    fn view(&self) -> u16;
+    /// A general register (0–30), whatever the vCPU does.
+    fn general(&self, n: usize) -> u64;
+    /// Writes one.
+    fn set_general(&mut self, n: usize, value: u64);
+    /// Lets it go on at `pc` of its kernel level with everything masked. Says where it was: program counter and state.
+    fn divert(&mut self, pc: u64) -> [u64; 2];
+    /// Puts it back to where [`VcpuContext::divert`] took it from.
+    fn go_back(&mut self, to: [u64; 2]);
     /// Reads a register by [`trellis_idl::kernel::VcpuRegister`] number.
     fn get(&self, register: u64) -> Result<u64, Refusal>;
     /// Writes one; bits a guest may not have are refused.

@@ -47,6 +47,8 @@ pub struct VcpuMail {
     pub place: AtomicU64,
     /// Lines made pending from other CPUs.
     pub pending: [AtomicU64; 2],
+    /// The view it is in, and the one it is about to enter ([`crate::view::in_views`]); its own CPU writes it.
+    pub view: AtomicU64,
 }
 
 /// vCPUs of one guest that can get mail.
@@ -146,7 +148,7 @@ impl Shared {
                 }
             }; MAX_CPUS],
             requests: [const { Request::EMPTY }; MAX_CPUS],
-            vcpus: [const { [const { VcpuMail { name: ZERO, place: ZERO, pending: [ZERO; 2] } }; GUEST_VCPUS] }; GUESTS],
+            vcpus: [const { [const { VcpuMail { name: ZERO, place: ZERO, pending: [ZERO; 2], view: ZERO } }; GUEST_VCPUS] }; GUESTS],
             running: ZERO,
             grace: Grace::new(),
             vector_lengths: AtomicU64::new(0xffff),

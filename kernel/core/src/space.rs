@@ -15,7 +15,20 @@ use trellis_idl::kernel::{Access, Refusal};
 /// Pages that a map can address: 39 bits of address.
 pub const LIMIT: u64 = 1 << 27;
 
-const ENTRIES: u64 = 512;
+/// Entries of a table.
+pub(crate) const ENTRIES: u64 = 512;
+
+/// Mark of a leaf that shows the frame of another page than its own (see [`crate::view`]). The kernel's own.
+pub const OTHER: Access = Access(128);
+
+/// Mark of a leaf of memory that nobody may write: its access never becomes more than it was. The kernel's own.
+pub const FIXED: Access = Access(256);
+
+/// The access of a leaf that shall have another: what kind of memory it is stays, and so do the kernel's marks.
+pub(crate) fn changed_access(old: Access, wanted: Access) -> Access {
+    let most = if old.covers(FIXED) { old.0 | Access::NOTIFY.0 } else { ACCESS };
+    Access(wanted.0 & ACCESS & most | old.0 & !ACCESS)
+}
 
 /// Links of free tables stand this far left: their low bits, by which machines tell entries, are zero.
 const LINK: u32 = 12;
@@ -34,20 +47,16 @@ pub fn needs_break(old: Entry, new: Entry) -> bool {
     }
 }
 
-/// What may change without a break: who may read, write, execute.
-const ACCESS: u64 = Access::READ.0 | Access::WRITE.0 | Access::EXECUTE.0;
+/// What may change without a break: who may read, write, execute, and who is told.
+const ACCESS: u64 = Access::LEAF.0;
 
 /// Pages of a leaf at this level.
-const fn span(level: u8) -> u64 {
-    match level {
-        1 => ENTRIES * ENTRIES,
-        2 => ENTRIES,
-        _ => 1,
-    }
+pub(crate) const fn span(level: u8) -> u64 {
+    1 << (ENTRIES.trailing_zeros() * (3 - level as u32))
 }
 
 /// Index of a page's entry in its table at this level.
-const fn index(page: u64, level: u8) -> usize {
+pub(crate) const fn index(page: u64, level: u8) -> usize {
     (page / span(level) % ENTRIES) as usize
 }
 
@@ -74,7 +83,7 @@ impl Tables {
     }
 
     #[cfg_attr(target_os = "none", optimize(speed))]
-    fn take<M: Memory>(&mut self, memory: &mut M) -> Option<Page> {
+    pub(crate) fn take<M: Memory>(&mut self, memory: &mut M) -> Option<Page> {
         let page = if self.free != 0 {
             let page = self.free;
             self.free = memory.entry(page, 0) >> LINK;
@@ -90,7 +99,7 @@ impl Tables {
         Some(page)
     }
 
-    fn give<M: Memory>(&mut self, memory: &mut M, page: Page) {
+    pub(crate) fn give<M: Memory>(&mut self, memory: &mut M, page: Page) {
         // A walker that still remembers this table must find nothing in the link.
         memory.set_entry(page, 0, self.free << LINK);
         self.free = page;
@@ -105,7 +114,7 @@ pub struct Space {
     pub root: Page,
     /// Hardware tag (VMID).
     pub tag: u16,
-    tables: Tables,
+    pub(crate) tables: Tables,
 }
 
 impl Space {
@@ -131,15 +140,11 @@ impl Space {
         if page >= LIMIT || self.root == 0 {
             return None;
         }
-        let mut table = self.root;
-        for level in 1..=3 {
-            match M::unpack(memory.entry(table, index(page, level)), level) {
-                Entry::Absent => return None,
-                Entry::Table(next) => table = next,
-                Entry::Leaf(leaf) => return Some(Leaf { page: leaf.page + page % span(level), ..leaf }),
-            }
+        let (table, level) = deepest(memory, self.root, page);
+        match M::unpack(memory.entry(table, index(page, level)), level) {
+            Entry::Leaf(leaf) => Some(Leaf { page: leaf.page + page % span(level), ..leaf }),
+            _ => None,
         }
-        None
     }
 
     /// Maps a run of frames over absent pages, with the largest leaves that alignment and the tables there allow.
@@ -240,7 +245,9 @@ impl Space {
         self.change(memory, first, count, Some(access))
     }
 
-    fn change<M: Memory>(
+    /// Changes pages: to another access, or to absent. Absent ones are passed over.
+    #[inline(never)]
+    pub(crate) fn change<M: Memory>(
         &mut self, memory: &mut M, first: u64, count: u64, access: Option<Access>,
     ) -> Result<Stale, Refusal> {
         let end = first.checked_add(count).filter(|end| *end <= LIMIT).ok_or(Refusal::OutOfRange)?;
@@ -260,77 +267,62 @@ impl Space {
         }
         let mut page = first;
         while page < end {
-            page = self.change_one(memory, page, end, access);
+            page = self.change_one(memory, page, access);
         }
         Ok(Stale { tag: self.tag, root: self.root, first, pages: count })
     }
 
     /// Changes the leaf at `page`; says where the next one begins.
-    fn change_one<M: Memory>(&mut self, memory: &mut M, page: u64, end: u64, access: Option<Access>) -> u64 {
-        let mut table = self.root;
-        for level in 1..=3 {
-            let at = index(page, level);
-            match M::unpack(memory.entry(table, at), level) {
-                Entry::Table(next) => table = next,
-                Entry::Absent => return (page / span(level) + 1) * span(level),
-                Entry::Leaf(leaf) => {
-                    let entry = match access {
-                        // What kind of memory it is does not change, so this needs no break.
-                        Some(access) => {
-                            Entry::Leaf(Leaf { access: Access(access.0 & ACCESS | leaf.access.0 & !ACCESS), ..leaf })
-                        }
-                        None => Entry::Absent,
-                    };
-                    memory.set_entry(table, at, M::pack(entry, level));
-                    return (page / span(level) + 1) * span(level);
-                }
-            }
+    fn change_one<M: Memory>(&mut self, memory: &mut M, page: u64, access: Option<Access>) -> u64 {
+        let (table, level) = deepest(memory, self.root, page);
+        let at = index(page, level);
+        if let Entry::Leaf(leaf) = M::unpack(memory.entry(table, at), level) {
+            let entry = match access {
+                // What kind of memory it is does not change, so this needs no break.
+                Some(access) => Entry::Leaf(Leaf { access: changed_access(leaf.access, access), ..leaf }),
+                None => Entry::Absent,
+            };
+            memory.set_entry(table, at, M::pack(entry, level));
         }
-        end
+        (page / span(level) + 1) * span(level)
     }
 
     /// Tables that [`Space::split_at`] needs for this edge: of 2 MiB leaves, of pages.
     fn split_cost<M: Memory>(&self, memory: &M, edge: u64) -> [u64; 2] {
-        let mut table = self.root;
-        for level in 1..=2 {
-            if edge % span(level) == 0 || edge >= LIMIT {
-                return [0, 0];
-            }
-            match M::unpack(memory.entry(table, index(edge, level)), level) {
-                Entry::Table(next) => table = next,
-                Entry::Absent => return [0, 0],
-                Entry::Leaf(_) => return [u64::from(level == 1), u64::from(edge % span(2) != 0)],
-            }
+        match self.cut_by(memory, edge) {
+            Some((_, level, _)) => [u64::from(level == 1), u64::from(edge % span(2) != 0)],
+            None => [0, 0],
         }
-        [0, 0]
+    }
+
+    /// The leaf that this edge would cut, its table and level.
+    #[inline(never)]
+    fn cut_by<M: Memory>(&self, memory: &M, edge: u64) -> Option<(Page, u8, Leaf)> {
+        if edge >= LIMIT {
+            return None;
+        }
+        let (table, level) = deepest(memory, self.root, edge);
+        match M::unpack(memory.entry(table, index(edge, level)), level) {
+            Entry::Leaf(leaf) if edge % span(level) != 0 => Some((table, level, leaf)),
+            _ => None,
+        }
     }
 
     /// Makes `edge` a boundary between leaves.
     fn split_at<M: Memory>(&mut self, memory: &mut M, edge: u64) -> Result<(), Refusal> {
-        let mut table = self.root;
-        for level in 1..=2 {
-            if edge % span(level) == 0 || edge >= LIMIT {
-                return Ok(());
-            }
+        while let Some((table, level, leaf)) = self.cut_by(memory, edge) {
             let at = index(edge, level);
-            match M::unpack(memory.entry(table, at), level) {
-                Entry::Table(next) => table = next,
-                Entry::Absent => return Ok(()),
-                Entry::Leaf(leaf) => {
-                    let next = self.tables.take(memory).ok_or(Refusal::Quota)?;
-                    let step = span(level + 1);
-                    for i in 0..ENTRIES {
-                        let piece = Leaf { page: leaf.page + i * step, ..leaf };
-                        memory.set_entry(next, i as usize, M::pack(Entry::Leaf(piece), level + 1));
-                    }
-                    // Break before make (Arm ARM D8.16.1): absent, invalidated, then the table.
-                    memory.set_entry(table, at, M::pack(Entry::Absent, level));
-                    let first = edge / span(level) * span(level);
-                    memory.invalidate(Stale { tag: self.tag, root: self.root, first, pages: span(level) });
-                    memory.set_entry(table, at, M::pack(Entry::Table(next), level));
-                    table = next;
-                }
+            let next = self.tables.take(memory).ok_or(Refusal::Quota)?;
+            let step = span(level + 1);
+            for i in 0..ENTRIES {
+                let piece = Leaf { page: leaf.page + i * step, ..leaf };
+                memory.set_entry(next, i as usize, M::pack(Entry::Leaf(piece), level + 1));
             }
+            // Break before make (Arm ARM D8.16.1): absent, invalidated, then the table.
+            memory.set_entry(table, at, M::pack(Entry::Absent, level));
+            let first = edge / span(level) * span(level);
+            memory.invalidate(Stale { tag: self.tag, root: self.root, first, pages: span(level) });
+            memory.set_entry(table, at, M::pack(Entry::Table(next), level));
         }
         Ok(())
     }
@@ -351,13 +343,7 @@ impl Space {
     fn purge_table<M: Memory>(
         &mut self, memory: &mut M, mut page: u64, frames: &core::ops::Range<Page>, seen: &mut usize,
     ) -> u64 {
-        let (mut table, mut level) = (self.root, 1);
-        while level < 3
-            && let Entry::Table(next) = M::unpack(memory.entry(table, index(page, level)), level)
-        {
-            table = next;
-            level += 1;
-        }
+        let (table, level) = deepest(memory, self.root, page);
         for i in index(page, level)..ENTRIES as usize {
             match M::unpack(memory.entry(table, i), level) {
                 Entry::Table(_) if level < 3 => return page,
@@ -375,25 +361,46 @@ impl Space {
 
     /// Empties the map and gives its tables back, but the root.
     pub fn clear<M: Memory>(&mut self, memory: &mut M) -> Stale {
-        let entries = if self.root == 0 { 0 } else { ENTRIES as usize };
-        for i in 0..entries {
-            let entry = M::unpack(memory.entry(self.root, i), 1);
-            memory.set_entry(self.root, i, M::pack(Entry::Absent, 1));
-            if let Entry::Table(next) = entry {
-                // The walkers of other CPUs may still be in these tables until the invalidation.
-                memory.invalidate(Stale {
-                    tag: self.tag, root: self.root, first: i as u64 * span(1), pages: span(1),
-                });
-                for k in 0..ENTRIES as usize {
-                    if let Entry::Table(last) = M::unpack(memory.entry(next, k), 2) {
-                        self.tables.give(memory, last);
-                    }
-                }
-                self.tables.give(memory, next);
-            }
+        let mut from = if self.root == 0 { None } else { Some(0) };
+        while let Some(page) = from {
+            from = self.clear_from(memory, page);
         }
         Stale { tag: self.tag, root: self.root, first: 0, pages: LIMIT }
     }
+
+    /// Takes one table of the first level out, beginning at `page`, with what is in it. Says where to go on.
+    #[inline(never)]
+    pub(crate) fn clear_from<M: Memory>(&mut self, memory: &mut M, page: u64) -> Option<u64> {
+        let at = (index(page, 1)..ENTRIES as usize).find(|at| !M::is_absent(memory.entry(self.root, *at)))?;
+        let entry = memory.entry(self.root, at);
+        memory.set_entry(self.root, at, M::pack(Entry::Absent, 1));
+        // Walkers of other CPUs may be in these tables until the invalidation.
+        memory.invalidate(Stale { tag: self.tag, root: self.root, first: at as u64 * span(1), pages: span(1) });
+        if let Some(table) = M::table(entry, 1) {
+            for i in 0..ENTRIES as usize {
+                if let Some(last) = M::table(memory.entry(table, i), 2) {
+                    self.tables.give(memory, last);
+                }
+            }
+            self.tables.give(memory, table);
+        }
+        let next = (at as u64 + 1) * span(1);
+        (next < LIMIT).then_some(next)
+    }
+}
+
+/// The deepest table under this root that has an entry for a page, and its level.
+#[cfg_attr(target_os = "none", optimize(speed))]
+#[inline(never)]
+pub(crate) fn deepest<M: Memory>(memory: &M, root: Page, page: u64) -> (Page, u8) {
+    let (mut table, mut level) = (root, 1);
+    while level < 3
+        && let Some(next) = M::table(memory.entry(table, index(page, level)), level)
+    {
+        table = next;
+        level += 1;
+    }
+    (table, level)
 }
 
 /// Where the next leaves of a mapping go.
@@ -414,14 +421,9 @@ impl Stretch {
     /// left in it).
     #[cfg_attr(target_os = "none", optimize(speed))]
     fn find<M: Memory>(root: Page, memory: &M, page: u64, frame: Page, end: u64) -> Result<Stretch, Refusal> {
-        let (mut table, mut found) = (root, 1);
-        while found < 3 {
-            match M::unpack(memory.entry(table, index(page, found)), found) {
-                Entry::Table(next) => table = next,
-                Entry::Leaf(_) => return Err(Refusal::Occupied),
-                Entry::Absent => break,
-            }
-            found += 1;
+        let (table, found) = deepest(memory, root, page);
+        if found < 3 && !M::is_absent(memory.entry(table, index(page, found))) {
+            return Err(Refusal::Occupied);
         }
         let level = best_level(page, frame, end).max(found);
         // Pages up to where a block could begin, or one block.

@@ -17,7 +17,7 @@ use crate::trap::Next;
 use crate::grace::Mark;
 use crate::shared::Control;
 use trellis_idl::boot::MAX_CPUS;
-use trellis_idl::kernel::{Access, Kind, Op, Refusal, Rights};
+use trellis_idl::kernel::{Kind, Op, Refusal, Rights};
 use trellis_idl::trace::TraceKind;
 
 mod capability;
@@ -29,6 +29,7 @@ mod reclaim;
 mod system;
 mod thread;
 mod vcpu;
+mod views;
 
 /// Priority at which a passive thread starts up, before it first waits.
 const START_UP: u8 = 250;
@@ -112,6 +113,7 @@ fn home_of(shared: &Shared, table: TableRange, op: Op, a: &[u64; 6]) -> Result<u
         Op::ThreadCreate | Op::VcpuCreate | Op::TraceRead | Op::CpuRetire => {
             u16::try_from(a[1]).ok().filter(|cpu| usize::from(*cpu) < MAX_CPUS).ok_or(Refusal::OutOfRange)
         }
+        Op::ViewSwitch => views::home_of_vcpu(shared, table, a),
         _ => Ok(Id::<()>::from_word(shared.table.read(table, a[0]).name).home()),
     }
 }
@@ -157,11 +159,11 @@ impl<M: Machine> Call<'_, M> {
             Op::Revoke => self.revoke(),
             Op::GuestCreate => self.guest_create(),
             Op::GuestMap => self.guest_map(),
-            Op::GuestUnmap => self.guest_change(None),
-            Op::GuestProtect => self.guest_change(Some(Access(self.a[3] & 7))),
             Op::GuestRead => self.guest_copy(false),
             Op::GuestWrite => self.guest_copy(true),
             Op::GuestDestroy => self.guest_destroy(),
+            Op::GuestUnmap | Op::GuestProtect | Op::GuestInfo | Op::ViewCreate | Op::ViewDestroy | Op::ViewReset
+            | Op::ViewCopy | Op::ViewRemap | Op::ViewSwitch | Op::ViewShow | Op::ViewOf => self.views(op),
             Op::VcpuCreate => self.vcpu_create(),
             Op::VcpuRoute => self.vcpu_route(),
             Op::VcpuWindow => self.vcpu_window(),

@@ -6,6 +6,7 @@ use crate::grace::Mark;
 use crate::lines::{self, Lines};
 use crate::local::{Local, Running, THREADS};
 use crate::machine::{Machine, NEVER, VcpuContext};
+use crate::notice::Notice;
 use crate::patience;
 use crate::pool::{Empty, Id};
 use crate::portal::{self, Client, Portal};
@@ -13,6 +14,7 @@ use crate::schedule::{self, BudgetId};
 use crate::shared::{GUESTS, Shared};
 use crate::thread::{Thread, ThreadState};
 use crate::trap::Next;
+use crate::view::Views;
 use trellis_idl::kernel::{EXIT_CLASSES, ExitClass, Groups};
 
 /// What a vCPU is doing.
@@ -99,6 +101,10 @@ pub struct Vcpu<M: Machine> {
     pub queued_badge: u64,
     /// Groups of that route.
     pub queued_groups: u64,
+    /// Its guest's views.
+    pub views: Views,
+    /// What it wants to be told itself.
+    pub notice: Notice,
     /// Virtual interrupt state.
     pub lines: Lines,
     /// Where its floating-point registers are.
@@ -124,6 +130,8 @@ impl<M: Machine> Empty for Vcpu<M> {
         next: Client::None,
         queued_badge: 0,
         queued_groups: 0,
+        views: Views::NONE,
+        notice: Notice::NONE,
         lines: Lines::EMPTY,
         float: float::State::EMPTY,
         moved: 0,

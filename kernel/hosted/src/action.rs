@@ -14,7 +14,7 @@ use trellis_core::shared::DOMAINS;
 use trellis_core::table::{SLOTS, TableRange};
 use trellis_core::thread::FaultRecord;
 use trellis_core::trap::Trap;
-use trellis_idl::kernel::{Access, ExitClass, Kind, Op, PASSIVE, PLACE, Refusal, Rights};
+use trellis_idl::kernel::{ANY_VIEW, Access, ExitClass, GuestCall, Kind, Op, PASSIVE, PLACE, Refusal, Rights};
 
 /// One step: numbers that mean something only when it is taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,6 +47,12 @@ enum Shape {
     Below(u64),
     /// A guest page, in the guest's memory mostly.
     GuestPage,
+    /// The same in some view.
+    ViewPage,
+    /// A view, or any.
+    View,
+    /// Pages of a block.
+    Block,
     /// An address in a domain.
     Address,
     /// Pages: few, or a block's worth.
@@ -107,12 +113,20 @@ fn shape(op: Op) -> [Shape; 6] {
         Op::SignalCreate => of(&[Of(Kind::Thread), Below(8), Empty]),
         Op::Grant => of(&[Used, Of(Kind::Domain), Below(64), Bits]),
         Op::Drop | Op::Revoke => of(&[Used]),
-        Op::GuestCreate => of(&[Of(Kind::Frames), Below(2), Empty, Below(6), Below(4)]),
+        Op::GuestCreate => of(&[Of(Kind::Frames), Below(6), Empty, Below(6), Below(4), Below(4)]),
         Op::GuestMap => of(&[Of(Kind::Guest), GuestPage, Of(Kind::Frames), Offset, Pages, Bits]),
-        Op::GuestUnmap => of(&[Of(Kind::Guest), GuestPage, Pages]),
-        Op::GuestProtect => of(&[Of(Kind::Guest), GuestPage, Pages, Bits]),
+        Op::GuestUnmap => of(&[Of(Kind::Guest), ViewPage, Pages]),
+        Op::GuestProtect => of(&[Of(Kind::Guest), ViewPage, Pages, Bits]),
         Op::GuestRead | Op::GuestWrite => of(&[Of(Kind::Guest), Address, Address, Below(9000)]),
-        Op::GuestDestroy => of(&[Of(Kind::Guest)]),
+        Op::GuestDestroy | Op::GuestInfo => of(&[Of(Kind::Guest)]),
+        Op::ViewCreate => of(&[Of(Kind::Guest), View]),
+        Op::ViewDestroy => of(&[Of(Kind::Guest), View]),
+        Op::ViewReset => of(&[Of(Kind::Guest), ViewPage]),
+        Op::ViewCopy => of(&[Of(Kind::Guest), ViewPage, Pages, Bits, Block]),
+        Op::ViewRemap => of(&[Of(Kind::Guest), ViewPage, GuestPage, Bits]),
+        Op::ViewSwitch => of(&[Of(Kind::Guest), Below(3), View]),
+        Op::ViewShow => of(&[Of(Kind::Guest), View, Below(3)]),
+        Op::ViewOf => of(&[Of(Kind::Guest), Below(3)]),
         Op::VcpuCreate => of(&[Of(Kind::Guest), Below(2), Number, Empty, Priority, Budget]),
         Op::VcpuRoute => of(&[Of(Kind::Vcpu), Below(17), Of(Kind::Portal), Below(8), Word]),
         Op::VcpuWindow => of(&[Of(Kind::Vcpu), Below(17), GuestPage, Pages, Below(11)]),
@@ -153,8 +167,8 @@ const ENDING: [Op; 11] = [
 ];
 
 /// What is done instead.
-const MAKING: [Op; 11] = [
-    Op::Call, Op::FramesSplit, Op::DomainMap, Op::ThreadCreate, Op::ThreadStart, Op::Forward, Op::GuestMap,
+const MAKING: [Op; 15] = [
+    Op::ViewCreate, Op::ViewCopy, Op::ViewRemap, Op::ViewSwitch, Op::Call, Op::FramesSplit, Op::DomainMap, Op::ThreadCreate, Op::ThreadStart, Op::Forward, Op::GuestMap,
     Op::VcpuStart, Op::LinesWrite, Op::LinesEnable, Op::VcpuCreate,
 ];
 
@@ -197,6 +211,12 @@ fn argument(hosted: &Hosted, caller: &Caller, shape: Shape, choice: u16, word: u
         Shape::Empty => caller.slot(hosted, n % 8, |cap| cap.word.is_empty()),
         Shape::Below(most) => n % most,
         Shape::GuestPage => small::GUEST_PAGE + [0, 1, 5, 511, 512, 513, 1000, 1024][(n % 8) as usize],
+        Shape::ViewPage => {
+            let page = if n.is_multiple_of(7) { 0 } else { argument(hosted, caller, Shape::GuestPage, choice, word) };
+            (u64::from(choice) / 4 % 4) << 48 | page
+        }
+        Shape::View => if n.is_multiple_of(5) { ANY_VIEW } else { n % 5 },
+        Shape::Block => [1, 512, 512 * 512][(n % 3) as usize],
         Shape::Address => match n % 4 {
             0 => small::BUFFER,
             1 => small::GUEST_PAGE * 4096 + n * 8,
@@ -274,6 +294,12 @@ fn guest_step(hosted: &mut Hosted, cpu: u16, step: &Step) {
             if let Some(line) = hosted.acknowledge(cpu) {
                 hosted.end_of_interrupt(cpu, line);
             }
+        }
+        6 if step.op & 32 != 0 => {
+            let call = [GuestCall::Switch, GuestCall::Notify, GuestCall::Return][usize::from(step.choice[1] % 3)];
+            let page = (small::GUEST_PAGE + n % 1100) * 4096;
+            let x0 = if call == GuestCall::Switch { n % 6 } else { [page, u64::MAX, page + 8][usize::from(step.choice[2] % 3)] };
+            hosted.guest_call(cpu, call, [x0, 0x4000]);
         }
         6 => {
             let what = SoftwareInterrupt { line: step.op & 15, targets: step.word, others: n & 1 == 1 };
@@ -374,6 +400,7 @@ fn after(hosted: &Hosted, cpu: u16, caller: &Caller, op: Op, a: &[u64; 6]) -> Re
                 alone(hosted, cap)?;
             }
         }
+        Op::ViewDestroy | Op::ViewReset | Op::ViewCopy | Op::ViewRemap | Op::GuestUnmap => laws::full(hosted)?,
         Op::DomainMap | Op::GuestMap => {
             let held = u64::from(table.read(caller.table, a[2]).word.rights().0);
             if a[5] & !held != 0 {

@@ -56,6 +56,8 @@ pub struct Board {
     pub zeroed: Vec<u64>,
     /// Where a vCPU is while it moves to another CPU.
     pub passage: Rc<Lock<Passage<HostedMachine>>>,
+    /// Translations that a CPU used from a map it was not in: its TLB should have been dropped (cpu, tag, page).
+    pub strays: Vec<(u16, u16, u64)>,
 }
 
 impl Board {
@@ -77,6 +79,7 @@ impl Board {
             invalidations: 0,
             zeroed: Vec::new(),
             passage: Rc::new(Lock::new(Passage::EMPTY)),
+            strays: Vec::new(),
         }
     }
 
@@ -184,6 +187,9 @@ impl Board {
     /// Translates as a CPU does: from its TLB, else by a walk that it remembers.
     pub fn translate(&mut self, cpu: u16, tag: u16, root: Page, page: u64) -> Option<Leaf> {
         if let Some(cached) = self.tlb.get(&(cpu, tag, page)) {
+            if cached.root != root {
+                self.strays.push((cpu, tag, page));
+            }
             return Some(cached.leaf);
         }
         let leaf = self.walk(root, page)?;
@@ -196,6 +202,11 @@ impl Board {
         self.invalidations += 1;
         let range = stale.first..stale.first.saturating_add(stale.pages);
         self.tlb.retain(|(_, tag, page), _| *tag != stale.tag || !range.contains(page));
+    }
+
+    /// Drops what one CPU has cached under a tag.
+    pub fn drop_local(&mut self, cpu: u16, tag: u16) {
+        self.tlb.retain(|(on, of, _), _| (*on, *of) != (cpu, tag));
     }
 
     /// Cached translations that the tables do not say any more: what a forgotten invalidation leaves behind.

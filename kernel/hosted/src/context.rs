@@ -89,6 +89,8 @@ pub struct HostedVcpu {
     pub tag: u16,
     /// Root of its map.
     pub root: Page,
+    /// The view it is in.
+    pub view: u16,
     /// Its number in its guest.
     pub number: u8,
     /// Waiting instructions stop it.
@@ -148,6 +150,7 @@ impl VcpuContext for HostedVcpu {
         special: [0; 31],
         tag: 0,
         root: 0,
+        view: 0,
         number: 0,
         waits_trap: false,
         lists: [NO_LINE; LIST_ENTRIES],
@@ -168,8 +171,8 @@ impl VcpuContext for HostedVcpu {
     }
 
     fn reset(&mut self) {
-        let HostedVcpu { tag, root, number, lanes, area, .. } = *self;
-        *self = HostedVcpu { tag, root, number, lanes, area, ..HostedVcpu::EMPTY };
+        let HostedVcpu { tag, root, view, number, lanes, area, .. } = *self;
+        *self = HostedVcpu { tag, root, view, number, lanes, area, ..HostedVcpu::EMPTY };
         self.set_special(VcpuRegister::Pstate, 0x3c5);
     }
 
@@ -190,6 +193,30 @@ impl VcpuContext for HostedVcpu {
 
     fn float_mut(&mut self) -> &mut [u64] {
         &mut self.vectors
+    }
+
+    fn view(&self) -> u16 {
+        self.view
+    }
+
+    fn general(&self, n: usize) -> u64 {
+        self.x[n & 31]
+    }
+
+    fn set_general(&mut self, n: usize, value: u64) {
+        self.x[n & 31] = value;
+    }
+
+    fn divert(&mut self, pc: u64) -> [u64; 2] {
+        let was = [self.pc(), self.special(VcpuRegister::Pstate)];
+        self.set_special(VcpuRegister::Pc, pc);
+        self.set_special(VcpuRegister::Pstate, 0x3c5);
+        was
+    }
+
+    fn go_back(&mut self, [pc, state]: [u64; 2]) {
+        self.set_special(VcpuRegister::Pc, pc);
+        self.set_special(VcpuRegister::Pstate, state);
     }
 
     fn get(&self, register: u64) -> Result<u64, Refusal> {

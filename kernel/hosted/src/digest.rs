@@ -32,6 +32,7 @@ fn cpu(hasher: &mut DefaultHasher, cpu: &Cpu) {
             let v = local.vcpus.at(index);
             add(hasher, (name, v.state, v.stop_wanted, v.turn, &v.routes, &v.windows, v.window_count, v.guest, v.next));
             add(hasher, (v.number, v.lines, v.float.lanes, v.float.area));
+            add(hasher, (v.views, v.notice, v.context.root, v.context.view));
         }
     }
     for index in 0..BUDGETS {
@@ -69,7 +70,9 @@ pub fn digest(hosted: &Hosted) -> u64 {
         add(&mut hasher, (id, control.runs.pool.get(id)));
     }
     for id in control.guests.names() {
-        add(&mut hasher, (id, *shared.guests[id.index() % GUESTS].lock()));
+        let guest = *shared.guests[id.index() % GUESTS].lock();
+        let views = (1..guest.views.count).map(|view| guest.views.find(&hosted.cpus[0].machine, view));
+        add(&mut hasher, (id, guest, views.collect::<Vec<_>>()));
     }
     for id in control.domains.names() {
         add(&mut hasher, (id, *shared.domains[id.index() % DOMAINS].lock()));

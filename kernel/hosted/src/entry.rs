@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A page-table entry of this machine's own: page << 12 | access << 4 | what it is. Leaves are linear in their page.
+//! A page-table entry of this machine's own: page << 12 | access << 2 | what it is. Leaves are linear in their page.
 
 use trellis_core::machine::{Entry, Leaf};
 use trellis_idl::kernel::Access;
@@ -12,7 +12,7 @@ pub fn pack(entry: Entry) -> u64 {
     match entry {
         Entry::Absent => 0,
         Entry::Table(page) => page << 12 | TABLE,
-        Entry::Leaf(leaf) => leaf.page << 12 | (leaf.access.0 & 0xff) << 4 | LEAF,
+        Entry::Leaf(leaf) => leaf.page << 12 | (leaf.access.0 & 0x3ff) << 2 | LEAF,
     }
 }
 
@@ -20,7 +20,7 @@ pub fn pack(entry: Entry) -> u64 {
 pub fn unpack(entry: u64) -> Entry {
     match entry & 3 {
         TABLE => Entry::Table(entry >> 12),
-        LEAF => Entry::Leaf(Leaf { page: entry >> 12, access: Access(entry >> 4 & 0xff) }),
+        LEAF => Entry::Leaf(Leaf { page: entry >> 12, access: Access(entry >> 2 & 0x3ff) }),
         _ => Entry::Absent,
     }
 }

@@ -36,7 +36,7 @@ impl Hosted {
         let pc = vcpu.context.pc();
         let leaf = self.board.borrow_mut().translate(cpu, tag, root, page);
         match leaf {
-            Some(leaf) if leaf.access.covers(access) => {
+            Some(leaf) if leaf.access.normal().covers(access) => {
                 self.store(leaf, address, access);
                 Touch::Reached(leaf.page)
             }

@@ -21,9 +21,9 @@ use trellis_core::thread::{Entry, FaultRecord};
 use trellis_core::trace::place_of;
 use trellis_core::trap::{Next, Trap, interrupt, take};
 use trellis_core::vcpu::mask_words;
-use trellis_core::{float, init, lines, portal, signal, vcpu};
+use trellis_core::{float, init, lines, notice, portal, signal, vcpu};
 use trellis_idl::boot::{BootHeader, MAGIC, Range, Segment};
-use trellis_idl::kernel::{Access, ExitClass, Groups, Op, Refusal};
+use trellis_idl::kernel::{Access, ExitClass, Groups, GuestCall, Op, Refusal};
 use trellis_idl::layout;
 use trellis_idl::trace::TraceKind;
 
@@ -193,14 +193,37 @@ impl Hosted {
     pub fn exit(&mut self, cpu: u16, class: ExitClass, mut words: [u64; 10]) -> Now {
         let this = &mut self.cpus[cpu as usize];
         let Running::Vcpu(index) = this.local.running else { panic!("no guest runs on CPU {cpu}") };
-        words[0] |= class as u64;
-        this.local.vcpus.at_mut(index).context.set_exit(words);
+        let context = &mut this.local.vcpus.at_mut(index).context;
+        words[0] |= class as u64 | u64::from(context.view()) << 32;
+        context.set_exit(words);
         this.machine.note(TraceKind::Exit.with(words[1]), words[4], place_of(&this.local.vcpus.at(index).context));
+        if class == ExitClass::Memory
+            && this.local.vcpus.at(index).notice.is_open()
+            && notice::tell(&mut this.local, &self.shared, &mut this.machine, index)
+        {
+            return this.now;
+        }
         let mut next = vcpu::exited(&mut this.local, index, class as u8);
         if next == Next::Slow {
             next = take(&mut this.local, &self.shared, &mut this.machine, Trap::Exit(class as u8));
         }
         this.obey(next)
+    }
+
+    /// The vCPU that runs makes a call that the kernel answers itself, if the guest may; what its `HVC` is else.
+    pub fn guest_call(&mut self, cpu: u16, call: GuestCall, x: [u64; 2]) -> Now {
+        let this = &mut self.cpus[cpu as usize];
+        let Running::Vcpu(index) = this.local.running else { panic!("no guest runs on CPU {cpu}") };
+        let vcpu = this.local.vcpus.at_mut(index);
+        for (n, value) in x.into_iter().enumerate() {
+            vcpu.context.set_general(n, value);
+        }
+        if !vcpu.views.inside.has(call.needs()) {
+            let words = [0, 0x16 << 26 | u64::from(call as u16), 0, 0, 0, 0, x[0], x[1], 0, 0];
+            return self.exit(cpu, ExitClass::Hypercall, words);
+        }
+        notice::call(&mut this.local, &self.shared, &mut this.machine, index, call);
+        this.now
     }
 
     /// Something off the hot doors: an interrupt, a fault of the running thread, an exit the kernel answers itself.
@@ -397,7 +420,8 @@ impl Cpu {
             if let Some(other) = self.loaded() {
                 self.machine.unload(&mut self.local.vcpus.at_mut(other).context);
             }
-            self.machine.load(&self.local.vcpus.at(index).context);
+            let vcpu = self.local.vcpus.at(index);
+            self.machine.load(&vcpu.context, vcpu.guest);
         }
         Now::Guest(index)
     }

@@ -13,10 +13,13 @@ use trellis_core::frame::{MapName, Run, Use};
 use trellis_core::local::{BUDGETS, Local, Running, THREADS, VCPUS};
 use trellis_core::machine::{Entry, Leaf, Page, VcpuContext};
 use trellis_core::portal::Client;
+use trellis_core::guest::Guest;
 use trellis_core::shared::{DOMAINS, GUEST_VCPUS, GUESTS};
+use trellis_core::space::OTHER;
 use trellis_core::thread::{Thread, ThreadState};
 use trellis_core::vcpu::{Vcpu, VcpuState};
 use trellis_idl::kernel::VcpuRegister;
+use trellis_core::view::{Views, in_views};
 
 /// A law that was broken, as a sentence.
 pub type Broken = String;
@@ -43,6 +46,8 @@ pub fn quick(hosted: &Hosted) -> Result<(), Broken> {
     sources(hosted)?;
     let stale = hosted.board.borrow().stale_translations();
     law!(stale.is_empty(), "a TLB holds what no table says (cpu, tag, page): {stale:x?}");
+    let strays = hosted.board.borrow().strays.clone();
+    law!(strays.is_empty(), "a CPU used what its TLB had from another map (cpu, tag, page): {strays:x?}");
     Ok(())
 }
 
@@ -101,11 +106,17 @@ fn alive(hosted: &Hosted) -> Result<(), Broken> {
             law!(same, "thread {index} runs in a map that is gone");
         }
         for (index, _, v) in vcpus(&cpu.local) {
-            let space = hosted.shared.guests[v.guest as usize % GUESTS].lock().space;
-            let same = (space.root, space.tag) == (v.context.root, v.context.tag);
+            let guest = *hosted.shared.guests[v.guest as usize % GUESTS].lock();
+            let view = v.context.view;
+            let noted = guest.views.find(&cpu.machine, view).map(|noted| noted.root);
+            let root = if view == 0 { Some(guest.space.root) } else { noted };
+            let same = (root, guest.space.tag) == (Some(v.context.root), v.context.tag);
             law!(same, "vCPU {index} runs in a map that is gone");
             let state = v.context.get(VcpuRegister::Pstate as u64).unwrap_or_default();
             law!(is_guest_state(state), "vCPU {index} is in the state {state:#x}, which no guest may be in");
+            let mail = &hosted.shared.vcpus[v.guest as usize % GUESTS][v.number as usize % GUEST_VCPUS];
+            let said = mail.view.load(Ordering::Relaxed);
+            law!(said == in_views(view, view), "vCPU {index} is in view {view} and says {said:x}");
         }
     }
     Ok(())
@@ -291,12 +302,54 @@ fn maps(hosted: &Hosted) -> Result<(), Broken> {
     for index in guests {
         let guest = *hosted.shared.guests[index % GUESTS].lock();
         roots.push((MapName::Guest(index as u16), guest.space.root, guest.tables));
+        if guest.space.root != 0 {
+            views(hosted, index, &guest)?;
+        }
     }
     // One that is about to end has no map any more.
     for (map, root, tables) in roots.into_iter().filter(|(_, root, _)| *root != 0) {
         let mut found = Found::default();
-        walk(hosted, root, 1, &mut found);
+        walk(hosted, root, 1, 0, &mut found);
         owned(hosted, map, tables, &found)?;
+    }
+    Ok(())
+}
+
+/// No view shows a frame that the host map does not show: under the same page, or under another if the leaf says so.
+/// Every table of the guest is used once, and what is not used is on the chain of free ones.
+fn views(hosted: &Hosted, index: usize, guest: &Guest) -> Result<(), Broken> {
+    let memory = &hosted.cpus[0].machine;
+    let mut host = Found::default();
+    walk(hosted, guest.space.root, 1, 0, &mut host);
+    let frames: Vec<(Page, u64)> = host.leaves.iter().map(|(leaf, pages, _)| (leaf.page, *pages)).collect();
+    let mut used = host.tables.len() as u64 + Views::list_pages(guest.views.count.into()) + guest.float.pages();
+    let mut seen: BTreeSet<Page> = host.tables.iter().copied().collect();
+    for view in 1..guest.views.count {
+        let Some(noted) = guest.views.find(memory, view) else { continue };
+        let mut found = Found::default();
+        walk(hosted, noted.root, 1, 0, &mut found);
+        for table in &found.tables {
+            law!(seen.insert(*table), "guest {index} has the table at {table:#x} twice");
+        }
+        used += found.tables.len() as u64;
+        for (leaf, pages, at) in &found.leaves {
+            if leaf.access.covers(OTHER) {
+                let known = frames.iter().any(|(first, pages)| *first <= leaf.page && leaf.page < first + pages);
+                law!(known, "view {view} shows at {at:#x} the frame {:#x}, which the host map does not show", leaf.page);
+                continue;
+            }
+            for page in [*at, at + pages - 1] {
+                let shown = guest.space.find(memory, page).map(|leaf| leaf.page);
+                let same = shown == Some(leaf.page + (page - at));
+                law!(same, "view {view} shows at {page:#x} the frame {:#x}, the host map {shown:x?}", leaf.page);
+            }
+        }
+        owned(hosted, MapName::Guest(index as u16), guest.tables, &found)?;
+    }
+    let control = hosted.shared.control.lock();
+    if let Ok(run) = control.runs.get(guest.tables) {
+        let left = guest.space.tables_left();
+        law!(used + left == run.pages, "guest {index} uses {used} tables of {}, and {left} are left", run.pages);
     }
     Ok(())
 }
@@ -304,17 +357,21 @@ fn maps(hosted: &Hosted) -> Result<(), Broken> {
 #[derive(Default)]
 struct Found {
     tables: Vec<Page>,
-    leaves: Vec<(Leaf, u64)>,
+    /// With their pages, and the first page they show.
+    leaves: Vec<(Leaf, u64, u64)>,
 }
 
-fn walk(hosted: &Hosted, table: Page, level: u32, found: &mut Found) {
+fn walk(hosted: &Hosted, table: Page, level: u32, page: u64, found: &mut Found) {
     found.tables.push(table);
     for index in 0..512 {
         let word = hosted.board.borrow().word(table * 4096 + index * 8);
         match crate::entry::unpack(word) {
             Entry::Absent => {}
-            Entry::Table(next) => walk(hosted, next, level + 1, found),
-            Entry::Leaf(leaf) => found.leaves.push((leaf, 512u64.pow(3 - level))),
+            Entry::Table(next) => walk(hosted, next, level + 1, page + index * 512u64.pow(3 - level), found),
+            Entry::Leaf(leaf) => {
+                let pages = 512u64.pow(3 - level);
+                found.leaves.push((leaf, pages, page + index * pages));
+            }
         }
     }
 }
@@ -322,7 +379,7 @@ fn walk(hosted: &Hosted, table: Page, level: u32, found: &mut Found) {
 fn owned(hosted: &Hosted, map: MapName, tables: u64, found: &Found) -> Result<(), Broken> {
     let control = hosted.shared.control.lock();
     let all: Vec<&Run> = control.runs.pool.names().filter_map(|id| control.runs.pool.get(id)).collect();
-    for (leaf, pages) in &found.leaves {
+    for (leaf, pages, _) in &found.leaves {
         for page in [leaf.page, leaf.page + pages - 1] {
             let holding = all.iter().filter(|run| run.first <= page && page < run.first + run.pages);
             // The smallest run that holds it is its owner; root's own program is in none.

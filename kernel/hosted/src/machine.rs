@@ -12,6 +12,8 @@ use trellis_core::lines::{LIST_ENTRIES, ListEntry};
 use trellis_core::lock::Lock;
 use trellis_core::machine::{Entry, Machine, Memory, NEVER, Page, Stale, Ticks, VcpuContext};
 use trellis_core::passage::Passage;
+use trellis_core::shared::GUESTS;
+use trellis_core::view::{Drop, LastMap};
 use trellis_idl::kernel::{Fact, Refusal};
 use trellis_idl::trace::{RECORDS, Record};
 
@@ -35,6 +37,10 @@ pub struct HostedMachine {
     pub cpu: u16,
     /// CPUs of the machine.
     pub cpus: u16,
+    /// What its TLB may hold of each guest.
+    pub last: [LastMap; GUESTS],
+    /// Leaves can allow one kind of execution alone.
+    pub splits_execute: bool,
     /// The virtual timer's physical line was acknowledged and not ended yet.
     pub timer_active: bool,
     /// Floating-point registers.
@@ -57,6 +63,8 @@ impl HostedMachine {
             alarm: NEVER,
             cpu,
             cpus,
+            last: [LastMap::default(); GUESTS],
+            splits_execute: true,
             timer_active: false,
             float: FloatFile::new(Lengths(0)),
             loaded: 0,
@@ -71,12 +79,21 @@ impl HostedMachine {
     }
 
     /// Puts a vCPU's state into the hardware. The one that was there must have been unloaded.
-    pub fn load(&mut self, vcpu: &HostedVcpu) {
+    pub fn load(&mut self, vcpu: &HostedVcpu, guest: u16) {
+        let last = &mut self.last[guest as usize % GUESTS];
+        if last.enter(map_of(vcpu), identity(vcpu) as u64) != Drop::Nothing {
+            self.board.borrow_mut().drop_local(self.cpu, vcpu.tag);
+        }
         self.lists = vcpu.lists;
         self.underflow = vcpu.underflow;
         self.timer_active = vcpu.timer_active;
         self.loaded = identity(vcpu);
     }
+}
+
+/// Tag and root in one word.
+fn map_of(vcpu: &HostedVcpu) -> u64 {
+    u64::from(vcpu.tag) << 48 | vcpu.root
 }
 
 fn identity(vcpu: &HostedVcpu) -> usize {
@@ -208,7 +225,9 @@ impl Machine for HostedMachine {
         }
     }
 
-    fn forget(&mut self, _vcpu: &HostedVcpu) {}
+    fn forget(&mut self, vcpu: &HostedVcpu) {
+        self.last.iter_mut().for_each(|last| last.forget(identity(vcpu) as u64));
+    }
 
     fn passage(&self) -> Rc<Lock<Passage<HostedMachine>>> {
         self.board.borrow().passage.clone()
@@ -232,6 +251,21 @@ impl Machine for HostedMachine {
 
     fn vector_lengths(&self) -> Lengths {
         self.float.lengths
+    }
+
+    fn switch_map(&mut self, vcpu: &mut HostedVcpu, guest: u16, root: Page, view: u16) {
+        let old = LastMap { map: map_of(vcpu), vcpu: identity(vcpu) as u64 };
+        vcpu.root = root;
+        vcpu.view = view;
+        let last = &mut self.last[guest as usize % GUESTS];
+        if *last == old {
+            last.map = map_of(vcpu);
+            self.board.borrow_mut().drop_local(self.cpu, vcpu.tag);
+        }
+    }
+
+    fn splits_execute(&self) -> bool {
+        self.splits_execute
     }
 
     fn fact(&self, which: u64, _argument: u64) -> Result<u64, Refusal> {

@@ -3,7 +3,7 @@
 //! guest with one vCPU whose memory exits go to the inner server and all others to the outer one.
 
 use crate::hosted::{Hosted, Now, Settings};
-use trellis_idl::kernel::{EXIT_CLASSES, ExitClass, Groups, Kind, Op, PASSIVE, Refusal, Rights};
+use trellis_idl::kernel::{EXIT_CLASSES, ExitClass, Groups, Inside, Kind, Op, PASSIVE, Refusal, Rights};
 use trellis_idl::layout::root_slot;
 
 /// First free slot of root's.
@@ -61,6 +61,8 @@ pub const OUTER: u16 = 2;
 pub const CLIENT: u16 = 3;
 /// First guest page of the guest's memory.
 pub const GUEST_PAGE: u64 = 0x4_0000;
+/// Views that the guest may have.
+pub const VIEWS: u64 = 5;
 /// Where message buffers are mapped.
 pub const BUFFER: u64 = 0x2800_0000;
 /// Priority of the client.
@@ -127,6 +129,11 @@ pub fn grant(hosted: &mut Hosted, from: u64, domain: u64, to: u64, rights: Right
 
 /// The small system on a machine like this; both servers wait, root runs. The vCPU and the client are not started.
 pub fn system(settings: Settings) -> Hosted {
+    system_with(settings, 32)
+}
+
+/// The same with so many pages for the guest's tables.
+pub fn system_with(settings: Settings, tables: u64) -> Hosted {
     let mut hosted = Hosted::new(settings);
     for index in 0..3 {
         split(&mut hosted, 16 * index, 16, FIRST + index);
@@ -142,7 +149,7 @@ pub fn system(settings: Settings) -> Hosted {
     }
     must(&mut hosted, Op::SignalCreate, [root_slot::THREAD, 1, slot::SIGNALS[0], 0, 0, 0]);
     must(&mut hosted, Op::SignalCreate, [slot::THREADS[2], 2, slot::SIGNALS[1], 0, 0, 0]);
-    make_guest(&mut hosted);
+    make_guest(&mut hosted, tables);
     give(&mut hosted);
     hosted
 }
@@ -175,11 +182,11 @@ fn must_start(hosted: &mut Hosted, index: u64) {
     assert_eq!(now, Now::Thread(ROOT));
 }
 
-fn make_guest(hosted: &mut Hosted) {
-    split(hosted, 64, 32, FIRST + 12);
-    must(hosted, Op::GuestCreate, [FIRST + 12, 1, slot::GUEST, 0, 0, 0]);
+fn make_guest(hosted: &mut Hosted, tables: u64) {
+    split(hosted, 64, tables, FIRST + 12);
+    must(hosted, Op::GuestCreate, [FIRST + 12, VIEWS, slot::GUEST, 0, 0, Inside::ALL.0]);
     let first = must(hosted, Op::FramesInfo, [root_slot::MEMORY, 0, 0, 0, 0, 0])[1];
-    let aligned = (first + 128).next_multiple_of(512) - first;
+    let aligned = (first + 64 + tables).next_multiple_of(512) - first;
     split(hosted, aligned, 1024, slot::MEMORY);
     must(hosted, Op::VcpuCreate, [slot::GUEST, 0, 0, slot::VCPU, VCPU_PRIORITY, 0]);
     for class in 0..EXIT_CLASSES as u64 {

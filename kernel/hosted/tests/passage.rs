@@ -293,6 +293,38 @@ fn one_moves_at_a_time_and_the_next_is_told_to_ask_again() {
 }
 
 #[test]
+fn a_vcpu_that_moves_stays_in_its_view_which_lasts_as_long() {
+    let mut hosted = system();
+    let slots: [u64; 4] = core::array::from_fn(|n| slot::FREE + n as u64);
+    let mut guest = Guest { slots, cpu: 0, lanes: 0 };
+    let [tables, map, vcpu, _] = slots;
+    small::split(&mut hosted, PAGES, 64, tables);
+    must(&mut hosted, Op::GuestCreate, [tables, 3, map, 0, 0, 0]);
+    must(&mut hosted, Op::VcpuCreate, [map, 0, 0, vcpu, 50, 0]);
+    must(&mut hosted, Op::ViewCreate, [map, 1, 0, 0, 0, 0]);
+    must(&mut hosted, Op::ViewCreate, [map, 2, 0, 0, 0, 0]);
+    let switch = |hosted: &mut Hosted, view| anywhere(hosted, Op::ViewSwitch, [map, 0, view, 0, 0, 0]).map(|all| all[0]);
+    let is_in = |hosted: &mut Hosted| anywhere(hosted, Op::ViewOf, [map, 0, 0, 0, 0, 0]).expect("a vCPU")[0];
+    let destroy = |hosted: &mut Hosted, view| anywhere(hosted, Op::ViewDestroy, [map, view, 0, 0, 0, 0]).map(|all| all[0]);
+    assert_eq!(switch(&mut hosted, 1), Ok(0));
+    guest.place(&mut hosted, 1).expect("a place");
+    assert_eq!(is_in(&mut hosted), 1, "a place is in no view");
+    must(&mut hosted, Op::VcpuMove, [guest.vcpu(), 0, 0, 0, 0, 0]);
+    assert_eq!((is_in(&mut hosted), destroy(&mut hosted, 1)), (1, Err(Refusal::BadState)), "on the way");
+    hosted.deliver_kicks();
+    lawful(&hosted);
+    assert_eq!((is_in(&mut hosted), destroy(&mut hosted, 1)), (1, Err(Refusal::BadState)), "there");
+    anywhere(&mut hosted, Op::Drop, [slots[2], 0, 0, 0, 0, 0]).expect("dropped");
+    guest.slots.swap(2, 3);
+    guest.cpu = 1;
+    assert_eq!((switch(&mut hosted, 2), destroy(&mut hosted, 1)), (Ok(0), Ok(0)), "switched on its new CPU");
+    guest.runs(&mut hosted, |_, _| ());
+    guest.go(&mut hosted, 0);
+    assert_eq!((switch(&mut hosted, 0), destroy(&mut hosted, 2)), (Ok(0), Ok(0)), "and on its old one");
+    guest.runs(&mut hosted, |_, _| ());
+}
+
+#[test]
 fn a_guest_that_ends_while_its_vcpu_is_on_the_way_leaves_nothing() {
     let mut hosted = system();
     let guest = Guest::new(&mut hosted, 0, 4);

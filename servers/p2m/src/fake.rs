@@ -2,11 +2,12 @@
 //! A kernel for tests: remembers what is mapped and what was asked.
 
 use crate::P2m;
+use crate::view::Views;
 use std::cell::{Cell, RefCell};
 use trellis_idl::kernel::{Access, Op, Refusal, WORDS};
 use trellis_idl::layout::slot;
 use trellis_idl::plan::{P2mConfig, Populate};
-use trellis_runtime::System;
+use trellis_runtime::{Shared, System};
 
 /// Remembers: pieces mapped as (guest page, page of the run, pages), and operations.
 #[derive(Default)]
@@ -62,6 +63,8 @@ impl System for Fake {
             }
             Op::GuestUnmap => maps.retain(|(page, _, _)| !(a[1]..a[1] + a[2]).contains(page)),
             Op::GuestProtect => {}
+            // No vCPU has a number yet.
+            Op::ViewSwitch => return Err(Refusal::NotMapped),
             other => panic!("{other:?}"),
         }
         Ok([0; 3])
@@ -82,6 +85,6 @@ impl System for Fake {
 
 /// A server of 4 MiB at 1 GiB.
 pub fn p2m(fake: &Fake, populate: Populate) -> P2m {
-    let config = P2mConfig { guest: "g", first_page: 0x40000, pages: 0x400, populate, vcpus: 4, gicv_page: None };
-    P2m::start(fake, &config).unwrap()
+    let config = P2mConfig { guest: "g", first_page: 0x40000, pages: 0x400, populate, vcpus: 4, gicv_page: None, views: 4, view: heapless::Vec::new() };
+    P2m::start(fake, &config, Box::leak(Box::new(Shared::new(Views::new())))).unwrap()
 }

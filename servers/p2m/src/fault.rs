@@ -2,8 +2,9 @@
 //! Decides what a guest's access is that its maps do not allow: memory not given yet, or nothing of p2m's.
 
 use crate::P2m;
+use crate::map::GUEST;
 use core::sync::atomic::Ordering;
-use trellis_idl::kernel::{Answer, Exit, ExitClass, ExitHeader, PAGE, WORDS};
+use trellis_idl::kernel::{Access, Answer, Exit, ExitClass, ExitHeader, PAGE, WORDS};
 use trellis_idl::layout::{badge as badges, slot};
 use trellis_runtime::{Reply, System, log};
 
@@ -15,13 +16,35 @@ impl P2m {
     #[inline(always)]
     pub(crate) fn fault(&self, system: &impl System, badge: u64, exit: &Exit) -> Reply {
         let page = exit.physical / PAGE;
-        let absent = exit.header.0 & (0xff | ExitHeader::PERMISSION) == ExitClass::Memory as u64;
-        if absent && self.map.has(page) && self.map.touch(system, page).is_ok() {
+        // Class, view and whether a leaf is there, in one comparison: the host map's absent page.
+        let absent = exit.header.0 & (0xffff << 32 | 0xff | ExitHeader::PERMISSION) == ExitClass::Memory as u64;
+        if absent && self.map.has(page) && !self.special.load(Ordering::Acquire) {
+            if self.map.touch(system, page).is_ok() {
+                return Reply::Exit(Answer::RETRY, [0; WORDS]);
+            }
+        } else if exit.header.class() == Some(ExitClass::Memory) && self.seen(system, exit, page) {
             return Reply::Exit(Answer::RETRY, [0; WORDS]);
         }
         // Not p2m's business: the vcpu server decides about the guest's life.
         self.note_refused(exit.header, exit.physical, exit.pc);
         Reply::Forward(slot::VCPU_SERVER + u64::from(badges::index(badge)), exit.to_words())
+    }
+
+    /// An access in a view, or in a host map with more to it. True: it may be tried again.
+    #[inline(never)]
+    fn seen(&self, system: &impl System, exit: &Exit, page: u64) -> bool {
+        let view = exit.header.view();
+        if self.interface.is_some_and(|first| page.wrapping_sub(first) < 2) {
+            let absent = view != 0 && !exit.header.has(ExitHeader::PERMISSION);
+            return absent && GUEST.copy_view(system, view, (page, 1), Access::AS_HOST, 1).is_ok();
+        }
+        let mut views = self.views.lock(system);
+        let done = views.fault(system, &self.map, exit);
+        // A page that is only shown again changes nothing of what is said.
+        if exit.header.has(ExitHeader::PERMISSION) {
+            self.special.store(views.is_host_special(), Ordering::Release);
+        }
+        done.is_ok()
     }
 
     /// Logs a refused access, unless there are too many. By value: the exit stays in registers.
@@ -69,7 +92,6 @@ mod tests {
         for (address, flags) in [
             (0x3fff_f000, 0),
             (0x4040_0000, ExitHeader::FETCH),
-            (0x4020_0000, ExitHeader::PERMISSION | ExitHeader::WRITE),
             (u64::MAX, 0),
             (0x4020_0000, 1),
         ] {

@@ -1,21 +1,26 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! p2m: owns a guest's host map. Memory faults come here from the kernel; root and the guest's vcpu server call.
+//! p2m: owns a guest's maps. Memory faults come here from the kernel; root and the guest's vcpu server call.
 //!
-//! [`map`] knows the guest's memory, [`fault`] decides what an access is, [`control`] answers calls.
+//! [`map`] knows the guest's memory, [`view`] what each view of it shows ([`patch`]: what pages have of their own, [`log`]:
+//! which were written), [`fault`] decides what an access is, [`control`] answers calls.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 pub mod control;
 pub mod fault;
+pub mod log;
 pub mod map;
+pub mod patch;
+pub mod view;
 #[cfg(test)]
 mod fake;
 
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use map::Map;
 use trellis_idl::kernel::{Exit, Refusal, WORDS};
-use trellis_idl::plan::{P2mConfig, Populate};
-use trellis_runtime::{Reply, Server, System};
+use trellis_idl::plan::{MAX_PLANNED_VIEWS, P2mConfig, Populate, ViewPlan};
+use trellis_runtime::{Reply, Server, Shared, System};
+use view::Views;
 
 /// The server.
 #[derive(Debug)]
@@ -26,13 +31,29 @@ pub struct P2m {
     interface: Option<u64>,
     /// Accesses refused since the guest started.
     refused: AtomicU32,
+    /// The guest's views.
+    views: &'static Shared<Views>,
+    /// Those that are there from the start.
+    planned: heapless::Vec<ViewPlan, MAX_PLANNED_VIEWS>,
+    /// The host map is more than memory that may be used for anything: faults in it ask `views`.
+    special: AtomicBool,
 }
 
 impl P2m {
     /// The server of this guest; with eager population all of its memory is mapped when this returns.
-    pub fn start(system: &impl System, config: &P2mConfig<'_>) -> Result<P2m, Refusal> {
-        let map = Map::new(config.first_page, config.pages)?;
-        let p2m = P2m { map, populate: config.populate, interface: config.gicv_page, refused: AtomicU32::new(0) };
+    pub fn start(
+        system: &impl System, config: &P2mConfig<'_>, views: &'static Shared<Views>,
+    ) -> Result<P2m, Refusal> {
+        let p2m = P2m {
+            map: Map::new(config.first_page, config.pages)?,
+            populate: config.populate,
+            interface: config.gicv_page,
+            refused: AtomicU32::new(0),
+            views,
+            planned: config.view.clone(),
+            special: AtomicBool::new(false),
+        };
+        views.lock(system).begin(config.views, config.vcpus);
         p2m.begin(system)?;
         Ok(p2m)
     }
@@ -42,10 +63,38 @@ impl P2m {
         if let Some(page) = self.interface {
             map::map_interface(system, page)?;
         }
-        match self.populate {
-            Populate::Eager => self.map.map_all(system),
-            Populate::Lazy => Ok(()),
+        if self.populate == Populate::Eager {
+            self.map.map_all(system)?;
         }
+        let mut views = self.views.lock(system);
+        for (index, plan) in (1..).zip(&self.planned) {
+            self.make_planned(system, &mut views, index, plan)?;
+        }
+        self.special.store(views.is_host_special(), Ordering::Release);
+        Ok(())
+    }
+
+    /// Makes a view that the manifest describes.
+    fn make_planned(
+        &self, system: &impl System, views: &mut Views, index: u64, plan: &ViewPlan,
+    ) -> Result<(), Refusal> {
+        views.create(system, Some(index), plan.default, plan.shown)?;
+        for pages in &plan.pages {
+            let (mut first, end) = (pages.first, pages.first.saturating_add(pages.pages));
+            while first < end {
+                let range = (first, end - first);
+                let other = pages.shows.map(|page| page + (first - pages.first));
+                let done = views
+                    .set_access(system, &self.map, index, range, pages.access)
+                    .and_then(|_| views.set_notify(system, &self.map, index, range, pages.notify))
+                    .and_then(|done| match other {
+                        Some(_) => views.remap(system, &self.map, index, range, other),
+                        None => Ok(done),
+                    });
+                first += done.map_err(|failure| failure.refusal)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -11,14 +11,15 @@ use trellis_runtime::{Frames, Guest, System};
 /// Pages of a 2 MiB block.
 pub const BLOCK: u64 = 512;
 /// Pages of a 1 GiB block: what is mapped by one call at most.
-const GIANT: u64 = BLOCK * BLOCK;
-/// Guest-physical pages end here (48 bits of address).
-const LIMIT: u64 = 1 << 36;
+pub const GIANT: u64 = BLOCK * BLOCK;
+/// Guest-physical pages end here (39 bits of address, as the kernel's maps).
+const LIMIT: u64 = 1 << 27;
 
-const GUEST: Guest = Guest::at(slot::GUEST);
+/// The guest.
+pub(crate) const GUEST: Guest = Guest::at(slot::GUEST);
 const MEMORY: Frames = Frames::at(slot::MEMORY);
 /// Guest memory may be used for anything; the guest's own tables say for what.
-const ANY: Access = Access::READ.with(Access::WRITE).with(Access::EXECUTE);
+pub(crate) const ANY: Access = Access::READ.with(Access::WRITE).with(Access::EXECUTE);
 
 /// Maps GICv2's virtual CPU interface (8 KiB) at a guest page; root granted its frames behind those of memory.
 pub fn map_interface(system: &impl System, page: u64) -> Result<(), Refusal> {
@@ -39,6 +40,21 @@ impl Map {
             Some(end) if end <= LIMIT && pages > 0 => Ok(Map { first, pages }),
             _ => Err(Refusal::OutOfRange),
         }
+    }
+
+    /// Its first page.
+    pub const fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// Its pages.
+    pub const fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// Its first page and the one behind its last: guest pages have at most 27 bits ([`LIMIT`]).
+    pub const fn range(&self) -> (u32, u32) {
+        (self.first as u32, (self.first + self.pages) as u32)
     }
 
     /// Whether a guest page is memory.
@@ -96,15 +112,6 @@ impl Map {
             page = stop;
         }
         Ok(())
-    }
-
-    /// Gives these pages frames and this access.
-    pub fn protect(&self, system: &impl System, first: u64, pages: u64, access: Access) -> Result<(), Refusal> {
-        if access.0 & !ANY.0 != 0 {
-            return Err(Refusal::BadArgument);
-        }
-        self.populate(system, first, pages)?;
-        GUEST.protect(system, 0, first, pages, access)
     }
 
     /// Shows the page of zeroes at a guest page that is not memory. It stays when memory is cleared: it is the same always.

@@ -510,6 +510,8 @@ pub fn plan() -> Plan<'static> {
         priority: 100,
         budget: Some(Budget { time_us: 4000, period_us: 10000 }),
         table_pages: 30,
+        views: 1,
+        inside: 0,
         essential: true,
         on_reset: OnReset::Reboot,
         p2m: 1 + 2 * index,

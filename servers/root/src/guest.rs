@@ -5,11 +5,11 @@ use crate::build::Built;
 use crate::supply::Supply;
 use crate::{Board, StartError, Step};
 use heapless::Vec;
-use trellis_idl::kernel::{Access, ExitClass, Fact, Groups, PAGE, Rights};
+use trellis_idl::kernel::{Access, ExitClass, Fact, Groups, Inside, PAGE, Rights};
 use trellis_idl::layout::{PAYLOAD, badge, platform, root_slot, slot, vcpu_signal};
 use trellis_idl::plan::{GuestPlan, MAX_VCPUS, ServerPlan, Sve, VcpuConfig};
 use trellis_idl::wire::GuestEnd;
-use trellis_runtime::handle::{VcpuSetup, budget};
+use trellis_runtime::handle::{GuestShape, VcpuSetup, budget};
 use trellis_runtime::memory::decode_config;
 use trellis_runtime::{Frames, Guest, Machine, Portal, Signal, System, Vcpu};
 
@@ -71,7 +71,10 @@ pub fn make(
 ) -> Result<Made, StartError> {
     let tables = supply.take(system, plan.table_pages.into())?;
     let slot = supply.slot();
-    let guest = Guest::create_with_vectors(system, tables, slot, lanes, plan.cpus.len() as u64).step("make a guest")?;
+    let shape = GuestShape {
+        views: plan.views, inside: Inside(plan.inside.into()), lanes, vcpus: plan.cpus.len() as u64,
+    };
+    let guest = Guest::create(system, tables, slot, shape).step("make a guest")?;
     if gic == 2 {
         // The second device of a board with GICv2 is the virtual CPU interface.
         let interface = Frames::at(root_slot::DEVICES + 1);
@@ -79,7 +82,7 @@ pub fn make(
     }
     let pages = plan.memory_bytes / PAGE;
     let memory = supply.take_aligned(system, pages, if pages >= GIANT { GIANT } else { BLOCK })?;
-    guest.grant(system, p2m.domain, slot::GUEST, Rights::EDIT).step("grant a guest")?;
+    guest.grant(system, p2m.domain, slot::GUEST, Rights::EDIT.with(Rights::EXECUTE)).step("grant a guest")?;
     grant_memory(system, memory, p2m)?;
     // All rights, though it is mapped to be read only: a guest's maps never get more access than every one of its frames
     // allows.

@@ -32,6 +32,8 @@ const LINE: u64 = 88;
 /// The serial port's physical line on the board that this runs on (images/boards/virt.toml).
 const SERIAL_LINE: u64 = 33;
 const BUFFER: u64 = 89;
+/// Views of the guest.
+const VIEWS: u64 = 8;
 /// Where a run is mapped for a moment.
 const SCRATCH: u64 = 0x5000_0000;
 /// The first of as many slots as boot has pages, and where each page is looked at.
@@ -267,7 +269,7 @@ fn map_batched(at: &mut u64) {
     split(64, GUEST_TABLES, at);
     *at = at.next_multiple_of(512) + 1;
     split(256, MEMORY, at);
-    kernel(Op::GuestCreate, [GUEST_TABLES, 1, GUEST, 0, 0, 0]);
+    kernel(Op::GuestCreate, [GUEST_TABLES, VIEWS, GUEST, 0, 0, 0]);
     let all = Access::READ.with(Access::WRITE).with(Access::EXECUTE).0;
     let mut spent = 0;
     for _ in 0..16 {
@@ -324,6 +326,55 @@ fn exits(at: &mut u64) {
     let _ = writeln!(Serial, "checked {} {}", x(3), x(4));
 }
 
+/// Views of a guest whose vCPU has run and is stopped: what one costs, what a switch costs, and what one more costs when a
+/// page leaves the host map.
+fn views() {
+    let left = || kernel(Op::GuestInfo, [GUEST, 0, 0, 0, 0, 0])[0];
+    let before = left();
+    for _ in 0..4 {
+        kernel(Op::ViewCreate, [GUEST, u64::MAX, 0, 0, 0, 0]);
+    }
+    // Two words on the guest's list of views beside its tables.
+    let _ = writeln!(Serial, "figure view_idle_bytes {} bytes", (before - left()) * 4096 / 4 + 16);
+    let switch = |view: u64| kernel(Op::ViewSwitch, [GUEST, 0, view, 0, 0, 0]);
+    let begin = now();
+    for _ in 0..PASSES / 2 {
+        switch(1);
+        switch(0);
+    }
+    let switches = now() - begin;
+    let begin = now();
+    for _ in 0..PASSES {
+        kernel(Op::ViewSwitch, [GUEST, 0, 0, 0, 0, 0]);
+    }
+    // A switch to where the vCPU is already costs the call and all checks.
+    let _ = writeln!(Serial, "figure view_switch_server {} instructions", switches / PASSES);
+    let _ = writeln!(Serial, "figure view_switch_same {} instructions", (now() - begin) / PASSES);
+    let all = Access::READ.with(Access::WRITE).0;
+    kernel(Op::GuestMap, [GUEST, 0x50000, MEMORY, 0, 256, all]);
+    for view in 1..5 {
+        kernel(Op::ViewCopy, [GUEST, view << 48 | 0x50000, 256, all, 1, 0]);
+    }
+    let unmap = |page: u64| {
+        let begin = now();
+        kernel(Op::GuestUnmap, [GUEST, page, 1, 0, 0, 0]);
+        now() - begin
+    };
+    let four = unmap(0x50010);
+    for view in 2..5 {
+        let mut page = 0;
+        loop {
+            page = kernel(Op::ViewReset, [GUEST, view << 48 | page, 0, 0, 0, 0])[0];
+            if page == 0 {
+                break;
+            }
+        }
+        kernel(Op::ViewDestroy, [GUEST, view, 0, 0, 0, 0]);
+    }
+    let one = unmap(0x50020);
+    let _ = writeln!(Serial, "figure propagate_per_view {} instructions", four.saturating_sub(one) / 3);
+}
+
 /// Does everything and switches off.
 pub fn run(_plan: u64) -> ! {
     let write = Access::READ.with(Access::WRITE).0;
@@ -361,6 +412,7 @@ pub fn run(_plan: u64) -> ! {
     irq_to_thread();
     map_batched(&mut at);
     exits(&mut at);
+    views();
     boot_pages();
     finish();
 }

@@ -4,9 +4,10 @@
 use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
 use trellis_idl::plan::{
-    Channel, ConsoleConfig, GuestPlan, Load, OnReset, P2mConfig, Part, Plan, Populate, Role, Segment, ServerPlan, Sve,
-    VERSION, VcpuConfig,
+    Channel, ConsoleConfig, GuestPlan, Load, OnReset, P2mConfig, PagesPlan, Part, Plan, Populate, Role, Segment, ServerPlan, Sve,
+    VERSION, VcpuConfig, ViewPlan,
 };
+use trellis_idl::wire::ViewAccess;
 
 /// The first byte says which type the others are.
 pub fn run(bytes: &[u8]) {
@@ -63,6 +64,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         priority: 100,
         budget: None,
         table_pages: 8,
+        views: 2,
+        inside: 3,
         essential: true,
         on_reset: OnReset::End,
         sve: Sve::Off,
@@ -80,8 +83,18 @@ pub fn seeds() -> Vec<Vec<u8>> {
         trace: false,
     };
     assert_eq!(trellis_root::check::check(&plan), Ok(()), "the seed is a good plan");
-    let p2m =
-        P2mConfig { guest: "a", first_page: 0x4_0000, pages: 512, populate: Populate::Lazy, vcpus: 1, gicv_page: Some(0x8010) };
+    let watched = PagesPlan { first: 0x4_0000, pages: 2, access: ViewAccess(1), notify: true, shows: Some(0x4_0100) };
+    let view = ViewPlan { default: ViewAccess::ALL, shown: true, pages: [watched].into_iter().collect() };
+    let p2m = P2mConfig {
+        guest: "a",
+        first_page: 0x4_0000,
+        pages: 512,
+        populate: Populate::Lazy,
+        vcpus: 1,
+        gicv_page: Some(0x8010),
+        views: 2,
+        view: [view].into_iter().collect(),
+    };
     let vcpu = VcpuConfig {
         guest: "a",
         vcpus: 1,

@@ -22,7 +22,7 @@ pub fn run(bytes: &[u8]) {
     let before = context.pc;
     let message = match decode::common(&mut context, esr) {
         Common::Exit(_) | Common::Fault { .. } => true,
-        Common::SoftwareInterrupt { .. } => false,
+        Common::SoftwareInterrupt { .. } | Common::GuestCall(_) => false,
         Common::Rare => matches!(decode::rare(&mut context, esr), Decoded::Exit(_)),
     };
     if message {

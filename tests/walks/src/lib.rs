@@ -7,6 +7,7 @@
 
 pub mod body;
 pub mod handle;
+pub mod views;
 pub mod whole;
 pub mod world;
 

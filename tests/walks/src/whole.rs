@@ -182,6 +182,8 @@ pub fn plan(on_reset: OnReset) -> Plan<'static> {
         sve: Sve::Off,
         p2m: 1,
         vcpu: 2,
+        views: 1,
+        inside: 0,
         manifest_line: 1,
     };
     Plan {
@@ -380,8 +382,10 @@ impl Whole {
     fn p2m(&'static self) -> P2m {
         let (first_page, pages) = (BASE / PAGE, BYTES / PAGE);
         let populate = Populate::Lazy;
-        let config = P2mConfig { guest: "script", first_page, pages, populate, vcpus: CPUS as u8, gicv_page: None };
-        P2m::start(&self.body(0, 0), &config).expect("lazy population asks for nothing")
+        let config = P2mConfig {
+            guest: "script", first_page, pages, populate, vcpus: CPUS as u8, gicv_page: None, views: 1, view: heapless::Vec::new(),
+        };
+        P2m::start(&self.body(0, 0), &config, Box::leak(Box::new(trellis_runtime::Shared::new(trellis_p2m::view::Views::new())))).expect("lazy population asks for nothing")
     }
 
     fn vcpu(&self) -> VcpuServer<'static, Rings3> {

@@ -11,7 +11,8 @@ use trellis_idl::layout::{badge, slot};
 use trellis_idl::plan::{Load, P2mConfig, Part, Populate, VcpuConfig};
 use trellis_idl::wire::{ToRoot, VcpuOp};
 use trellis_p2m::P2m;
-use trellis_runtime::{Consumer, Portal, Reply, RingPage, Server, System, dispatch};
+use trellis_p2m::view::Views;
+use trellis_runtime::{Consumer, Portal, Reply, RingPage, Server, Shared, System, dispatch};
 use trellis_vcpu::{Rings, VcpuServer};
 
 /// Pages of the guest's memory.
@@ -77,11 +78,11 @@ impl World {
             aarch32: false,
         };
         let memory =
-            P2mConfig { guest: "script", first_page: small::GUEST_PAGE, pages: PAGES, populate: Populate::Lazy, vcpus: 1, gicv_page: None };
+            P2mConfig { guest: "script", first_page: small::GUEST_PAGE, pages: PAGES, populate: Populate::Lazy, vcpus: 1, gicv_page: None, views: 5, view: heapless::Vec::new() };
         World {
             hosted: RefCell::new(hosted),
             stations: RefCell::default(),
-            p2m: P2m::start(&Nobody, &memory).expect("lazy population asks for nothing"),
+            p2m: P2m::start(&Nobody, &memory, Box::leak(Box::new(Shared::new(Views::new())))).expect("lazy population asks for nothing"),
             vcpu: VcpuServer::new(config, Rings::new(serial, input, reports, payload)),
             reports,
             serial,

@@ -9,15 +9,16 @@ use crate::local::VCPUS;
 use crate::machine::Machine;
 use crate::pool::{Empty, Id};
 use crate::shared::{Control, DOMAINS, GUESTS, GuestName};
+use crate::space::FIXED;
+use super::views::VIEW_SHIFT;
+use crate::view::Views;
 use core::sync::atomic::Ordering;
 use trellis_idl::kernel::{Access, Kind, Refusal, Rights};
 
 impl<M: Machine> Call<'_, M> {
     pub(super) fn guest_create(&mut self) -> Done {
         let tables = self.name(0, Kind::Frames, Rights::CONTROL)?;
-        if self.a[1] != 1 {
-            return Err(Refusal::Unsupported);
-        }
+        let (views, inside) = Self::views_of(self.a[1], self.a[5])?;
         let mut control = self.shared.control.lock();
         self.check_empty(self.table, self.a[2])?;
         if control.guests.free() == 0 {
@@ -25,9 +26,12 @@ impl<M: Machine> Call<'_, M> {
         }
         let run = *control.runs.get(tables)?;
         let (float, left) = self.float_areas(run.first, run.pages)?;
+        let left = left.checked_sub(Views::list_pages(views.into())).filter(|left| *left > 0).ok_or(Refusal::Quota)?;
         let space = self.begin_map(&mut control, tables, run.pages - left)?;
+        let mut guest = Guest { space, tables, float, ..Guest::EMPTY };
+        guest.open_views(self.machine, run.first + left, views, inside);
         let id = control.guests.insert(GuestName::EMPTY).ok_or(Refusal::Quota)?;
-        *self.shared.guests[id.index() % GUESTS].lock() = Guest { space, tables, float, ..Guest::EMPTY };
+        *self.shared.guests[id.index() % GUESTS].lock() = guest;
         self.put(&control, self.a[2], Kind::Guest, Rights::ALL, id.0)?;
         Ok(0)
     }
@@ -58,14 +62,12 @@ impl<M: Machine> Call<'_, M> {
         Ok(id.index() % GUESTS)
     }
 
-    /// Splits view and page; only view 0 is there yet.
-    pub(super) fn page_of(word: u64) -> Result<u64, Refusal> {
-        if word >> 56 == 0 { Ok(word) } else { Err(Refusal::OutOfRange) }
-    }
-
     #[cfg_attr(target_os = "none", optimize(speed))]
     pub(super) fn guest_map(&mut self) -> Done {
-        let page = Self::page_of(self.a[1])?;
+        let page = self.a[1];
+        if page >> VIEW_SHIFT != 0 {
+            return Err(Refusal::BadArgument);
+        }
         let cap = self.cap(2, Kind::Frames, Rights(0))?;
         let mut control = self.shared.control.lock();
         let index = self.guest_in(&control, 0, Rights::EDIT)?;
@@ -75,25 +77,12 @@ impl<M: Machine> Call<'_, M> {
         run.can_note(MapName::Guest(index as u16))?;
         // The control lock is kept: nobody may take the run back between the check and the mapping.
         let mut guest = self.shared.guests[index].lock();
+        let access = if run.constant { access.with(FIXED) } else { access };
         let stale = guest.space.map(self.machine, page, frame, self.a[4], access)?;
         run.note(MapName::Guest(index as u16))?;
-        guest.most = Access(guest.most.0 & Self::most_of(cap, run.constant).0);
-        self.machine.invalidate(stale);
-        Ok(0)
-    }
-
-    pub(super) fn guest_change(&mut self, access: Option<Access>) -> Done {
-        let index = self.guest(0, Rights::EDIT)?;
-        let page = Self::page_of(self.a[1])?;
-        let mut guest = self.shared.guests[index].lock();
-        // Which leaf came with which right is not known: what one of them may not, none gets later.
-        if access.is_some_and(|access| !guest.most.covers(access)) {
-            return Err(Refusal::MissingRight);
+        if !run.constant {
+            guest.most = Access(guest.most.0 & Self::most_of(cap).0);
         }
-        let stale = match access {
-            None => guest.space.unmap(self.machine, page, self.a[2])?,
-            Some(access) => guest.space.protect(self.machine, page, self.a[2], access)?,
-        };
         self.machine.invalidate(stale);
         Ok(0)
     }
@@ -137,6 +126,7 @@ impl<M: Machine> Call<'_, M> {
         let mut guest = self.shared.guests[index].lock();
         if guest.space.root != 0 {
             guest.mark = self.shared.grace.mark();
+            guest.views = Views::NONE;
             self.end_map(&mut control, &mut guest.space, MapName::Guest(index as u16));
         }
         if !self.settled(guest.mark) || !self.give_tables_back(&mut control, guest.tables) {

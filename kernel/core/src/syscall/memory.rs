@@ -105,8 +105,7 @@ impl<M: Machine> Call<'_, M> {
     }
 
     /// What any mapping of these frames may allow.
-    pub(super) fn most_of(cap: Cap, constant: bool) -> Access {
-        let held = Access(u64::from(cap.word.rights().0 & 7));
-        if constant { Access(held.0 & !Access::WRITE.0) } else { held }
+    pub(super) fn most_of(cap: Cap) -> Access {
+        Access(u64::from(cap.word.rights().0 & 7))
     }
 }

@@ -95,7 +95,7 @@ impl<M: Machine> Call<'_, M> {
             }
             MapName::Guest(index) => {
                 let mut guest = self.shared.guests[index as usize % GUESTS].lock();
-                guest.space.purge(self.machine, frames, run.cursor, ENTRIES)
+                guest.purge(self.machine, frames, run.cursor, ENTRIES)
             }
             MapName::None => return Ok(()),
         };

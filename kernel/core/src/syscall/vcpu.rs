@@ -6,6 +6,7 @@ use crate::float;
 use crate::lines;
 use crate::local::{Running, THREADS};
 use crate::machine::{Machine, VcpuContext};
+use crate::notice::Notice;
 use crate::passage;
 use crate::pool::{Empty, Id};
 use crate::portal::{self, Client, Portal};
@@ -13,6 +14,7 @@ use crate::remote;
 use crate::schedule;
 use crate::shared::{GUEST_VCPUS, GUESTS};
 use crate::vcpu::{self, Route, Vcpu, VcpuState, WINDOWS, Window};
+use crate::view;
 use core::sync::atomic::Ordering;
 use trellis_idl::kernel::{EXIT_CLASSES, ExitClass, Kind, Op, PLACE, Refusal, Rights};
 
@@ -51,6 +53,7 @@ impl<M: Machine> Call<'_, M> {
         } else {
             vcpu.lines.begin(number == 0);
         }
+        vcpu.views = record.views;
         vcpu.context.set_map(record.space.tag, record.space.root, number as u8);
         vcpu.context.set_float(lanes, area);
         vcpu.context.reset();
@@ -66,6 +69,7 @@ impl<M: Machine> Call<'_, M> {
             mail.place.store(id.0, Ordering::Release);
         } else {
             mail.pending.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+            mail.view.store(0, Ordering::Relaxed);
             mail.name.store(id.0, Ordering::Release);
         }
         self.local.budgets[THREADS + at as usize] = self.budget(priority as u8, self.a[5]);
@@ -244,7 +248,9 @@ impl<M: Machine> Call<'_, M> {
         if self.local.vcpus.at(index).state != VcpuState::Stopped {
             return Err(Refusal::BadState);
         }
+        view::switch(self.local, self.shared, self.machine, index, 0, false)?;
         float::reset(self.local, self.machine, index);
+        self.local.vcpus.at_mut(index).notice = Notice::NONE;
         // Lines first: what is in list registers is in the context.
         lines::reset(self.local, self.machine, index);
         self.local.vcpus.at_mut(index).context.reset();

@@ -36,7 +36,7 @@ fn p2m_gets_what_the_layout_says_and_nothing_else() {
         let vcpu = server + 2;
         assert_eq!(table[&slot::ROOT], (Object::Signal(0, 0, root_signal::server(server)), Rights::USE));
         assert_eq!(table[&slot::CONSOLE], (Object::Signal(CONSOLE_DOMAIN, 0, console_signal::OUTPUT), Rights::USE));
-        assert_eq!(table[&slot::GUEST], (Object::Guest(guest), Rights::EDIT));
+        assert_eq!(table[&slot::GUEST], (Object::Guest(guest), Rights::EDIT.with(Rights::EXECUTE)));
         let (Object::Run(memory), rights) = table[&slot::MEMORY] else { panic!() };
         assert_eq!(rights.0, 7);
         assert_eq!((fake.run(memory).0 % 512, fake.run(memory).1), (0, 1024));
