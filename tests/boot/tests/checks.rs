@@ -50,3 +50,14 @@ fn every_test_that_a_list_of_checks_names_exists() {
 fn a_sentence_has_five_words() {
     assert_eq!(sentences("`a_b_c_d` `Fact::A` x_y_z_v_w `one_two_three_four_five`"), ["one_two_three_four_five"]);
 }
+
+#[test]
+fn every_check_of_views_has_a_test_or_a_reason() {
+    let page = std::fs::read_to_string(tree::root().join("docs/checks-views.md")).expect("the page");
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| ALT")).collect();
+    assert!(rows.len() > 20, "the page has its rows");
+    for row in rows {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        assert!(!sentences(cells[2]).is_empty() || !cells[3].is_empty(), "neither a test nor a reason: {row}");
+    }
+}
