@@ -6,8 +6,8 @@
 use crate::system::System;
 use core::marker::PhantomData;
 use trellis_idl::kernel::{
-    ANY_VIEW, Access, ExitClass, Fact, Groups, Inside, LineField, LineState, Op, PLACE, Refusal, Rights, ThreadFault,
-    VcpuRegister, WORDS,
+    ANY_VIEW, Access, ExitClass, Fact, Groups, Inside, LineField, LineState, Op, PLACE, Refusal, Rights, Service,
+    ThreadFault, VcpuRegister, WORDS,
 };
 
 /// Kinds of objects, as types.
@@ -546,6 +546,17 @@ impl Vcpu {
         tell(system, Op::LineTarget, [self.slot, line, state.0])
     }
 
+    /// [`Op::LineTie`].
+    pub fn tie(self, system: &impl System, line: Line, on: bool) -> Done {
+        tell(system, Op::LineTie, [self.slot, line.slot, on.into()])
+    }
+
+    /// [`Op::LinePass`].
+    #[inline]
+    pub fn pass(self, system: &impl System, service: Service) -> Done {
+        tell(system, Op::LinePass, [self.slot, service.0])
+    }
+
     /// [`Op::LinesEnable`].
     pub fn lines_enable(self, system: &impl System, enabled: bool) -> Done {
         tell(system, Op::LinesEnable, [self.slot, enabled.into()])
@@ -561,6 +572,26 @@ impl Line {
     /// [`Op::LineAck`].
     pub fn acknowledge(self, system: &impl System) -> Done {
         tell(system, Op::LineAck, [self.slot])
+    }
+
+    /// [`Op::LineAck`]: from now on it comes to this CPU.
+    pub fn open_at(self, system: &impl System, cpu: u8) -> Done {
+        tell(system, Op::LineAck, [self.slot, 0, u64::from(cpu) + 1])
+    }
+
+    /// [`Op::LineAck`]: it does not come any more.
+    pub fn mask(self, system: &impl System) -> Done {
+        tell(system, Op::LineAck, [self.slot, 1])
+    }
+
+    /// [`Op::LineForward`]: the number of its source.
+    pub fn forward(self, system: &impl System) -> Result<u16, Refusal> {
+        ask(system, Op::LineForward, [self.slot]).map(|[source, ..]| source as u16)
+    }
+
+    /// [`Op::LineRelease`]. False: somebody has its source still.
+    pub fn release(self, system: &impl System) -> Result<bool, Refusal> {
+        ask(system, Op::LineRelease, [self.slot]).map(|[more, ..]| more == 0)
     }
 }
 
@@ -594,6 +625,22 @@ impl Machine {
     /// [`Op::Fact`]. `detail` says which one, where a fact has several.
     pub fn fact(self, system: &impl System, fact: Fact, detail: u64) -> Result<u64, Refusal> {
         ask(system, Op::Fact, [self.slot, fact as u64, detail]).map(|[_, value, _]| value)
+    }
+
+    /// [`Op::QueueServe`]: this thread's CPU has its queue served by who gets this signal.
+    pub fn queue_serve(self, system: &impl System, signal: Signal, adopt: bool) -> Done {
+        tell(system, Op::QueueServe, [self.slot, signal.slot, adopt.into()])
+    }
+
+    /// [`Op::QueueTake`]: how many, and those.
+    #[inline]
+    pub fn queue_take(self, system: &impl System) -> Result<(u64, [Service; 2]), Refusal> {
+        ask(system, Op::QueueTake, [self.slot]).map(|[count, first, second]| (count, [Service(first), Service(second)]))
+    }
+
+    /// [`Op::QueueDone`].
+    pub fn queue_done(self, system: &impl System, service: Service) -> Done {
+        tell(system, Op::QueueDone, [self.slot, service.0])
     }
 
     /// [`Op::TraceRead`]: records of a CPU that are in this thread's buffer now, the place behind them, and the place of

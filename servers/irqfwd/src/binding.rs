@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The life of a line: forwarded and masked, open, leaving. Each state is a type, and what is not possible in it is not
+//! there.
+
+use trellis_idl::kernel::Refusal;
+use trellis_runtime::{Line, System, Vcpu};
+
+/// Forwarded to some vCPUs, masked.
+#[derive(Debug)]
+#[must_use = "the line stays forwarded"]
+pub struct Masked {
+    line: Line,
+    source: u16,
+}
+
+/// It may come.
+#[derive(Debug)]
+#[must_use = "the line stays open"]
+pub struct Open(Masked);
+
+/// To be nobody's: masked and tied to no vCPU, but its source may be in a queue or with a server.
+#[derive(Debug)]
+#[must_use = "the line is not free yet"]
+pub struct Leaving {
+    line: Line,
+}
+
+/// Makes a line a source that all these vCPUs can get. Where one of them refuses, nothing is left of it.
+pub fn bind(system: &impl System, line: Line, vcpus: &[Vcpu]) -> Result<Masked, Refusal> {
+    let source = line.forward(system)?;
+    for (index, vcpu) in vcpus.iter().enumerate() {
+        if let Err(refusal) = vcpu.tie(system, line, true) {
+            untie(system, line, vcpus.get(..index).unwrap_or_default());
+            // It never was open: nobody can have its source.
+            let _ = line.release(system);
+            return Err(refusal);
+        }
+    }
+    Ok(Masked { line, source })
+}
+
+fn untie(system: &impl System, line: Line, vcpus: &[Vcpu]) {
+    for vcpu in vcpus {
+        // A vCPU that is gone has nothing tied to it.
+        let _ = vcpu.tie(system, line, false);
+    }
+}
+
+impl Masked {
+    /// The number of its source.
+    pub const fn source(&self) -> u16 {
+        self.source
+    }
+
+    /// It comes to this CPU from now on.
+    pub fn open(self, system: &impl System, cpu: u8) -> Result<Open, (Masked, Refusal)> {
+        match self.line.open_at(system, cpu) {
+            Ok(()) => Ok(Open(self)),
+            Err(refusal) => Err((self, refusal)),
+        }
+    }
+
+    /// It is to be nobody's.
+    pub fn leave(self, system: &impl System, vcpus: &[Vcpu]) -> Leaving {
+        untie(system, self.line, vcpus);
+        Leaving { line: self.line }
+    }
+}
+
+impl Open {
+    /// The number of its source.
+    pub const fn source(&self) -> u16 {
+        self.0.source
+    }
+
+    /// It comes to another CPU from now on.
+    pub fn move_to(&self, system: &impl System, cpu: u8) -> Result<(), Refusal> {
+        self.0.line.open_at(system, cpu)
+    }
+
+    /// It does not come any more.
+    pub fn mask(self, system: &impl System) -> Masked {
+        // The kernel refuses this only to who has no line.
+        let _ = self.0.line.mask(system);
+        self.0
+    }
+}
+
+impl Leaving {
+    /// Whether it is free now, and its source another's.
+    pub fn is_free(&self, system: &impl System) -> Result<bool, Refusal> {
+        self.line.release(system)
+    }
+}

@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The server: takes what came to a CPU, and hands each interrupt to the vCPU that the guest sends it to.
+//!
+//! Threads, one a CPU, share it; each source has a lock of its own, and what belongs to different sources never meets.
+//! Which vCPU a line goes to the kernel knows; here is remembered where it went last, and the others are tried when that
+//! is refused. While the guest is just moving the line, no vCPU has it: the service is kept and tried again.
+
+use crate::binding::{self, Leaving, Masked, Open};
+use crate::queue::{Queue, Served};
+use crate::storm::{Limit, Storm};
+use heapless::Vec;
+use trellis_idl::kernel::{Op, Refusal};
+use trellis_idl::plan::MAX_VCPUS;
+use trellis_runtime::{Line, Shared, System, Vcpu};
+
+/// Sources that the kernel has.
+pub const SOURCES: usize = 64;
+/// How often a service that no vCPU takes is tried again in a second.
+const TRIES_A_SECOND: u64 = 20_000;
+/// After so many tries nobody will ever take it.
+const TRIES: u32 = 100;
+
+/// What a source shall do.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// The physical line.
+    pub line: Line,
+    /// The guest's vCPUs in order of their numbers.
+    pub vcpus: Vec<Vcpu, MAX_VCPUS>,
+    /// The CPU that each is on.
+    pub cpus: Vec<u8, MAX_VCPUS>,
+    /// What is too much.
+    pub limit: Limit,
+}
+
+/// What a source did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counters {
+    /// Services taken out of queues.
+    pub taken: u64,
+    /// Interrupts handed to a vCPU.
+    pub passed: u64,
+    /// Times that they went to another vCPU than before.
+    pub moved: u64,
+    /// Services that nobody took.
+    pub dropped: u64,
+    /// Times that it was masked since it came too often.
+    pub storms: u64,
+}
+
+/// Where a line is in its life.
+#[derive(Debug)]
+enum Stage {
+    Open(Open),
+    /// Masked by whoever owns it.
+    Masked(Masked),
+    /// Masked since it came too often, until then.
+    Cooling(Masked, u64),
+    Leaving(Leaving),
+    /// Only for as long as it goes from one to the other.
+    Between,
+}
+
+#[derive(Debug)]
+struct Source {
+    stage: Stage,
+    wish: Wish,
+    /// The vCPU that took the last one, by its place in the wish.
+    target: usize,
+    storm: Storm,
+    counters: Counters,
+    /// A service that no vCPU took yet, how often it was tried, and when it will be again.
+    held: Option<(Served, u32, u64)>,
+}
+
+/// The server.
+#[derive(Debug)]
+pub struct Forwarder {
+    sources: [Shared<Option<Source>>; SOURCES],
+}
+
+impl Default for Forwarder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Forwarder {
+    /// Nothing is forwarded.
+    pub const fn new() -> Forwarder {
+        Forwarder { sources: [const { Shared::new(None) }; SOURCES] }
+    }
+
+    #[inline(always)]
+    fn at(&self, source: u16) -> &Shared<Option<Source>> {
+        &self.sources[source as usize % SOURCES]
+    }
+
+    /// Forwards a line to a guest. Back: the number of its source.
+    pub fn bind(&self, system: &impl System, wish: Wish) -> Result<u16, Refusal> {
+        if wish.vcpus.is_empty() || wish.vcpus.len() != wish.cpus.len() {
+            return Err(Refusal::BadArgument);
+        }
+        let masked = binding::bind(system, wish.line, &wish.vcpus)?;
+        let number = masked.source();
+        let cpu = wish.cpus.first().copied().unwrap_or(0);
+        // Nobody gets a service of it before it is open, and then this lock is to be taken.
+        let mut source = self.at(number).lock(system);
+        let (stage, result) = match masked.open(system, cpu) {
+            Ok(open) => (Stage::Open(open), Ok(number)),
+            Err((masked, refusal)) => (Stage::Leaving(masked.leave(system, &wish.vcpus)), Err(refusal)),
+        };
+        if let Stage::Leaving(leaving) = &stage {
+            // It never came: nobody has it.
+            let _ = leaving.is_free(system);
+            return result;
+        }
+        let storm = Storm::new(wish.limit, now(system));
+        *source = Some(Source { stage, wish, target: 0, storm, counters: Counters::default(), held: None });
+        result
+    }
+
+    /// Ends that. `Again`: a service is on its way still; the same call later ends it. What is not bound is unbound.
+    pub fn unbind(&self, system: &impl System, source: u16, queue: Queue) -> Result<(), Refusal> {
+        let mut place = self.at(source).lock(system);
+        let Some(source) = place.as_mut() else { return Ok(()) };
+        if let Some((served, ..)) = source.held.take() {
+            queue.done(system, served);
+        }
+        let vcpus = &source.wish.vcpus;
+        source.stage = match core::mem::replace(&mut source.stage, Stage::Between) {
+            Stage::Open(open) => Stage::Leaving(open.mask(system).leave(system, vcpus)),
+            Stage::Masked(masked) | Stage::Cooling(masked, _) => Stage::Leaving(masked.leave(system, vcpus)),
+            stage @ (Stage::Leaving(_) | Stage::Between) => stage,
+        };
+        if let Stage::Leaving(leaving) = &source.stage
+            && !leaving.is_free(system)?
+        {
+            return Err(Refusal::Again);
+        }
+        *place = None;
+        Ok(())
+    }
+
+    /// Ends it and forwards the line anew, to another guest or otherwise. `Again`: nothing is forwarded yet; the same call
+    /// later goes on.
+    pub fn rebind(&self, system: &impl System, source: u16, queue: Queue, wish: Wish) -> Result<u16, Refusal> {
+        self.unbind(system, source, queue)?;
+        self.bind(system, wish)
+    }
+
+    /// Masks a line, or lets it come again.
+    pub fn mask(&self, system: &impl System, source: u16, masked: bool) -> Result<(), Refusal> {
+        let mut place = self.at(source).lock(system);
+        let source = place.as_mut().ok_or(Refusal::Gone)?;
+        match (core::mem::replace(&mut source.stage, Stage::Between), masked) {
+            (Stage::Open(open), true) => {
+                source.stage = Stage::Masked(open.mask(system));
+                Ok(())
+            }
+            // Whoever wants it masked wants it so for longer than until it is calm.
+            (Stage::Cooling(line, _), true) => {
+                source.stage = Stage::Masked(line);
+                Ok(())
+            }
+            (Stage::Masked(line), false) => source.open(system, line),
+            (stage @ Stage::Leaving(_), _) => {
+                source.stage = stage;
+                Err(Refusal::BadState)
+            }
+            (stage, _) => {
+                source.stage = stage;
+                Ok(())
+            }
+        }
+    }
+
+    /// What a source did.
+    pub fn counters(&self, system: &impl System, source: u16) -> Option<Counters> {
+        self.at(source).lock(system).as_ref().map(|source| source.counters)
+    }
+
+    /// Serves all that came to this CPU. To be called when the queue's signal came.
+    #[inline]
+    pub fn serve(&self, system: &impl System, queue: Queue) -> bool {
+        let mut waits = false;
+        loop {
+            let (taken, more) = queue.take(system);
+            for served in taken.into_iter().flatten() {
+                waits |= self.one(system, queue, served);
+            }
+            if !more {
+                return waits;
+            }
+        }
+    }
+
+    /// Serves one. True: something is to be done later ([`Forwarder::attend`]).
+    #[inline]
+    fn one(&self, system: &impl System, queue: Queue, served: Served) -> bool {
+        let mut place = self.at(served.source()).lock(system);
+        match place.as_mut() {
+            Some(source) => source.serve(system, queue, served),
+            None => {
+                queue.done(system, served);
+                false
+            }
+        }
+    }
+
+    /// Does what time has come for: lines that were masked since they came too often, services that no vCPU took. Back: when
+    /// to call again, if at any time.
+    pub fn attend(&self, system: &impl System, queue: Queue) -> Option<u64> {
+        let now = now(system);
+        let attend = |place: &Shared<Option<Source>>| place.lock(system).as_mut()?.attend(system, queue, now);
+        self.sources.iter().filter_map(attend).min()
+    }
+}
+
+impl Source {
+    #[inline]
+    fn serve(&mut self, system: &impl System, queue: Queue, served: Served) -> bool {
+        self.counters.taken += 1;
+        if matches!(self.stage, Stage::Leaving(_)) {
+            queue.done(system, served);
+            return false;
+        }
+        let too_much = self.storm.count(|| now(system));
+        let is_held = self.pass(system, served, 0);
+        if let Some(until) = too_much {
+            self.stage = match core::mem::replace(&mut self.stage, Stage::Between) {
+                Stage::Open(open) => {
+                    self.counters.storms += 1;
+                    Stage::Cooling(open.mask(system), until)
+                }
+                stage => stage,
+            };
+        }
+        is_held || too_much.is_some()
+    }
+
+    /// Hands it to the vCPU that got the last one, or to whichever the guest has sent the line to since. True: to none.
+    #[inline]
+    fn pass(&mut self, system: &impl System, served: Served, tries: u32) -> bool {
+        let Some(vcpu) = self.wish.vcpus.get(self.target) else { return false };
+        match served.pass(system, *vcpu) {
+            Ok(()) => {
+                self.counters.passed += 1;
+                false
+            }
+            Err((served, _)) => self.look_for(system, served, tries),
+        }
+    }
+
+    #[cold]
+    fn look_for(&mut self, system: &impl System, mut served: Served, tries: u32) -> bool {
+        for (index, vcpu) in self.wish.vcpus.iter().enumerate() {
+            match served.pass(system, *vcpu) {
+                Ok(()) => {
+                    self.counters.passed += 1;
+                    self.moved(system, index);
+                    return false;
+                }
+                Err((back, _)) => served = back,
+            }
+        }
+        let [now, hertz, _] = system.invoke(Op::Clock, [0; 6]).unwrap_or_default();
+        self.held = Some((served, tries + 1, now + hertz / TRIES_A_SECOND + 1));
+        true
+    }
+
+    /// The line follows its vCPU, so that the next interrupt finds both on one CPU.
+    fn moved(&mut self, system: &impl System, index: usize) {
+        if index == self.target {
+            return;
+        }
+        self.target = index;
+        self.counters.moved += 1;
+        if let (Stage::Open(open), Some(cpu)) = (&self.stage, self.wish.cpus.get(index)) {
+            // Refused, it goes on coming to where it came before, which is slower and no worse.
+            let _ = open.move_to(system, *cpu);
+        }
+    }
+
+    /// Opens a masked line where its vCPU is.
+    fn open(&mut self, system: &impl System, line: Masked) -> Result<(), Refusal> {
+        let cpu = self.wish.cpus.get(self.target).copied().unwrap_or(0);
+        let (stage, result) = match line.open(system, cpu) {
+            Ok(open) => (Stage::Open(open), Ok(())),
+            Err((line, refusal)) => (Stage::Masked(line), Err(refusal)),
+        };
+        self.stage = stage;
+        result
+    }
+
+    fn attend(&mut self, system: &impl System, queue: Queue, now: u64) -> Option<u64> {
+        if let Some((served, tries, at)) = self.held.take() {
+            if now < at {
+                self.held = Some((served, tries, at));
+            } else if tries >= TRIES {
+                self.counters.dropped += 1;
+                queue.done(system, served);
+            } else {
+                self.pass(system, served, tries);
+            }
+        }
+        if let Stage::Cooling(_, until) = self.stage
+            && until <= now
+            && let Stage::Cooling(line, _) = core::mem::replace(&mut self.stage, Stage::Between)
+        {
+            self.storm.calm(now);
+            // Refused, it stays masked, which its owner can see.
+            let _ = self.open(system, line);
+        }
+        let cool = if let Stage::Cooling(_, until) = self.stage { Some(until) } else { None };
+        let held = self.held.as_ref().map(|(_, _, at)| *at);
+        cool.into_iter().chain(held).min()
+    }
+}
+
+#[inline(never)]
+fn now(system: &impl System) -> u64 {
+    system.invoke(Op::Clock, [0; 6]).map_or(0, |[ticks, ..]| ticks)
+}

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! This CPU's queue, and services that were taken out of it.
+//!
+//! A [`Served`] is made by taking it and consumed by ending it, so that a service cannot be ended twice, and one that is
+//! not is noticed by the compiler.
+
+use trellis_idl::kernel::{Refusal, Service};
+use trellis_runtime::{Machine, Signal, System, Vcpu};
+
+/// The queue of the CPU of the thread that uses it.
+#[derive(Clone, Copy, Debug)]
+pub struct Queue {
+    machine: Machine,
+}
+
+/// A source that this server serves.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "until the service is ended its source is never served again"]
+pub struct Served(Service);
+
+impl Queue {
+    /// From now on the signal's thread, which is on this CPU, serves it. `adopt`: what a server that is no more was
+    /// serving, on whatever CPU, is to be served again.
+    pub fn open(system: &impl System, machine: Machine, signal: Signal, adopt: bool) -> Result<Queue, Refusal> {
+        machine.queue_serve(system, signal, adopt)?;
+        Ok(Queue { machine })
+    }
+
+    /// Takes what came first, two at most, and says whether there may be more: if there is not, the signal will come.
+    #[inline]
+    pub fn take(self, system: &impl System) -> ([Option<Served>; 2], bool) {
+        let Ok((count, [first, second])) = self.machine.queue_take(system) else { return ([None, None], false) };
+        ([(count > 0).then_some(Served(first)), (count > 1).then_some(Served(second))], count > 1)
+    }
+
+    /// Ends a service with nobody told.
+    pub fn done(self, system: &impl System, served: Served) {
+        // Refused, it is over already.
+        let _ = self.machine.queue_done(system, served.0);
+    }
+}
+
+impl Served {
+    /// Which source.
+    #[inline(always)]
+    pub const fn source(&self) -> u16 {
+        self.0.source()
+    }
+
+    /// Whether the line fired since the service before; else an earlier server was lost with this.
+    pub const fn has_fired(&self) -> bool {
+        self.0.has_fired()
+    }
+
+    /// Ends it: the interrupt is the vCPU's now. Refused, it goes on: `BadState` when the guest sends the line to another
+    /// vCPU, `Gone` when that or the service is no more.
+    #[inline]
+    pub fn pass(self, system: &impl System, vcpu: Vcpu) -> Result<(), (Served, Refusal)> {
+        vcpu.pass(system, self.0).map_err(|refusal| (self, refusal))
+    }
+}

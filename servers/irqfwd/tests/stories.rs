@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The forwarding server on the kernel's core and a machine of ordinary memory: root's thread is the server, a guest with a
+//! vCPU on each of two CPUs owns the line.
+
+use heapless::Vec;
+use std::cell::RefCell;
+use trellis_core::trap::Trap;
+use trellis_hosted::small::{self, ROOT, anywhere, must, slot};
+use trellis_hosted::{Hosted, Now, Settings, laws};
+use trellis_idl::kernel::{LineField, LineState, Op, Refusal, WORDS};
+use trellis_idl::layout::root_slot;
+use trellis_irqfwd::{Counters, Forwarder, Limit, Queue, Wish};
+use trellis_runtime::{Line, Machine, Signal, System, Vcpu};
+
+const LINE: u64 = 34;
+const LINE_SLOT: u64 = slot::FREE;
+const SECOND: u64 = slot::FREE + 1;
+const BIT: u32 = 1 << (LINE - 32);
+const VCPUS: [Vcpu; 2] = [Vcpu::at(slot::VCPU), Vcpu::at(SECOND)];
+
+/// The kernel as root's thread on CPU 0 asks it.
+struct Kernel(RefCell<Hosted>);
+
+impl System for Kernel {
+    fn invoke(&self, op: Op, arguments: [u64; 6]) -> Result<[u64; 3], Refusal> {
+        let mut hosted = self.0.borrow_mut();
+        hosted.syscall(0, op as u16, arguments, [0; WORDS]);
+        hosted.deliver_kicks();
+        assert_eq!(hosted.now(0), Now::Thread(ROOT), "{op:?} was meant to come back");
+        let [x0, x1, x2] = hosted.registers(0).x;
+        Refusal::from_register(x0).map(|x0| [x0, x1, x2])
+    }
+
+    fn call(&self, _: u64, _: [u64; WORDS]) -> Result<[u64; WORDS], Refusal> {
+        Err(Refusal::Unsupported)
+    }
+
+    fn wait(&self, mask: u64, deadline: u64) -> u64 {
+        self.0.borrow_mut().syscall(0, Op::Wait as u16, [mask, deadline, 0, 0, 0, 0], [0; WORDS]);
+        0
+    }
+
+    fn with_buffer<R>(&self, f: impl FnOnce(&mut [u8; 4096]) -> R) -> R {
+        f(&mut [0; 4096])
+    }
+}
+
+impl Kernel {
+    /// A guest that enables the line; root is about to serve CPU 0's queue.
+    fn new() -> Kernel {
+        let mut hosted = small::system(Settings { cpus: 2, ..Settings::default() });
+        must(&mut hosted, Op::LineCreate, [root_slot::SYSTEM, LINE, LINE_SLOT, 0, 0, 0]);
+        anywhere(&mut hosted, Op::VcpuCreate, [slot::GUEST, 1, 1, SECOND, small::VCPU_PRIORITY, 0]).expect("a vCPU");
+        for vcpu in [slot::VCPU, SECOND] {
+            anywhere(&mut hosted, Op::LinesEnable, [vcpu, 1, 0, 0, 0, 0]).expect("root may");
+        }
+        must(&mut hosted, Op::GuestMap, [slot::GUEST, small::GUEST_PAGE, slot::MEMORY, 0, 512, 7]);
+        for vcpu in [slot::VCPU, SECOND] {
+            anywhere(&mut hosted, Op::VcpuStart, [vcpu, 0, 0, 0, 0, 0]).expect("it is stopped");
+        }
+        let kernel = Kernel(RefCell::new(hosted));
+        VCPUS[0].lines_write(&kernel, LineField::Enabled, 32, BIT, BIT).expect("root may");
+        kernel
+    }
+
+    fn queue(&self, adopt: bool) -> Queue {
+        Queue::open(self, Machine::at(root_slot::SYSTEM), Signal::at(slot::SIGNALS[0]), adopt).expect("root may")
+    }
+
+    /// The device raises its line: root runs if that is forwarded to CPU 0.
+    fn fire(&self, cpu: u16) {
+        self.0.borrow_mut().trap(cpu, Trap::Line(LINE as u32));
+    }
+
+    fn is_active(&self) -> bool {
+        self.0.borrow().board.borrow().active.contains(&(LINE as u32))
+    }
+
+    /// The CPU that the line comes to.
+    fn comes_to(&self) -> Option<u16> {
+        self.0.borrow().board.borrow().lines.get(&(LINE as u32)).copied()
+    }
+
+    /// Root waits, the guest's vCPU on this CPU takes the line and ends it, root goes on. Whether there was one.
+    fn guest_serves(&self, cpu: u16) -> bool {
+        // What it was signalled for so far is taken first.
+        while self.0.borrow().now(0) == Now::Thread(ROOT) {
+            self.wait(1, 0);
+        }
+        let mut hosted = self.0.borrow_mut();
+        let line = if hosted.now(cpu) == Now::Guest(0) { hosted.acknowledge(cpu) } else { None };
+        if let Some(line) = line {
+            hosted.end_of_interrupt(cpu, line);
+        }
+        drop(hosted);
+        self.wake_root();
+        line == Some(LINE as u8)
+    }
+
+    /// Root is signalled by nobody in particular, if it waits.
+    fn wake_root(&self) {
+        let mut hosted = self.0.borrow_mut();
+        if hosted.now(0) == Now::Thread(ROOT) {
+            return;
+        }
+        let root = hosted.cpus[0].local.threads.name_at(ROOT).0;
+        let Hosted { cpus, shared, .. } = &mut *hosted;
+        let this = &mut cpus[0];
+        let id = trellis_core::pool::Id::from_word(root);
+        trellis_core::signal::raise(&mut this.local, shared, &mut this.machine, id, 1);
+        assert_eq!(hosted.trap(0, Trap::Spurious), Now::Thread(ROOT));
+    }
+
+    fn pass_time(&self, ticks: u64) {
+        let now = self.0.borrow().board.borrow().now;
+        self.0.borrow().board.borrow_mut().now = now + ticks;
+    }
+
+    fn move_line(&self, from: usize, to: usize) {
+        let state = VCPUS[from].line_take(self, LINE).expect("it is not active");
+        VCPUS[to].line_target(self, LINE, state).expect("it is nowhere");
+    }
+}
+
+fn wish(limit: Limit) -> Wish {
+    Wish {
+        line: Line::at(LINE_SLOT),
+        vcpus: Vec::from_slice(&VCPUS).expect("two fit"),
+        cpus: Vec::from_slice(&[0, 1]).expect("two fit"),
+        limit,
+    }
+}
+
+/// A guest whose line is forwarded.
+fn bound(limit: Limit) -> (Kernel, Forwarder, Queue, u16) {
+    let kernel = Kernel::new();
+    let (forwarder, queue) = (Forwarder::new(), kernel.queue(false));
+    let source = forwarder.bind(&kernel, wish(limit)).expect("nobody has it");
+    (kernel, forwarder, queue, source)
+}
+
+fn counters(kernel: &Kernel, forwarder: &Forwarder, source: u16) -> Counters {
+    forwarder.counters(kernel, source).expect("it is bound")
+}
+
+#[test]
+fn each_interrupt_reaches_the_guest_once() {
+    let (kernel, forwarder, queue, source) = bound(Limit::NONE);
+    for count in 1..=5 {
+        kernel.fire(0);
+        assert!(!forwarder.serve(&kernel, queue), "nothing is left to do");
+        assert!(kernel.guest_serves(0));
+        assert!(!kernel.guest_serves(0) && !kernel.is_active());
+        let expected = Counters { taken: count, passed: count, ..Counters::default() };
+        assert_eq!(counters(&kernel, &forwarder, source), expected);
+    }
+    laws::full(&kernel.0.borrow()).expect("the laws hold");
+}
+
+#[test]
+fn the_line_follows_the_guests_wish() {
+    let (kernel, forwarder, queue, source) = bound(Limit::NONE);
+    kernel.move_line(0, 1);
+    kernel.fire(0);
+    assert!(!forwarder.serve(&kernel, queue));
+    assert_eq!(kernel.comes_to(), Some(1), "the next comes where it is wanted");
+    assert!(!kernel.guest_serves(0));
+    assert!(kernel.guest_serves(1) && !kernel.is_active());
+    assert_eq!(counters(&kernel, &forwarder, source), Counters { taken: 1, passed: 1, moved: 1, ..Counters::default() });
+}
+
+#[test]
+fn an_interrupt_that_comes_while_the_line_is_nowhere_waits() {
+    let (kernel, forwarder, queue, source) = bound(Limit::NONE);
+    let state = VCPUS[0].line_take(&kernel, LINE).expect("it is not active");
+    kernel.fire(0);
+    assert!(forwarder.serve(&kernel, queue), "it is to be tried again");
+    let at = forwarder.attend(&kernel, queue).expect("soon");
+    VCPUS[1].line_target(&kernel, LINE, state).expect("it is nowhere");
+    kernel.pass_time(at);
+    assert_eq!(forwarder.attend(&kernel, queue), None);
+    assert!(kernel.guest_serves(1));
+    assert_eq!(counters(&kernel, &forwarder, source).passed, 1);
+}
+
+#[test]
+fn what_nobody_takes_is_given_up() {
+    let (kernel, forwarder, queue, source) = bound(Limit::NONE);
+    VCPUS[0].line_take(&kernel, LINE).expect("it is not active");
+    kernel.fire(0);
+    assert!(forwarder.serve(&kernel, queue));
+    let mut tries = 0;
+    while let Some(at) = forwarder.attend(&kernel, queue) {
+        kernel.0.borrow().board.borrow_mut().now = at;
+        tries += 1;
+        assert!(tries < 1000, "it never ends");
+    }
+    assert_eq!(counters(&kernel, &forwarder, source), Counters { taken: 1, dropped: 1, ..Counters::default() });
+    forwarder.unbind(&kernel, source, queue).expect("nobody has it");
+    assert!(!kernel.is_active(), "a released line is not stuck");
+}
+
+#[test]
+fn a_line_that_comes_too_often_is_masked_for_a_while() {
+    let (kernel, forwarder, queue, source) = bound(Limit { most: 3, window: 100, cool_down: 1000 });
+    for _ in 0..2 {
+        kernel.fire(0);
+        assert!(!forwarder.serve(&kernel, queue));
+        assert!(kernel.guest_serves(0));
+    }
+    kernel.fire(0);
+    assert!(forwarder.serve(&kernel, queue), "it is to be opened again");
+    assert_eq!(kernel.comes_to(), None);
+    assert!(kernel.guest_serves(0), "this one still comes");
+    let at = forwarder.attend(&kernel, queue).expect("it cools down");
+    kernel.pass_time(500);
+    assert_eq!((forwarder.attend(&kernel, queue), kernel.comes_to()), (Some(at), None));
+    kernel.pass_time(600);
+    assert_eq!((forwarder.attend(&kernel, queue), kernel.comes_to()), (None, Some(0)));
+    assert_eq!(counters(&kernel, &forwarder, source).storms, 1);
+    // Masked by its owner it stays so, however long it cooled down.
+    forwarder.mask(&kernel, source, true).expect("it is bound");
+    forwarder.mask(&kernel, source, true).expect("twice is once");
+    kernel.pass_time(5000);
+    assert_eq!((forwarder.attend(&kernel, queue), kernel.comes_to()), (None, None));
+    forwarder.mask(&kernel, source, false).expect("it is bound");
+    assert_eq!(kernel.comes_to(), Some(0));
+}
+
+#[test]
+fn unbinding_waits_for_what_is_on_its_way_and_can_be_done_again() {
+    let (kernel, forwarder, queue, source) = bound(Limit::NONE);
+    kernel.fire(0);
+    assert_eq!(forwarder.unbind(&kernel, source, queue), Err(Refusal::Again), "its source is in the queue");
+    assert_eq!(forwarder.rebind(&kernel, source, queue, wish(Limit::NONE)), Err(Refusal::Again));
+    assert_eq!(forwarder.mask(&kernel, source, false), Err(Refusal::BadState));
+    assert!(!forwarder.serve(&kernel, queue));
+    assert_eq!(forwarder.rebind(&kernel, source, queue, wish(Limit::NONE)), Ok(source));
+    assert!(!kernel.is_active());
+    kernel.fire(0);
+    assert!(!forwarder.serve(&kernel, queue) && kernel.guest_serves(0));
+    assert_eq!(forwarder.unbind(&kernel, source, queue), Ok(()));
+    assert_eq!(forwarder.unbind(&kernel, source, queue), Ok(()), "a second time does nothing");
+    assert_eq!((kernel.comes_to(), forwarder.counters(&kernel, source)), (None, None));
+}
+
+#[test]
+fn a_binding_that_fails_leaves_nothing() {
+    let kernel = Kernel::new();
+    let forwarder = Forwarder::new();
+    let broken = Wish { vcpus: Vec::from_slice(&[VCPUS[0], Vcpu::at(slot::GUEST)]).expect("two fit"), ..wish(Limit::NONE) };
+    assert_eq!(forwarder.bind(&kernel, broken), Err(Refusal::WrongKind));
+    let nobody = Wish { vcpus: Vec::new(), cpus: Vec::new(), ..wish(Limit::NONE) };
+    assert_eq!(forwarder.bind(&kernel, nobody), Err(Refusal::BadArgument));
+    let nowhere = Wish { cpus: Vec::from_slice(&[50, 1]).expect("two fit"), ..wish(Limit::NONE) };
+    assert!(forwarder.bind(&kernel, nowhere).is_err(), "there is no CPU 50");
+    assert_eq!(kernel.comes_to(), None);
+    assert_eq!(forwarder.bind(&kernel, wish(Limit::NONE)), Ok(0), "the line and its source are free");
+    assert_eq!(forwarder.bind(&kernel, wish(Limit::NONE)), Err(Refusal::Occupied));
+}
+
+/// A number that follows from the one before.
+fn next(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    *seed >> 33
+}
+
+/// Binding, unbinding, masking, moving, reset and loss of the server, in random order with interrupts in flight: in the end
+/// the line comes, and nothing is left over.
+#[test]
+fn whatever_happens_the_line_comes_in_the_end() {
+    let rounds = std::env::var("TRELLIS_ROUNDS").ok().and_then(|count| count.parse().ok()).unwrap_or(10_000);
+    let mut seed = 7;
+    let kernel = Kernel::new();
+    let mut queue = kernel.queue(false);
+    let mut forwarder = Forwarder::new();
+    let mut home = 0;
+    for round in 0..rounds {
+        for _ in 0..next(&mut seed) % 12 {
+            step(&kernel, &mut forwarder, &mut queue, &mut home, &mut seed);
+        }
+        settle(&kernel, &forwarder, queue, home, round);
+    }
+}
+
+fn step(kernel: &Kernel, forwarder: &mut Forwarder, queue: &mut Queue, home: &mut usize, seed: &mut u64) {
+    match next(seed) % 10 {
+        0 | 1 => kernel.fire(0),
+        2 => drop(forwarder.serve(kernel, *queue)),
+        3 => drop(kernel.guest_serves(*home as u16)),
+        4 => drop(forwarder.bind(kernel, wish(Limit::NONE))),
+        5 => drop(forwarder.unbind(kernel, 0, *queue)),
+        6 => drop(forwarder.mask(kernel, 0, next(seed).is_multiple_of(2))),
+        7 => {
+            if let Ok(state) = VCPUS[*home].line_take(kernel, LINE) {
+                let to = 1 - *home;
+                VCPUS[to].line_target(kernel, LINE, state).expect("it is nowhere");
+                *home = to;
+            }
+        }
+        8 => {
+            // The guest drops what is pending or taken.
+            for field in [LineField::Pending, LineField::Active] {
+                VCPUS[*home].lines_write(kernel, field, 32, BIT, 0).expect("root may");
+            }
+        }
+        _ => {
+            // The server is lost, with what it knew; another one begins with what is bound already released.
+            *forwarder = Forwarder::new();
+            *queue = kernel.queue(true);
+            for vcpu in VCPUS {
+                vcpu.tie(kernel, Line::at(LINE_SLOT), false).expect("root may");
+            }
+            while !Line::at(LINE_SLOT).release(kernel).expect("root may") {
+                forwarder.serve(kernel, *queue);
+            }
+        }
+    }
+}
+
+/// What is in flight arrives, the line is bound anew and comes.
+fn settle(kernel: &Kernel, forwarder: &Forwarder, queue: Queue, home: usize, round: u32) {
+    forwarder.serve(kernel, queue);
+    kernel.pass_time(1000);
+    forwarder.attend(kernel, queue);
+    while kernel.guest_serves(home as u16) {}
+    while forwarder.unbind(kernel, 0, queue).is_err() {
+        forwarder.serve(kernel, queue);
+    }
+    assert!(!kernel.is_active(), "round {round}: the line is stuck");
+    assert_eq!(forwarder.bind(kernel, wish(Limit::NONE)), Ok(0), "round {round}");
+    kernel.fire(0);
+    forwarder.serve(kernel, queue);
+    assert!(kernel.guest_serves(home as u16), "round {round}: the line is dead");
+    assert!(!kernel.is_active());
+    while forwarder.unbind(kernel, 0, queue).is_err() {
+        forwarder.serve(kernel, queue);
+    }
+    laws::quick(&kernel.0.borrow()).expect("the laws hold");
+}
+
+#[test]
+fn a_state_that_moves_keeps_what_is_pending() {
+    let (kernel, forwarder, queue, _) = bound(Limit::NONE);
+    kernel.fire(0);
+    forwarder.serve(&kernel, queue);
+    let state = VCPUS[0].line_take(&kernel, LINE).expect("it is not active");
+    assert!(LineState(state.0).has(LineState::PENDING));
+    VCPUS[1].line_target(&kernel, LINE, state).expect("it is nowhere");
+    assert!(kernel.guest_serves(1) && !kernel.is_active());
+}
