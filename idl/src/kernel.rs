@@ -182,13 +182,17 @@ pub enum Op {
     LineCreate = 0x5a,
     /// Makes a line a source of interrupts that go into the queue of the CPU that takes them: `x0` line capability. It stays
     /// masked until [`Op::LineAck`], and is not masked when it comes: it does not come again before it was ended. Back: `x0` =
-    /// the source. Refused `Occupied` when it is bound already, `Quota` when there are no more sources.
+    /// the source, `x1` = interrupts that it sent straight to a vCPU so far. A line that is forwarded already stays as it is.
+    /// Refused `Occupied` when it is bound to a signal, `Again` when it was released and its source is not free yet, `Quota`
+    /// when there are no more sources.
     LineForward = 0x5b,
     /// Ends that: `x0` line capability. It is masked and no longer active. Back: `x0` = 1 as long as the source is in a queue or
     /// served: ask again. A line that is not forwarded stays as it is.
     LineRelease = 0x5c,
     /// Ties a guest's line to the physical one of its number (32 to 127), or unties it: `x0` vCPU, `x1` line capability, `x2` =
     /// 1 or 0. The guest's end of the interrupt is the physical one's then. To be done for each vCPU that the line may be sent to.
+    /// `x2` = 2: as 1, and as long as the guest sends the line to this vCPU, and the line comes to the vCPU's CPU, its
+    /// interrupts go there without being queued.
     LineTie = 0x5d,
     /// Hands a source's interrupt to a vCPU that its line is tied to and sent to, and completes its service: `x0` vCPU, `x1` a
     /// [`Service`]. Refused `BadState` when the line is not sent to this vCPU, `Gone` when the service is over.

@@ -402,6 +402,17 @@ impl Guest {
     }
 }
 
+/// How a physical line and a vCPU belong together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tie {
+    /// Not at all.
+    No = 0,
+    /// The guest's end of the interrupt is the physical one's.
+    Ends = 1,
+    /// And it goes there without a server, as long as it is sent there.
+    Direct = 2,
+}
+
 /// What a vCPU is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct VcpuSetup {
@@ -547,8 +558,8 @@ impl Vcpu {
     }
 
     /// [`Op::LineTie`].
-    pub fn tie(self, system: &impl System, line: Line, on: bool) -> Done {
-        tell(system, Op::LineTie, [self.slot, line.slot, on.into()])
+    pub fn tie(self, system: &impl System, line: Line, tie: Tie) -> Done {
+        tell(system, Op::LineTie, [self.slot, line.slot, tie as u64])
     }
 
     /// [`Op::LinePass`].
@@ -584,9 +595,9 @@ impl Line {
         tell(system, Op::LineAck, [self.slot, 1])
     }
 
-    /// [`Op::LineForward`]: the number of its source.
-    pub fn forward(self, system: &impl System) -> Result<u16, Refusal> {
-        ask(system, Op::LineForward, [self.slot]).map(|[source, ..]| source as u16)
+    /// [`Op::LineForward`]: the number of its source, and how many interrupts went straight to a vCPU so far.
+    pub fn forward(self, system: &impl System) -> Result<(u16, u64), Refusal> {
+        ask(system, Op::LineForward, [self.slot]).map(|[source, direct, _]| (source as u16, direct))
     }
 
     /// [`Op::LineRelease`]. False: somebody has its source still.

@@ -648,8 +648,10 @@ fn forwarded_door(cpu: &mut Cpu, line: u32) -> u64 {
         return cpu.undecided(trap, line);
     }
     let running = cpu.local.running;
-    let next = signal::forwarded_at_once(&mut cpu.local, &SHARED, &mut cpu.machine, line);
-    cpu.overtaken(running, next, line)
+    match signal::forwarded_at_once(&mut cpu.local, &SHARED, &mut cpu.machine, line) {
+        Next::Again => SAME,
+        next => cpu.overtaken(running, next, line),
+    }
 }
 
 /// The same, for which more must be decided; everything is in the running context.

@@ -5,7 +5,8 @@
 //! Such a line is not masked when it arrives: its priority is dropped and it stays active, so it does not come again
 //! before the guest has ended it, through the list register that is tied to it, or its server let it go.
 
-use crate::local::Local;
+use crate::lines;
+use crate::local::{Local, Running};
 use crate::machine::Machine;
 use crate::pool::Id;
 use crate::queue::Queue;
@@ -13,6 +14,7 @@ use crate::shared::{LINES, Shared};
 use crate::signal;
 use crate::source::{Source, Sources, Unlinked};
 use crate::thread::ThreadName;
+use crate::trap::Next;
 use core::sync::atomic::{AtomicU64, Ordering};
 use trellis_idl::boot::MAX_CPUS;
 use trellis_idl::kernel::Refusal;
@@ -28,7 +30,7 @@ pub const FORWARDED: u64 = 1 << 63;
 pub struct Forwarding {
     /// The state of each source.
     pub sources: Sources<AtomicU64, SOURCES>,
-    /// Its physical line.
+    /// Its physical line; above 32 bits: interrupts that went to a vCPU without a server.
     pub lines: [AtomicU64; SOURCES],
     /// One queue a CPU.
     pub queues: [Queue<AtomicU64>; MAX_CPUS],
@@ -74,6 +76,42 @@ pub fn is_forwarded(shared: &Shared, line: u32) -> bool {
 pub(crate) fn fired<M: Machine>(local: &Local<M>, shared: &Shared, bits: u64) -> Option<QueueServer> {
     let source = shared.forwarding.sources.raise(bits as u16)?;
     put(local, shared, source)
+}
+
+/// The vCPU of this name, on this CPU, that gets a source's interrupts without a server, if its guest sends the line to it.
+#[cfg_attr(target_os = "none", optimize(speed))]
+#[inline(never)]
+fn direct_to<M: Machine>(local: &Local<M>, shared: &Shared, vcpu: u64, bits: u64) -> Option<(u16, u8)> {
+    let (id, line) = (Local::<M>::vcpu_id(vcpu), shared.forwarding.line_of(bits as u16));
+    local.vcpus.get(id)?.lines.is_tied_here(line).then_some((id.index() as u16, line as u8))
+}
+
+/// One more interrupt was handed on without a server. Only the CPU that the line comes to counts.
+#[inline(always)]
+fn count(shared: &Shared, bits: u64) {
+    shared.forwarding.lines[bits as usize % SOURCES].fetch_add(1 << 32, Ordering::Relaxed);
+}
+
+/// A line that goes straight to this vCPU arrived. False: it does not go there now, so a server is to look where it goes.
+#[inline(never)]
+pub(crate) fn direct<M: Machine>(local: &mut Local<M>, shared: &Shared, vcpu: u64, bits: u64) -> bool {
+    let Some((index, line)) = direct_to(local, shared, vcpu, bits) else { return false };
+    count(shared, bits);
+    lines::arrive_tied(local, index, line);
+    true
+}
+
+/// The same where that vCPU runs: it goes on at once. [`Next::Slow`]: nothing was done.
+#[inline(always)]
+pub(crate) fn direct_at_once<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, vcpu: u64, bits: u64,
+) -> Next {
+    let Some((index, line)) = direct_to(local, shared, vcpu, bits) else { return Next::Slow };
+    if local.running != Running::Vcpu(index) || !lines::list_tied_at_once(local, machine, index, line) {
+        return Next::Slow;
+    }
+    count(shared, bits);
+    Next::Again
 }
 
 #[inline(always)]

@@ -281,6 +281,7 @@ impl Lines {
     }
 
     /// Whether a physical line is tied to the guest's line of its number, and that is sent to this vCPU.
+    #[inline(always)]
     pub fn is_tied_here(&self, line: u32) -> bool {
         line < 128 && self.hardware & self.home & bit(line as u8) != 0
     }
@@ -502,13 +503,42 @@ fn list_anew<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, line
     if slot >= LIST_ENTRIES {
         return false;
     }
+    list_in(local, machine, index, line, slot);
+    true
+}
+
+/// A tied line's interrupt came for the vCPU that runs: it goes straight into a list register, as above.
+#[inline(always)]
+pub(crate) fn list_tied_at_once<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, line: u8) -> bool {
+    let vcpu = local.vcpus.at(index);
+    let lines = &vcpu.lines;
+    let may_come = lines.forwarding && lines.enabled & bit(line) != 0;
+    if vcpu.hazard || lines.starved || !may_come || !machine.is_loaded(&vcpu.context) {
+        return false;
+    }
+    let empty = machine.empty_lists();
+    // One that it was in before and has left, as its end was not looked for since: a line is in one at most.
+    let slot = match lines.listed & bit(line) {
+        0 => empty.trailing_zeros() as usize,
+        _ => lines.slots.iter().position(|held| *held == line).unwrap_or(LIST_ENTRIES),
+    };
+    if slot >= LIST_ENTRIES || empty >> slot & 1 == 0 {
+        return false;
+    }
+    list_in(local, machine, index, line, slot);
+    true
+}
+
+/// Puts a line that has just become pending into an empty list register.
+#[cfg_attr(target_os = "none", optimize(speed))]
+#[inline(never)]
+fn list_in<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, line: u8, slot: usize) {
     let lines = &mut local.vcpus.at_mut(index).lines;
     lines.list(line, slot);
     lines.pending &= !bit(line);
     lines.active &= !bit(line);
     let entry = lines.pending_entry(line);
     machine.set_list_entry(slot, entry);
-    true
 }
 
 /// The virtual timer of the vCPU that runs is due: it goes on at once with the interrupt.

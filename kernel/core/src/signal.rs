@@ -142,6 +142,7 @@ pub fn line_arrived<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: 
     let (thread, bits) = (slot.thread.load(Ordering::Acquire), slot.bits.load(Ordering::Relaxed));
     let server = match bits {
         0 => None,
+        _ if bits & FORWARDED != 0 && forward::direct(local, shared, thread, bits) => None,
         _ if bits & FORWARDED != 0 => forward::fired(local, shared, bits),
         _ => Some(QueueServer { thread, bits }),
     };
@@ -176,9 +177,13 @@ pub fn bound_at_once<M: Machine>(local: &mut Local<M>, shared: &Shared, machine:
 /// The same for one whose source goes into a queue.
 #[inline(always)]
 pub fn forwarded_at_once<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, line: u32) -> Next {
-    let bits = shared.lines[line as usize % LINES].bits.load(Ordering::Relaxed);
+    let slot = &shared.lines[line as usize % LINES];
+    let (thread, bits) = (slot.thread.load(Ordering::Acquire), slot.bits.load(Ordering::Relaxed));
     if bits & FORWARDED == 0 || local.running == Running::Idle {
         return Next::Slow;
+    }
+    if thread != 0 {
+        return forward::direct_at_once(local, shared, machine, thread, bits);
     }
     let Some(server) = forward::fired(local, shared, bits) else { return Next::Slow };
     let next = line_overtakes(local, shared, machine, server);

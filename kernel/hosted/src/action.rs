@@ -145,7 +145,7 @@ fn shape(op: Op) -> [Shape; 6] {
         Op::LineBind => of(&[Of(Kind::Line), Of(Kind::Signal)]),
         Op::LineAck => of(&[Of(Kind::Line), Below(3), Below(4)]),
         Op::LineForward | Op::LineRelease => of(&[Of(Kind::Line)]),
-        Op::LineTie => of(&[Of(Kind::Vcpu), Of(Kind::Line), Below(3)]),
+        Op::LineTie => of(&[Of(Kind::Vcpu), Of(Kind::Line), Below(4)]),
         Op::LinePass => of(&[Of(Kind::Vcpu), Taken]),
         Op::QueueServe => of(&[Of(Kind::System), Of(Kind::Signal), Below(3)]),
         Op::QueueTake => of(&[Of(Kind::System)]),

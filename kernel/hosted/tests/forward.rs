@@ -176,6 +176,7 @@ fn releasing_waits_for_the_service_and_ends_the_line() {
     let release = |hosted: &mut Hosted| client(hosted, Op::LineRelease, [CLIENT_LINE, 0, 0, 0, 0, 0]).map(|all| all[0]);
     assert_eq!(release(&mut hosted), Ok(1), "a server has it");
     assert_eq!(release(&mut hosted), Ok(1));
+    assert_eq!(client(&mut hosted, Op::LineForward, [CLIENT_LINE, 0, 0, 0, 0, 0]), Err(Refusal::Again));
     assert!(is_active(&hosted));
     client(&mut hosted, Op::QueueDone, [MACHINE, service.0, 0, 0, 0, 0]).expect("its own service");
     assert_eq!(release(&mut hosted), Ok(0));
@@ -185,7 +186,8 @@ fn releasing_waits_for_the_service_and_ends_the_line() {
     assert_eq!(take(&mut hosted), []);
     // It can be forwarded again, and comes again.
     client(&mut hosted, Op::LineForward, [CLIENT_LINE, 0, 0, 0, 0, 0]).expect("it is free");
-    assert_eq!(client(&mut hosted, Op::LineForward, [CLIENT_LINE, 0, 0, 0, 0, 0]), Err(Refusal::Occupied));
+    let again = client(&mut hosted, Op::LineForward, [CLIENT_LINE, 0, 0, 0, 0, 0]);
+    assert_eq!(again, Ok([0, 0, 0]), "it is the same source");
     assert_eq!(client(&mut hosted, Op::LineBind, [CLIENT_LINE, SIGNAL, 0, 0, 0, 0]), Err(Refusal::Occupied));
     client(&mut hosted, Op::LineAck, [CLIENT_LINE, 0, 0, 0, 0, 0]).expect("the line is its own");
     assert_eq!(idle(&mut hosted), Now::Guest(0));
@@ -233,7 +235,7 @@ fn only_who_may_serves_and_ties() {
     grant_to_client(&mut hosted);
     assert_eq!(client(&mut hosted, Op::LineTie, [VCPU, SIGNAL, 1, 0, 0, 0]), Err(Refusal::WrongKind));
     assert_eq!(client(&mut hosted, Op::LineTie, [VCPU, 43, 1, 0, 0, 0]), Err(Refusal::OutOfRange), "a guest has 128 lines");
-    assert_eq!(client(&mut hosted, Op::LineTie, [VCPU, CLIENT_LINE, 2, 0, 0, 0]), Err(Refusal::BadArgument));
+    assert_eq!(client(&mut hosted, Op::LineTie, [VCPU, CLIENT_LINE, 3, 0, 0, 0]), Err(Refusal::BadArgument));
     assert_eq!(client(&mut hosted, Op::LineAck, [CLIENT_LINE, 0, 65, 0, 0, 0]), Err(Refusal::BadArgument));
     lawful(&hosted);
 }
@@ -348,5 +350,92 @@ fn there_are_so_many_sources_and_no_more() {
     must(&mut hosted, Op::LineCreate, [root_slot::SYSTEM, 40, OTHER_SLOT, 0, 0, 0]);
     assert_eq!(must(&mut hosted, Op::LineRelease, [OTHER_SLOT, 0, 0, 0, 0, 0])[0], 0);
     assert_eq!(must(&mut hosted, Op::LineForward, [LINE_SLOT, 0, 0, 0, 0, 0])[0], 8);
+    lawful(&hosted);
+}
+
+/// How often the line went straight to the vCPU.
+fn direct_count(hosted: &mut Hosted) -> u64 {
+    wake_client(hosted);
+    let [source, direct, _] = client(hosted, Op::LineForward, [CLIENT_LINE, 0, 0, 0, 0, 0]).expect("it is forwarded");
+    assert_eq!((source, idle(hosted)), (0, Now::Guest(0)));
+    direct
+}
+
+/// The line of [`forwarded`] goes straight to the vCPU.
+fn direct(hosted: &mut Hosted, way: u64) {
+    wake_client(hosted);
+    client(hosted, Op::LineTie, [VCPU, CLIENT_LINE, way, 0, 0, 0]).expect("its own line");
+    assert_eq!(idle(hosted), Now::Guest(0));
+}
+
+#[test]
+fn a_direct_line_reaches_its_vcpu_without_a_server() {
+    for only_slow in [false, true] {
+        let mut hosted = forwarded(1);
+        hosted.only_slow = only_slow;
+        direct(&mut hosted, 2);
+        let before = hosted.sharing();
+        for _ in 0..5 {
+            assert_eq!(fire(&mut hosted), Now::Guest(0), "nobody else runs");
+            serve(&mut hosted);
+        }
+        assert_eq!(hosted.sharing(), before, "nothing is shared between CPUs");
+        assert_eq!(direct_count(&mut hosted), 5);
+        // Back through its server.
+        direct(&mut hosted, 1);
+        assert_eq!(fire(&mut hosted), Now::Thread(CLIENT));
+        assert_eq!(pass(&mut hosted), Now::Guest(0));
+        serve(&mut hosted);
+        assert_eq!(direct_count(&mut hosted), 5);
+        lawful(&hosted);
+    }
+}
+
+#[test]
+fn a_direct_line_wakes_a_vcpu_that_waits() {
+    let mut hosted = forwarded(1);
+    direct(&mut hosted, 2);
+    assert_eq!(hosted.trap(0, Trap::WaitForInterrupt), Now::Idle);
+    assert_eq!(fire(&mut hosted), Now::Guest(0));
+    serve(&mut hosted);
+    lawful(&hosted);
+}
+
+#[test]
+fn a_direct_line_that_its_vcpu_does_not_take_goes_to_the_server() {
+    // The guest sends the line elsewhere; the vCPU is no more.
+    for gone in [false, true] {
+        let mut hosted = forwarded(1);
+        direct(&mut hosted, 2);
+        wake_client(&mut hosted);
+        if gone {
+            client(&mut hosted, Op::VcpuStop, [VCPU, 0, 0, 0, 0, 0]).expect("it may");
+            client(&mut hosted, Op::VcpuDestroy, [VCPU, 0, 0, 0, 0, 0]).expect("it is stopped");
+        } else {
+            client(&mut hosted, Op::LineTake, [VCPU, LINE, 0, 0, 0, 0]).expect("it is not active");
+        }
+        idle(&mut hosted);
+        assert_eq!(fire(&mut hosted), Now::Thread(CLIENT));
+        let services = take(&mut hosted);
+        assert_eq!(services.len(), 1);
+        client(&mut hosted, Op::QueueDone, [MACHINE, services[0].0, 0, 0, 0, 0]).expect("its own service");
+        lawful(&hosted);
+    }
+}
+
+#[test]
+fn a_direct_line_that_is_disabled_waits_for_the_guest() {
+    let mut hosted = forwarded(1);
+    direct(&mut hosted, 2);
+    let enabled = |values: u64| [VCPU, LineField::Enabled as u64, 32, 1 << (LINE - 32), values, 0];
+    wake_client(&mut hosted);
+    client(&mut hosted, Op::LinesWrite, enabled(0)).expect("it may");
+    idle(&mut hosted);
+    assert_eq!(fire(&mut hosted), Now::Guest(0));
+    assert_eq!((hosted.acknowledge(0), is_active(&hosted)), (None, true));
+    wake_client(&mut hosted);
+    client(&mut hosted, Op::LinesWrite, enabled(1 << (LINE - 32))).expect("it may");
+    assert_eq!(idle(&mut hosted), Now::Guest(0));
+    serve(&mut hosted);
     lawful(&hosted);
 }

@@ -3,6 +3,7 @@
 //! there.
 
 use trellis_idl::kernel::Refusal;
+use trellis_runtime::handle::Tie;
 use trellis_runtime::{Line, System, Vcpu};
 
 /// Forwarded to some vCPUs, masked.
@@ -25,11 +26,13 @@ pub struct Leaving {
     line: Line,
 }
 
-/// Makes a line a source that all these vCPUs can get. Where one of them refuses, nothing is left of it.
-pub fn bind(system: &impl System, line: Line, vcpus: &[Vcpu]) -> Result<Masked, Refusal> {
-    let source = line.forward(system)?;
+/// Makes a line a source that all these vCPUs can get; `direct`: the first of them without a server. Where one of them
+/// refuses, nothing is left of it. A line that is a source already, since a server before this one made it so, stays it.
+pub fn bind(system: &impl System, line: Line, vcpus: &[Vcpu], direct: bool) -> Result<Masked, Refusal> {
+    let (source, _) = line.forward(system)?;
     for (index, vcpu) in vcpus.iter().enumerate() {
-        if let Err(refusal) = vcpu.tie(system, line, true) {
+        let tie = if direct && index == 0 { Tie::Direct } else { Tie::Ends };
+        if let Err(refusal) = vcpu.tie(system, line, tie) {
             untie(system, line, vcpus.get(..index).unwrap_or_default());
             // It never was open: nobody can have its source.
             let _ = line.release(system);
@@ -42,7 +45,7 @@ pub fn bind(system: &impl System, line: Line, vcpus: &[Vcpu]) -> Result<Masked, 
 fn untie(system: &impl System, line: Line, vcpus: &[Vcpu]) {
     for vcpu in vcpus {
         // A vCPU that is gone has nothing tied to it.
-        let _ = vcpu.tie(system, line, false);
+        let _ = vcpu.tie(system, line, Tie::No);
     }
 }
 
@@ -76,6 +79,11 @@ impl Open {
     /// It comes to another CPU from now on.
     pub fn move_to(&self, system: &impl System, cpu: u8) -> Result<(), Refusal> {
         self.0.line.open_at(system, cpu)
+    }
+
+    /// It goes straight to this vCPU from now on.
+    pub fn direct_to(&self, system: &impl System, vcpu: Vcpu) -> Result<(), Refusal> {
+        vcpu.tie(system, self.0.line, Tie::Direct)
     }
 
     /// It does not come any more.

@@ -31,6 +31,8 @@ pub struct Wish {
     pub cpus: Vec<u8, MAX_VCPUS>,
     /// What is too much.
     pub limit: Limit,
+    /// The kernel hands it to the vCPU that it goes to, and this server sees only what that vCPU does not take.
+    pub direct: bool,
 }
 
 /// What a source did.
@@ -40,6 +42,8 @@ pub struct Counters {
     pub taken: u64,
     /// Interrupts handed to a vCPU.
     pub passed: u64,
+    /// Interrupts that went straight to a vCPU.
+    pub direct: u64,
     /// Times that they went to another vCPU than before.
     pub moved: u64,
     /// Services that nobody took.
@@ -101,11 +105,14 @@ impl Forwarder {
         if wish.vcpus.is_empty() || wish.vcpus.len() != wish.cpus.len() {
             return Err(Refusal::BadArgument);
         }
-        let masked = binding::bind(system, wish.line, &wish.vcpus)?;
-        let number = masked.source();
+        let (number, _) = wish.line.forward(system)?;
         let cpu = wish.cpus.first().copied().unwrap_or(0);
         // Nobody gets a service of it before it is open, and then this lock is to be taken.
         let mut source = self.at(number).lock(system);
+        if source.is_some() {
+            return Err(Refusal::Occupied);
+        }
+        let masked = binding::bind(system, wish.line, &wish.vcpus, wish.direct)?;
         let (stage, result) = match masked.open(system, cpu) {
             Ok(open) => (Stage::Open(open), Ok(number)),
             Err((masked, refusal)) => (Stage::Leaving(masked.leave(system, &wish.vcpus)), Err(refusal)),
@@ -177,7 +184,11 @@ impl Forwarder {
 
     /// What a source did.
     pub fn counters(&self, system: &impl System, source: u16) -> Option<Counters> {
-        self.at(source).lock(system).as_ref().map(|source| source.counters)
+        let place = self.at(source).lock(system);
+        let source = place.as_ref()?;
+        // It stays forwarded as it is.
+        let direct = source.wish.line.forward(system).map_or(0, |(_, direct)| direct);
+        Some(Counters { direct, ..source.counters })
     }
 
     /// Serves all that came to this CPU. To be called when the queue's signal came.
@@ -279,6 +290,9 @@ impl Source {
         if let (Stage::Open(open), Some(cpu)) = (&self.stage, self.wish.cpus.get(index)) {
             // Refused, it goes on coming to where it came before, which is slower and no worse.
             let _ = open.move_to(system, *cpu);
+            if self.wish.direct && let Some(vcpu) = self.wish.vcpus.get(index) {
+                let _ = open.direct_to(system, *vcpu);
+            }
         }
     }
 

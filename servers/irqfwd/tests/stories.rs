@@ -10,6 +10,7 @@ use trellis_hosted::{Hosted, Now, Settings, laws};
 use trellis_idl::kernel::{LineField, LineState, Op, Refusal, WORDS};
 use trellis_idl::layout::root_slot;
 use trellis_irqfwd::{Counters, Forwarder, Limit, Queue, Wish};
+use trellis_runtime::handle::Tie;
 use trellis_runtime::{Line, Machine, Signal, System, Vcpu};
 
 const LINE: u64 = 34;
@@ -128,6 +129,7 @@ fn wish(limit: Limit) -> Wish {
         vcpus: Vec::from_slice(&VCPUS).expect("two fit"),
         cpus: Vec::from_slice(&[0, 1]).expect("two fit"),
         limit,
+        direct: false,
     }
 }
 
@@ -288,7 +290,10 @@ fn step(kernel: &Kernel, forwarder: &mut Forwarder, queue: &mut Queue, home: &mu
         0 | 1 => kernel.fire(0),
         2 => drop(forwarder.serve(kernel, *queue)),
         3 => drop(kernel.guest_serves(*home as u16)),
-        4 => drop(forwarder.bind(kernel, wish(Limit::NONE))),
+        4 => {
+            let direct = next(seed).is_multiple_of(2);
+            let _ = forwarder.bind(kernel, Wish { direct, ..wish(Limit::NONE) });
+        }
         5 => drop(forwarder.unbind(kernel, 0, *queue)),
         6 => drop(forwarder.mask(kernel, 0, next(seed).is_multiple_of(2))),
         7 => {
@@ -307,9 +312,22 @@ fn step(kernel: &Kernel, forwarder: &mut Forwarder, queue: &mut Queue, home: &mu
         _ => {
             // The server is lost, with what it knew; another one begins with what is bound already released.
             *forwarder = Forwarder::new();
+            if next(seed).is_multiple_of(2) {
+                // As a server that was started again: it binds, then adopts.
+                let direct = next(seed).is_multiple_of(2);
+                let bind = || forwarder.bind(kernel, Wish { direct, ..wish(Limit::NONE) });
+                let bound = bind();
+                *queue = kernel.queue(true);
+                if bound == Err(Refusal::Again) {
+                    // It was leaving, and a service of it went down with the server.
+                    forwarder.serve(kernel, *queue);
+                    assert_eq!(bind(), Ok(0));
+                }
+                return;
+            }
             *queue = kernel.queue(true);
             for vcpu in VCPUS {
-                vcpu.tie(kernel, Line::at(LINE_SLOT), false).expect("root may");
+                vcpu.tie(kernel, Line::at(LINE_SLOT), Tie::No).expect("root may");
             }
             while !Line::at(LINE_SLOT).release(kernel).expect("root may") {
                 forwarder.serve(kernel, *queue);
@@ -348,4 +366,52 @@ fn a_state_that_moves_keeps_what_is_pending() {
     assert!(LineState(state.0).has(LineState::PENDING));
     VCPUS[1].line_target(&kernel, LINE, state).expect("it is nowhere");
     assert!(kernel.guest_serves(1) && !kernel.is_active());
+}
+
+#[test]
+fn a_direct_line_needs_its_server_only_when_the_guest_moves_it() {
+    let kernel = Kernel::new();
+    let (forwarder, queue) = (Forwarder::new(), kernel.queue(false));
+    let source = forwarder.bind(&kernel, Wish { direct: true, ..wish(Limit::NONE) }).expect("nobody has it");
+    for _ in 0..3 {
+        kernel.fire(0);
+        assert!(kernel.guest_serves(0));
+    }
+    forwarder.serve(&kernel, queue);
+    assert_eq!(counters(&kernel, &forwarder, source), Counters { direct: 3, ..Counters::default() });
+    kernel.move_line(0, 1);
+    kernel.fire(0);
+    forwarder.serve(&kernel, queue);
+    assert_eq!(kernel.comes_to(), Some(1));
+    assert!(kernel.guest_serves(1));
+    kernel.fire(1);
+    assert!(kernel.guest_serves(1) && !kernel.is_active());
+    let expected = Counters { taken: 1, passed: 1, moved: 1, direct: 4, ..Counters::default() };
+    assert_eq!(counters(&kernel, &forwarder, source), expected);
+    assert_eq!(forwarder.unbind(&kernel, source, queue), Ok(()));
+}
+
+/// What an earlier server had bound, was serving and had in the queue comes to the next one, and from there to the guest.
+#[test]
+fn a_server_that_follows_a_lost_one_loses_nothing() {
+    for taken in [false, true] {
+        let (kernel, lost, _, source) = bound(Limit::NONE);
+        kernel.fire(0);
+        if taken {
+            let (_, [service, _]) = Machine::at(root_slot::SYSTEM).queue_take(&kernel).expect("root may");
+            assert!(service.has_fired());
+        }
+        drop(lost);
+        let next = Forwarder::new();
+        assert_eq!(next.bind(&kernel, wish(Limit::NONE)), Ok(source), "it is the same source");
+        let queue = kernel.queue(true);
+        next.serve(&kernel, queue);
+        assert!(kernel.guest_serves(0), "taken before: {taken}");
+        assert!(!kernel.guest_serves(0) && !kernel.is_active());
+        kernel.fire(0);
+        next.serve(&kernel, queue);
+        assert!(kernel.guest_serves(0));
+        assert_eq!(counters(&kernel, &next, source), Counters { taken: 2, passed: 2, ..Counters::default() });
+        laws::full(&kernel.0.borrow()).expect("the laws hold");
+    }
 }

@@ -65,15 +65,27 @@ impl<'a, M: Machine> Call<'a, M> {
         let line = self.line(0)?;
         let _control = self.shared.control.lock();
         let slot = self.slot_of(line);
-        if slot.bits.load(Ordering::Relaxed) != 0 {
+        let forwarding = &self.shared.forwarding;
+        let before = slot.bits.load(Ordering::Relaxed);
+        let place = &forwarding.lines[before as usize % SOURCES];
+        if before & FORWARDED != 0 && forwarding.line_of(before as u16) == line {
+            match forwarding.sources.bind(before as u16) {
+                // It was released while a server had it, and nobody asked again: what came then is dropped.
+                Ok(()) => self.machine.end_line(line),
+                Err(Refusal::Occupied) => {}
+                Err(refusal) => return Err(refusal),
+            }
+            return self.with((before as u16).into(), [place.load(Ordering::Relaxed) >> 32, 0]);
+        }
+        if before != 0 {
             return Err(Refusal::Occupied);
         }
-        let forwarding = &self.shared.forwarding;
         let bound = |source: &u16| forwarding.sources.bind(*source).is_ok();
         let source = (0..SOURCES as u16).find(bound).ok_or(Refusal::Quota)?;
         forwarding.lines[source as usize % SOURCES].store(line.into(), Ordering::Relaxed);
+        slot.thread.store(0, Ordering::Relaxed);
         slot.bits.store(FORWARDED | source as u64, Ordering::Release);
-        Ok(source.into())
+        self.with(source.into(), [0, 0])
     }
 
     /// Gives 1 as long as the source is in a queue or with a server. Done twice it does nothing the second time.
@@ -99,10 +111,19 @@ impl<'a, M: Machine> Call<'a, M> {
     pub(super) fn line_tie(&mut self) -> Done {
         let index = self.vcpu(Rights::LINES)?;
         let line = self.line(1)?;
-        if self.a[2] > 1 {
+        let way = self.a[2];
+        if way > 2 {
             return Err(Refusal::BadArgument);
         }
-        lines::tie(self.local, self.machine, index, line, self.a[2] == 1)
+        lines::tie(self.local, self.machine, index, line, way != 0)?;
+        let slot = self.slot_of(line);
+        let name = self.local.vcpus.name_at(index).0;
+        // The word is the vCPU's as long as the line is forwarded.
+        let ours = way == 2 || slot.thread.load(Ordering::Relaxed) == name;
+        if ours && slot.bits.load(Ordering::Acquire) & FORWARDED != 0 {
+            slot.thread.store(if way == 2 { name } else { 0 }, Ordering::Relaxed);
+        }
+        Ok(0)
     }
 
     #[cfg_attr(target_os = "none", optimize(speed))]
