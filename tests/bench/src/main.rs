@@ -10,6 +10,8 @@ fn main() {}
 #[cfg(target_os = "none")]
 mod float;
 #[cfg(target_os = "none")]
+mod forward;
+#[cfg(target_os = "none")]
 mod moves;
 #[cfg(target_os = "none")]
 mod paths;

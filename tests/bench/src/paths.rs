@@ -30,14 +30,14 @@ pub const EXITS_PORTAL: u64 = 86;
 const VCPU: u64 = 87;
 const LINE: u64 = 88;
 /// The serial port's physical line on the board that this runs on (images/boards/virt.toml).
-const SERIAL_LINE: u64 = 33;
+pub const SERIAL_LINE: u64 = 33;
 const BUFFER: u64 = 89;
 /// Views of the guest.
 const VIEWS: u64 = 8;
 /// Where a run is mapped for a moment.
 const SCRATCH: u64 = 0x5000_0000;
 /// The first of as many slots as boot has pages, and where each page is looked at.
-const BOOT: u64 = 110;
+const BOOT: u64 = 120;
 const SCRATCH_BOOT: u64 = 0x5010_0000;
 
 global_asm!(
@@ -126,7 +126,7 @@ pub struct Serial;
 
 impl Serial {
     /// Lets the port interrupt when it has sent something, or not (PL011 3.3.10, UARTIMSC.TXIM).
-    fn interrupt(&self, on: bool) {
+    pub fn interrupt(&self, on: bool) {
         // SAFETY: as in `write_str`.
         unsafe { ((layout::DEVICE + 0x38) as *mut u32).write_volatile(u32::from(on) << 5) };
     }
@@ -304,7 +304,6 @@ pub fn exits_server(at: &mut u64) {
 /// A guest whose exits the bare stub above serves: what the kernel's share of an exit costs.
 fn exits(at: &mut u64) {
     split(1, GUEST_CODE, at);
-    exits_server(at);
     let code = &raw const guest_begin;
     write_code(GUEST_CODE, code, (&raw const guest_end as usize - code as usize) / 4);
     let all = Access::READ.with(Access::WRITE).with(Access::EXECUTE).0;
@@ -409,6 +408,9 @@ pub fn run(_plan: u64) -> ! {
         repeat!(n, 0u64, "")
     });
     signal_to_thread();
+    exits_server(&mut at);
+    // Before the line is bound to a signal, and for good.
+    crate::forward::run(&mut at);
     irq_to_thread();
     map_batched(&mut at);
     exits(&mut at);

@@ -14,8 +14,8 @@ fn allowed(folder: &str) -> &'static [&'static str] {
         "runtime" | "images" => &["idl"],
         "cli" => &["idl", "images"],
         "guests/platform" => &[],
-        // What measures the kernel stands in root's place.
-        "tests/bench" => &["idl", "runtime"],
+        // What measures the kernel stands in root's place, and in that of irqfwd.
+        "tests/bench" => &["idl", "runtime", "servers/irqfwd"],
         // Wraps a guest's servers.
         "tests/faulty" => &["idl", "runtime", "servers/p2m", "servers/vcpu"],
         _ if folder.starts_with("servers/") => &["idl", "runtime"],
