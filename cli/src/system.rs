@@ -17,8 +17,12 @@ pub type StandIns = &'static [(&'static str, &'static str)];
 pub const ROOT: &str = "servers/root";
 /// The program that measures the kernel's own paths takes root's place.
 pub const MEASURE: StandIns = &[(ROOT, programs::BENCH_ROOT)];
-/// A guest's servers that the guest can make crash or hang.
-pub const FAULTY: StandIns = &[("servers/p2m", "tests/faulty/faulty-p2m"), ("servers/vcpu", "tests/faulty/faulty-vcpu")];
+/// A guest's servers that the guest can make crash or hang, and an irqfwd that crashes by itself.
+pub const FAULTY: StandIns = &[
+    ("servers/p2m", "tests/faulty/faulty-p2m"),
+    ("servers/vcpu", "tests/faulty/faulty-vcpu"),
+    ("servers/irqfwd", "tests/faulty/faulty-irqfwd"),
+];
 /// Folder of the Linux program that keeps vector registers busy.
 const CHURN: &str = "guests/churn";
 
@@ -67,6 +71,7 @@ impl Host {
             console: server("console")?,
             p2m: server("p2m")?,
             vcpu: server("vcpu")?,
+            irqfwd: server("irqfwd")?,
             trace,
         };
         Ok(system.compose(&programs)?)
@@ -140,7 +145,9 @@ pub fn emulation(system: &System, cpu: Option<&str>, icount: bool) -> Result<Vec
         return Err(Failure::usage(sentence, format!("it can be {}", emulator.cpus.join(", "))));
     }
     let cpus = u32::try_from(system.cpus()).unwrap_or(u32::MAX);
-    Ok(emulator.arguments(cpu, cpus, icount))
+    let mut arguments = emulator.arguments(cpu, cpus, icount);
+    arguments.extend(system.emulator_arguments());
+    Ok(arguments)
 }
 
 #[cfg(test)]

@@ -35,9 +35,9 @@ pub const DEVICE: u64 = 0x3800_0000;
 pub mod ring {
     use crate::plan::MAX_SERVERS;
 
-    /// p2m, vcpu: this server's log (to console). Lines of text.
+    /// p2m, vcpu, irqfwd: this server's log (to console). Lines of text.
     pub const LOG: usize = 0;
-    /// p2m, vcpu: reports (to root), [`crate::wire::ToRoot`] as records.
+    /// p2m, vcpu, irqfwd: reports (to root), [`crate::wire::ToRoot`] as records.
     pub const REPORT: usize = 1;
     /// vcpu: bytes that the guest's serial port sends (to console).
     pub const SERIAL_OUT: usize = 2;
@@ -93,8 +93,16 @@ pub mod slot {
     pub const INPUT: u64 = 16;
     /// console: the UART's line.
     pub const UART_LINE: u64 = 5;
-    /// console: the system capability with the right to read the kernel's log.
+    /// console: the system capability with the right to read the kernel's log. irqfwd: with the right to serve queues.
     pub const SYSTEM: u64 = 6;
+    /// p2m: the guest's own devices, slot `DEVICE + i` in the order of its configuration.
+    pub const DEVICE: u64 = 56;
+    /// irqfwd: signal to thread `i`: its CPU's queue is not empty any more.
+    pub const QUEUE: u64 = 16;
+    /// irqfwd: the lines, slot `LINE + i` in the order of its configuration.
+    pub const LINE: u64 = 32;
+    /// irqfwd: vCPU `i` of guest `g`, slot `VCPUS + 8 * g + i`; those of guests that have ended are not there.
+    pub const VCPUS: u64 = 96;
     /// vcpu: signal to this server's own attending thread, the one behind the control thread, with the bit
     /// [`super::vcpu_signal::TIMER`].
     pub const SELF: u64 = 7;
@@ -147,6 +155,10 @@ pub mod platform {
     pub const SLOT_BYTES: u64 = 0x200;
     /// Slots that there are.
     pub const SLOT_COUNT: u64 = 32;
+    /// Devices of the machine that the guest owns are shown from here on.
+    pub const OWNED: u64 = 0x0b00_0000;
+    /// And end here.
+    pub const OWNED_END: u64 = 0x1000_0000;
 
     /// The windows in which a guest's accesses are its vcpu server's to answer: first page and pages.
     pub const fn windows(gic: u8, vcpus: u64) -> [(u64, u64); 6] {
@@ -186,6 +198,12 @@ pub mod vcpu_signal {
     pub const INPUT: u64 = 1;
     /// A guest's physical timer has another deadline.
     pub const TIMER: u64 = 2;
+}
+
+/// Bits of the signal word of irqfwd's threads.
+pub mod irqfwd_signal {
+    /// The CPU's queue is not empty any more.
+    pub const QUEUE: u64 = 1;
 }
 
 /// Badges by which a server knows who asks.

@@ -9,13 +9,17 @@ use crate::wire::ViewAccess;
 use serde::{Deserialize, Serialize};
 
 /// Version of this file's types.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 /// Most servers in an image (root's signal word has one bit each).
 pub const MAX_SERVERS: usize = 48;
 /// Most guests in an image.
 pub const MAX_GUESTS: usize = 16;
 /// Most vCPUs of a guest.
 pub const MAX_VCPUS: usize = 8;
+/// Most devices of a guest.
+pub const MAX_DEVICES: usize = 8;
+/// Most lines of all devices that guests own.
+pub const MAX_SOURCES: usize = 64;
 
 /// Bytes of the payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,7 +37,7 @@ pub struct Plan<'a> {
     pub version: u16,
     /// The manifest's name.
     pub name: &'a str,
-    /// In order of start: console first, then p2m and vcpu of each guest.
+    /// In order of start: console first, then p2m and vcpu of each guest, then irqfwd if a guest owns a device.
     #[serde(borrow)]
     pub servers: Vec<ServerPlan<'a>, MAX_SERVERS>,
     /// The guests.
@@ -69,6 +73,8 @@ pub enum Role {
     P2m(u8),
     /// The processor and platform of the guest with this index. Rank 2.
     Vcpu(u8),
+    /// The interrupts of all devices that guests own. Rank 2.
+    Irqfwd,
 }
 
 impl Role {
@@ -76,7 +82,7 @@ impl Role {
     pub const fn rank(self) -> u8 {
         match self {
             Role::P2m(_) => 1,
-            Role::Vcpu(_) => 2,
+            Role::Vcpu(_) | Role::Irqfwd => 2,
             Role::Console => 5,
         }
     }
@@ -95,13 +101,14 @@ pub struct ServerPlan<'a> {
     pub segments: Vec<Segment, 6>,
     /// CPU of each thread. For p2m and vcpu: thread `i` serves vCPU `i`, and one more, the last, is the control
     /// thread on root's CPU. Root adds to each vcpu server a thread of index vCPUs + 1 on root's CPU that attends to
-    /// input and timers. For the console: one thread.
+    /// input and timers. For irqfwd: one for each CPU that devices interrupt, and the control thread on root's CPU. For
+    /// the console: one thread.
     pub cpus: Vec<u8, 9>,
     /// Pages of page tables.
     pub table_pages: u16,
     /// Capability slots.
     pub slots: u16,
-    /// Its configuration ([`P2mConfig`], [`VcpuConfig`] or [`ConsoleConfig`]), if any.
+    /// Its configuration ([`P2mConfig`], [`VcpuConfig`], [`IrqfwdConfig`] or [`ConsoleConfig`]), if any.
     pub config: Part,
     /// Each of its threads has floating-point registers of its own; otherwise their use is a fault.
     pub float: bool,
@@ -149,6 +156,8 @@ pub struct GuestPlan<'a> {
     pub manifest_line: u32,
     /// Scalable vectors.
     pub sve: Sve,
+    /// Its devices, by their place in [`crate::boot::BootHeader::devices`]; p2m's configuration says where they are.
+    pub devices: Vec<u8, MAX_DEVICES>,
 }
 
 /// Scalable vectors of a guest.
@@ -200,6 +209,8 @@ pub struct P2mConfig<'a> {
     pub views: u16,
     /// Views that are there from the start: 1, 2, …
     pub view: Vec<ViewPlan, MAX_PLANNED_VIEWS>,
+    /// Where the guest's own devices are, in the order of their runs in [`crate::layout::slot::DEVICE`].
+    pub devices: Vec<DevicePages, MAX_DEVICES>,
 }
 
 /// Most views that a manifest describes.
@@ -231,6 +242,35 @@ pub struct PagesPlan {
     pub notify: bool,
     /// The pages, from this one on, whose frames are shown instead.
     pub shows: Option<u64>,
+}
+
+/// Where a device of a guest is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DevicePages {
+    /// First guest page.
+    pub page: u64,
+    /// Pages.
+    pub pages: u64,
+}
+
+/// Configuration of irqfwd.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IrqfwdConfig {
+    /// CPU of each vCPU of each guest; nothing where a guest has no device.
+    pub guests: Vec<Vec<u8, MAX_VCPUS>, MAX_GUESTS>,
+    /// The lines, in the order of their capabilities in [`crate::layout::slot::LINE`].
+    pub sources: Vec<SourcePlan, MAX_SOURCES>,
+}
+
+/// A line of a device that a guest owns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourcePlan {
+    /// Which guest.
+    pub guest: u8,
+    /// The physical line, and the guest's.
+    pub line: u32,
+    /// The kernel hands it on, and irqfwd keeps control.
+    pub direct: bool,
 }
 
 /// Bytes to put into guest memory before it starts.

@@ -312,6 +312,34 @@ impl ViewAccess {
     }
 }
 
+/// Operations of irqfwd (`m0`); root calls them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Schema)]
+#[repr(u64)]
+pub enum IrqfwdOp {
+    /// Forwards the lines of guest `m1`, whose vCPUs are there now; those that are forwarded stay so. Back: `m0` = 0 or 1 + a
+    /// refusal; `Again`: a service of before is on its way.
+    Bind = 1,
+    /// Forwards them no more; the lines are masked and nobody's. Back: `m0`; `Again`: a service is on its way, the same call later
+    /// ends it.
+    Unbind = 2,
+    /// What line `m1` of the configuration did. Back: `m0`; `m1` = services taken, `m2` = interrupts passed, `m3` = those that
+    /// went straight to a vCPU, `m4` = services that nobody took, `m5` = times that it was masked since it came too often,
+    /// `m6` = times that it went to another vCPU.
+    Count = 3,
+}
+
+impl IrqfwdOp {
+    /// The operation with this number.
+    pub const fn from_number(number: u64) -> Option<IrqfwdOp> {
+        match number {
+            1 => Some(IrqfwdOp::Bind),
+            2 => Some(IrqfwdOp::Unbind),
+            3 => Some(IrqfwdOp::Count),
+            _ => None,
+        }
+    }
+}
+
 /// Guest pages: the first, and how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
 pub struct PageRange {

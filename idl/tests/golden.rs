@@ -5,10 +5,10 @@ use heapless::{String, Vec};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
-use trellis_idl::interface::{HOST, Interface, P2M, VCPU};
+use trellis_idl::interface::{HOST, IRQFWD, Interface, P2M, VCPU};
 use trellis_idl::plan::{Budget, OnReset, Populate};
 use trellis_idl::trace::{Record, TraceKind, Who};
-use trellis_idl::wire::{Crash, Fault, GuestEnd, P2mOp, PageRange, PageRanges, Report, ToRoot, VcpuOp};
+use trellis_idl::wire::{Crash, Fault, GuestEnd, IrqfwdOp, P2mOp, PageRange, PageRanges, Report, ToRoot, VcpuOp};
 
 fn is<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &T, golden: &str) {
     let mut buffer = [0; 1024];
@@ -80,7 +80,10 @@ fn operations_keep_their_numbers() {
     for (number, op) in (1..).zip(p2m) {
         assert_eq!((P2mOp::from_number(number), op as u64), (Some(op), number));
     }
-    assert_eq!((VcpuOp::from_number(0), P2mOp::from_number(0)), (None, None), "0 is ATTACH");
+    for (number, op) in (1..).zip([IrqfwdOp::Bind, IrqfwdOp::Unbind, IrqfwdOp::Count]) {
+        assert_eq!((IrqfwdOp::from_number(number), op as u64), (Some(op), number));
+    }
+    assert_eq!((VcpuOp::from_number(0), P2mOp::from_number(0), IrqfwdOp::from_number(0)), (None, None, None), "0 is ATTACH");
 }
 
 /// Who changes a type that crosses changes a hash here, on purpose; who changes what one means counts its version up.
@@ -89,6 +92,7 @@ fn interfaces_keep_their_schema() {
     let golden = [
         (P2M, Interface { number: 1, version: 1, schema: 0x4aa5_27d6_7f0d_71e9 }),
         (VCPU, Interface { number: 2, version: 1, schema: 0x984e_a9ea_81b7_730a }),
+        (IRQFWD, Interface { number: 4, version: 1, schema: 0x433e_9c10_5888_1edb }),
         (HOST, Interface { number: 3, version: 1, schema: 0x9944_f0b1_4d44_ccac }),
     ];
     for (now, then) in golden {

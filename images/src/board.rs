@@ -3,6 +3,7 @@
 //!
 //! The facts stand in `boards/*.toml`; a manifest may also name a board file of its own.
 
+use crate::device::{self, Device};
 use crate::problem::{Code, Problem, Text};
 use crate::quantity::parse_size;
 use serde::{Deserialize, Deserializer};
@@ -47,6 +48,12 @@ pub struct Board {
     pub gic: Gic,
     /// First serial port.
     pub uart: Uart,
+    /// Where its SMMU is, if it has one.
+    #[serde(default)]
+    pub smmu: Option<u64>,
+    /// What guests may own.
+    #[serde(default, rename = "device")]
+    pub devices: Vec<Device>,
     /// How to emulate it, where that is possible.
     pub emulator: Option<Emulator>,
 }
@@ -208,7 +215,7 @@ impl Board {
         if self.vmid_bits > 16 {
             return Some("a VMID has at most 16 bits".into());
         }
-        None
+        device::contradiction(self)
     }
 
     /// Bytes of memory.
@@ -246,14 +253,15 @@ impl Board {
             Start::Psci => boot::start::PSCI,
             Start::SpinTable => boot::start::SPIN_TABLE,
         };
-        for (to, (_, from)) in header.devices.iter_mut().zip(self.devices()) {
+        for (to, (_, from)) in header.devices.iter_mut().zip(self.fixed_devices()) {
             *to = from;
         }
         header
     }
 
-    /// Device pages that root gets, in order, and what they are: the serial port first, then GICV where there is one.
-    pub fn devices(&self) -> Vec<(&'static str, boot::Range)> {
+    /// Device pages that root gets always, in order, and what they are: the serial port first, then GICV where there is one.
+    /// What guests own comes behind.
+    pub fn fixed_devices(&self) -> Vec<(&'static str, boot::Range)> {
         let mut devices = vec![("serial port", boot::Range { base: self.uart.base, bytes: 4096 })];
         if self.gic.virtual_cpu != 0 {
             devices.push(("GICV", boot::Range { base: self.gic.virtual_cpu, bytes: 8192 }));

@@ -4,6 +4,7 @@
 //! `fit` then asks whether all of them together fit the board.
 
 use crate::board::Board;
+use crate::device;
 use crate::device_tree::{MEMORY_BASE, Platform};
 use crate::guest::Guest;
 use crate::kernel_file::{Flaw, KernelFile};
@@ -51,8 +52,15 @@ impl Checker<'_> {
             None => None,
         };
         let (kind, cpus, kernel, kernel_origin) = (kind?, cpus?, kernel?, entry.kernel.as_ref()?);
-        let platform =
-            Platform { memory_bytes: memory?, vcpus: cpus.len() as u8, gic: gic?, command_line: &command_line, initrd: None };
+        let devices = self.board.map_or(Vec::new(), |board| device::owned(entry, board));
+        let platform = Platform {
+            memory_bytes: memory?,
+            vcpus: cpus.len() as u8,
+            gic: gic?,
+            command_line: &command_line,
+            initrd: None,
+            devices: &devices,
+        };
         let placement = place_files(entry, kind, &kernel, initrd.as_deref(), platform)
             .map_err(|flaw| problems.push(show(flaw, entry, kernel_origin)))
             .ok()?;
@@ -75,6 +83,7 @@ impl Checker<'_> {
             manifest_line: line,
             sve: sve?,
             views: entry.views.clone(),
+            devices,
             placement,
             kernel,
             initrd,

@@ -10,7 +10,7 @@ use crate::program::{ComposeError, Program};
 use crate::system::{System, bounded};
 use trellis_idl::boot::{self, BootHeader, HEADER_OFFSET};
 use trellis_idl::kernel::PAGE;
-use trellis_idl::plan::{ConsoleConfig, Load, P2mConfig, Part, Plan, Role, Segment, ServerPlan, Sve, VcpuConfig};
+use trellis_idl::plan::{ConsoleConfig, DevicePages, IrqfwdConfig, Load, P2mConfig, Part, Plan, Role, Segment, ServerPlan, SourcePlan, Sve, VcpuConfig};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Where the arm64 Image header says how much memory the kernel takes.
@@ -36,6 +36,8 @@ pub struct Programs {
     pub p2m: Vec<u8>,
     /// The vcpu server's.
     pub vcpu: Vec<u8>,
+    /// irqfwd's; used where a guest owns a device.
+    pub irqfwd: Vec<u8>,
     /// The image shall send its trace to the host.
     pub trace: bool,
 }
@@ -56,12 +58,17 @@ impl System {
         let console = place(&mut payload, "console", &programs.console, SERVER_PIECES)?;
         let p2m = place(&mut payload, "p2m", &programs.p2m, SERVER_PIECES)?;
         let vcpu = place(&mut payload, "vcpu", &programs.vcpu, SERVER_PIECES)?;
+        let irqfwd = match self.owned().next() {
+            Some(_) => Some(place(&mut payload, "irqfwd", &programs.irqfwd, SERVER_PIECES)?),
+            None => None,
+        };
         let mut plan = Plan { manifest, trace: programs.trace, ..self.plan() };
         for server in &mut plan.servers {
             let program = match server.role {
                 Role::Console => &console,
                 Role::P2m(_) => &p2m,
                 Role::Vcpu(_) => &vcpu,
+                Role::Irqfwd => irqfwd.as_ref().ok_or(ComposeError::Encoding("irqfwd"))?,
             };
             self.fill(server, program, &mut payload)?;
         }
@@ -84,6 +91,7 @@ impl System {
                 let loads = loads(guest, payload);
                 payload.add_config(server.name, &vcpu_config(guest, loads))?
             }
+            Role::Irqfwd => payload.add_config(server.name, &self.irqfwd_config())?,
         };
         Ok(())
     }
@@ -96,6 +104,7 @@ impl System {
         if self.guests.iter().any(|guest| guest.sve != Sve::Off) {
             header.flags |= boot::flags::VECTORS;
         }
+        self.write_devices(&mut header);
         header.image_bytes = base + bytes;
         header.payload = boot::Range { base, bytes };
         header.plan = boot::Range { base: plan.offset, bytes: plan.bytes };
@@ -112,6 +121,15 @@ impl System {
         kernel[HEADER_OFFSET..HEADER_OFFSET + size_of::<BootHeader>()].copy_from_slice(header.as_bytes());
         kernel[IMAGE_SIZE].copy_from_slice(&(base + bytes).to_le_bytes());
         Ok(())
+    }
+
+    fn irqfwd_config(&self) -> IrqfwdConfig {
+        let cpus = |guest: &Guest| bounded(guest.cpus.iter().copied().filter(|_| !guest.devices.is_empty()));
+        let lines = self.owned().flat_map(|(guest, owned)| {
+            let source = move |line: &u32| SourcePlan { guest: guest as u8, line: *line, direct: owned.direct };
+            owned.device.lines.iter().map(source)
+        });
+        IrqfwdConfig { guests: bounded(self.guests.iter().map(cpus)), sources: bounded(lines) }
     }
 
     fn check_room(&self, image_bytes: u64) -> Result<(), ComposeError> {
@@ -169,6 +187,10 @@ fn p2m_config(guest: &Guest) -> P2mConfig<'_> {
         gicv_page: (guest.gic == 2).then_some(GICC_PAGE),
         views: guest.views.count,
         view: bounded(guest.views.planned.iter().map(|view| view.value.clone())),
+        devices: bounded(guest.devices.iter().map(|owned| DevicePages {
+            page: owned.address / PAGE,
+            pages: owned.device.pages(),
+        })),
     }
 }
 

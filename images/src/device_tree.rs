@@ -4,6 +4,7 @@
 //! Its addresses are a requirement, since some guests know them by heart. No token but nodes and properties is
 //! written: one guest's parser stops at any other.
 
+use crate::device::Owned;
 use std::ops::Range;
 use trellis_idl::layout::platform::{CPU_INTERFACE, DISTRIBUTOR, REDISTRIBUTOR_BYTES, REDISTRIBUTORS, SERIAL};
 use vm_fdt::{FdtWriter, FdtWriterResult};
@@ -28,6 +29,8 @@ pub struct Platform<'a> {
     pub command_line: &'a str,
     /// Where the initial file system is.
     pub initrd: Option<Range<u64>>,
+    /// Devices that it owns.
+    pub devices: &'a [Owned],
 }
 
 impl Platform<'_> {
@@ -49,6 +52,7 @@ impl Platform<'_> {
         self.interrupt_controller(&mut tree)?;
         self.clock(&mut tree)?;
         self.serial(&mut tree)?;
+        self.devices.iter().try_for_each(|owned| device(&mut tree, owned))?;
         tree.end_node(root)?;
         tree.finish()
     }
@@ -155,12 +159,29 @@ impl Platform<'_> {
     }
 }
 
+/// A device that the guest owns: as its driver looks for it, with the line's own number.
+fn device(tree: &mut FdtWriter, owned: &Owned) -> FdtWriterResult<()> {
+    let device = &owned.device;
+    let node = tree.begin_node(&format!("{}@{:x}", device.name, owned.address))?;
+    tree.property_string_list("compatible", device.compatible.clone())?;
+    tree.property_array_u64("reg", &[owned.address, device.bytes])?;
+    if !device.lines.is_empty() {
+        let cells: Vec<u32> = device.lines.iter().flat_map(|line| [0, line - 32, LEVEL_HIGH]).collect();
+        tree.property_array_u32("interrupts", &cells)?;
+    }
+    if !device.clock_names.is_empty() {
+        tree.property_array_u32("clocks", &vec![CLOCK; device.clock_names.len()])?;
+        tree.property_string_list("clock-names", device.clock_names.clone())?;
+    }
+    tree.end_node(node)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn tree(gic: u8, initrd: Option<Range<u64>>) -> Vec<u8> {
-        let platform = Platform { memory_bytes: 64 << 20, vcpus: 2, gic, command_line: "quiet", initrd };
+        let platform = Platform { memory_bytes: 64 << 20, vcpus: 2, gic, command_line: "quiet", initrd, devices: &[] };
         platform.device_tree().expect("a tree")
     }
 

@@ -48,6 +48,15 @@ pub(crate) fn duty(system: &System, role: Role) -> Duty {
                 "signal root and console".into(),
             ],
         },
+        Role::Irqfwd => Duty {
+            purpose: "forwards the interrupts of devices that guests own".into(),
+            may: system
+                .owned()
+                .filter(|(_, owned)| !owned.device.lines.is_empty())
+                .map(|(index, owned)| format!("take {} and raise it in guest {}", line_list(&owned.device.lines), guest(index as u8)))
+                .chain(["be called by root".into(), "signal root and console".into()])
+                .collect(),
+        },
     }
 }
 
@@ -74,7 +83,9 @@ impl System {
 
     fn explain_root(&self) -> String {
         let devices: Vec<String> =
-            self.board.devices().iter().map(|(name, range)| format!("{name} at {:#x}", range.base)).collect();
+            self.board.fixed_devices().iter().map(|(name, range)| format!("{name} at {:#x}", range.base)).collect();
+        let owned = self.owned().map(|(_, owned)| format!("{} at {:#x}", owned.device.name, owned.device.base));
+        let devices: Vec<String> = devices.into_iter().chain(owned).collect();
         format!(
             "\nserver root (rank {ROOT_RANK}) on CPU 0\n  starts the system from its plan and supervises it\n  \
              holds all free memory; devices: {}\n  may create and destroy everything, and switch the machine off\n  \
@@ -96,6 +107,7 @@ impl System {
         match role {
             Role::Console => vec![0],
             Role::P2m(guest) | Role::Vcpu(guest) => self.guests[usize::from(guest)].server_cpus().collect(),
+            Role::Irqfwd => self.irqfwd_cpus(),
         }
     }
 
@@ -162,6 +174,13 @@ fn explain_guest(guest: &Guest) -> String {
     text += &format!("    {tree_at:#x}..{:#x} device tree (x0)\n", tree_at + guest.placement.tree.len() as u64);
     text += &format!("  begins at {:#x}, EL1, on {}; {}\n", guest.placement.kernel.entry, cpu_list(&guest.cpus), show_budget(guest.budget));
     text += &format!("  sees a GICv{}, a PL011, both timers, PSCI 1.1\n", guest.gic);
+    for owned in &guest.devices {
+        let (device, page) = (&owned.device, owned.device.page() * 4096);
+        let way = if owned.direct { "straight from the kernel" } else { "through irqfwd" };
+        let lines = if device.lines.is_empty() { "no interrupt".into() } else { format!("{}, {way}", line_list(&device.lines)) };
+        let pages = device.pages();
+        text += &format!("  owns {}: {pages} page(s) at {page:#x}, seen at {:#x}; {lines}\n", device.name, owned.address);
+    }
     text += &format!("  exits: memory faults go to {}, all others to {}\n", guest.p2m_name(), guest.vcpu_name());
     text += &format!(
         "  after a reset it {}; it is {}essential\n",
@@ -176,6 +195,11 @@ pub(crate) fn show_budget(budget: Option<Budget>) -> String {
         None => "the whole CPU by priority".into(),
         Some(budget) => format!("{} of each {}", show_time(budget.time_us.into()), show_time(budget.period_us.into())),
     }
+}
+
+fn line_list(lines: &[u32]) -> String {
+    let list = lines.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+    format!("{} {list}", if lines.len() == 1 { "interrupt" } else { "interrupts" })
 }
 
 pub(crate) fn cpu_list(cpus: &[u8]) -> String {

@@ -2,6 +2,7 @@
 //! Whether all guests together fit the board: memory, CPU time, address spaces, and what the plan can hold.
 
 use crate::board::Board;
+use crate::device;
 use crate::manifest::{GuestEntry, Manifest};
 use crate::place::BLOCK;
 use crate::problem::{Code, Problem};
@@ -27,6 +28,7 @@ pub fn check(manifest: &Manifest, board: Option<&Board>, problems: &mut Problems
     if let (Some(board), Some(name)) = (board, &manifest.board) {
         memory(&manifest.guests, board, &name.span, problems);
         vmids(&manifest.guests, board, &name.span, problems);
+        device::check(&manifest.guests, board, problems);
     }
 }
 
@@ -113,7 +115,8 @@ fn memory(guests: &[GuestEntry], board: &Board, board_span: &Span, problems: &mu
 }
 
 fn vmids(guests: &[GuestEntry], board: &Board, board_span: &Span, problems: &mut Problems) {
-    let needed = guests.len() as u64 * 3 + SYSTEM_VMIDS;
+    let has_devices = guests.iter().any(|guest| !guest.devices.is_empty());
+    let needed = guests.len() as u64 * 3 + SYSTEM_VMIDS + u64::from(has_devices);
     let have = 1u64 << board.vmid_bits;
     if needed > have {
         problems.push(

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One guest, decided: what the manifest says, with its files read and placed.
 
+use crate::device::Owned;
 use crate::device_tree::MEMORY_BASE;
 use crate::manifest::Kind;
 use crate::place::Placement;
@@ -38,6 +39,8 @@ pub struct Guest {
     pub sve: Sve,
     /// Its views.
     pub views: ViewsEntry,
+    /// Devices that it owns.
+    pub devices: Vec<Owned>,
     /// What lies where in its memory.
     pub placement: Placement,
     /// The kernel file.

@@ -10,6 +10,7 @@
 pub mod board;
 mod check;
 mod compose;
+pub mod device;
 mod device_tree;
 mod explain;
 mod fit;

@@ -13,7 +13,7 @@ use trellis_idl::plan::{OnReset, Populate, Sve};
 /// Longest manifest.
 pub const MAX_BYTES: usize = 1 << 20;
 const MAX_NAME: usize = 31;
-const RESERVED: [&str; 6] = ["root", "console", "kernel", "host", "p2m", "vcpu"];
+const RESERVED: [&str; 7] = ["root", "console", "kernel", "host", "p2m", "vcpu", "irqfwd"];
 
 /// The whole manifest.
 #[derive(Clone, Debug)]
@@ -141,20 +141,32 @@ pub struct GuestEntry {
     pub sve: Option<Placed<Sve>>,
     /// `views`, `views-inside` and `view`.
     pub views: ViewsEntry,
+    /// Each `[[guest.NAME.device]]`.
+    pub devices: Vec<DeviceEntry>,
+}
+
+/// One `[[guest.NAME.device]]`.
+#[derive(Clone, Debug)]
+pub struct DeviceEntry {
+    /// `device`: as the board file names it.
+    pub device: Placed<String>,
+    /// `forward`: the kernel hands its interrupts on.
+    pub direct: bool,
+    /// Where `dma = "unprotected"` stands.
+    pub unprotected: Option<Span>,
 }
 
 const SYSTEM_KEYS: [&str; 5] = ["name", "board", "control", "server-float", "guest"];
-const SYSTEM_LATER: [Later; 2] =
-    [("server", "servers of your own, such as monitors, and swapping them"), ("device", "passing devices to guests")];
-const GUEST_KEYS: [&str; 17] = [
+const SYSTEM_LATER: [Later; 1] = [("server", "servers of your own, such as monitors, and swapping them")];
+const GUEST_KEYS: [&str; 18] = [
     "kind", "kernel", "initrd", "command-line", "memory", "load-offset", "populate", "cpus", "priority", "budget", "gic",
-    "on-reset", "essential", "sve", "views", "views-inside", "view",
+    "on-reset", "essential", "sve", "views", "views-inside", "view", "device",
 ];
-const GUEST_LATER: [Later; 4] = [
+const DEVICE_KEYS: [&str; 3] = ["device", "forward", "dma"];
+const DEVICE_LATER: [Later; 1] = [("msi", "message-signalled interrupts")];
+const GUEST_LATER: [Later; 2] = [
     ("monitor", "watching a guest"),
-    ("device", "passing devices to guests"),
     ("swap", "swapping servers at runtime"),
-    ("dma", "passing devices to guests"),
 ];
 
 impl Manifest {
@@ -280,7 +292,27 @@ fn guest(name: Placed<String>, value: &Placed<&DeValue<'_>>, problems: &mut Prob
         essential: table.flag("essential", problems),
         sve: sve(&table, problems),
         views: view::read(&table, problems),
+        devices: devices(&table, problems),
         name,
+    })
+}
+
+fn devices(table: &Table<'_, '_>, problems: &mut Problems) -> Vec<DeviceEntry> {
+    let name = format!("a device of {}", table.name);
+    let example = "[[guest.NAME.device]] with device = \"rtc\" below it";
+    let tables = table.tables("device", &name, example, problems);
+    tables.iter().filter_map(|table| device(table, problems)).collect()
+}
+
+fn device(table: &Table<'_, '_>, problems: &mut Problems) -> Option<DeviceEntry> {
+    table.allow(&DEVICE_KEYS, &DEVICE_LATER, problems);
+    table.require("device", "device = \"rtc\", as the board file names it", problems);
+    let forward = table.choice("forward", &[("server", false), ("direct", true)], problems);
+    let dma = table.choice("dma", &[("unprotected", ())], problems);
+    Some(DeviceEntry {
+        device: table.text("device", "device = \"rtc\"", problems)?,
+        direct: forward.is_some_and(|forward| forward.value),
+        unprotected: dma.map(|dma| dma.span),
     })
 }
 

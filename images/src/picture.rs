@@ -78,7 +78,7 @@ impl System {
 
     fn system_servers(&self, group: Group, width: f64) -> Group {
         let (right, bus_right) = (width - 100.0, width - 55.0);
-        let devices: Vec<String> = self.board.devices().iter().map(|(name, at)| format!("{name} {:#x}", at.base)).collect();
+        let devices: Vec<String> = self.board.fixed_devices().iter().map(|(name, at)| format!("{name} {:#x}", at.base)).collect();
         let group = node(group, LEFT, CONSOLE_Y, width - 30.0 - LEFT, BOX_HEIGHT, "#fdf2e0", "console", &[
             "the serial port: frames logs and guests' consoles".into(),
             format!("maps the serial port's page, takes line {}, reads the kernel's log", self.board.uart.line),
@@ -109,6 +109,9 @@ impl System {
             group = group.add(rectangle(10.0, y, width - 20.0, 38.0, "#eef1f4", "#aeb6bf").set("rx", 6));
             group = group.add(text(22.0, y + 24.0, 14, INK, &format!("CPU {cpu}")).set("font-weight", "bold"));
             let mut words = if cpu == 0 { vec!["root, console, control threads".to_string()] } else { Vec::new() };
+            if self.owned().next().is_some() && self.irqfwd_cpus().contains(&(cpu as u8)) {
+                words.push("irqfwd".into());
+            }
             for guest in &self.guests {
                 let here = guest.cpus.iter().enumerate().filter(|(_, at)| usize::from(**at) == cpu);
                 words.extend(here.map(|(vcpu, _)| {

@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     fn platform() -> Platform<'static> {
-        Platform { memory_bytes: 64 << 20, vcpus: 1, gic: 3, command_line: "", initrd: None }
+        Platform { memory_bytes: 64 << 20, vcpus: 1, gic: 3, command_line: "", initrd: None, devices: &[] }
     }
 
     fn kernel(address: u64, memory_bytes: u64) -> KernelFile {

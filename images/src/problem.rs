@@ -84,6 +84,18 @@ codes! {
     SveNotOnBoard = "trellis::board::sve",
     /// The budgets on a CPU come to more than the CPU.
     CpuOverbooked = "trellis::board::cpu_overbooked",
+    /// The board has no such device.
+    UnknownDevice = "trellis::device::unknown",
+    /// A device that two ask for.
+    DeviceTaken = "trellis::device::taken",
+    /// A device that is not alone on its pages.
+    DevicePageShared = "trellis::device::page_shared",
+    /// A device that could write to memory of others.
+    DeviceDma = "trellis::device::dma",
+    /// An interrupt that cannot be handed on.
+    DeviceLine = "trellis::device::line",
+    /// More devices, or larger ones, than there is room for.
+    TooManyDevices = "trellis::device::too_many",
     /// More vCPUs than a guest may have.
     TooManyVcpus = "trellis::guest::too_many_vcpus",
     /// No vCPU.

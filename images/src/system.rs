@@ -5,6 +5,7 @@
 
 use crate::board::Board;
 use crate::check::Checker;
+use crate::device::Owned;
 use crate::fit;
 use crate::guest::Guest;
 use crate::manifest::{MAX_BYTES, Manifest};
@@ -13,12 +14,17 @@ use crate::source::Source;
 use crate::table::{Placed, Problems};
 use heapless::Vec as Bounded;
 use miette::NamedSource;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use trellis_idl::boot::{BootHeader, Range};
+use trellis_idl::kernel::PAGE;
 use trellis_idl::plan::{Channel, GuestPlan, MAX_SERVERS, Part, Plan, Role, ServerPlan, VERSION};
 
 /// Capability slots of every server.
 const SLOTS: u16 = 64;
+/// Those of irqfwd: every vCPU and line may be there.
+const IRQFWD_SLOTS: u16 = 256;
 /// Pages of page tables of every server.
 const TABLE_PAGES: u16 = 16;
 
@@ -87,6 +93,31 @@ impl System {
         self.guests.iter().flat_map(|guest| &guest.cpus).max().map_or(1, |cpu| usize::from(*cpu) + 1)
     }
 
+    /// Devices that guests own, each with its guest's index, in the order of their runs behind the board's own.
+    pub fn owned(&self) -> impl Iterator<Item = (usize, &Owned)> {
+        self.guests.iter().enumerate().flat_map(|(index, guest)| guest.devices.iter().map(move |owned| (index, owned)))
+    }
+
+    /// CPUs that owned devices interrupt, and root's, where irqfwd's control thread is.
+    pub(crate) fn irqfwd_cpus(&self) -> Vec<u8> {
+        let owners = self.guests.iter().filter(|guest| !guest.devices.is_empty());
+        let cpus: BTreeSet<u8> = owners.flat_map(|guest| guest.cpus.iter().copied()).collect();
+        cpus.into_iter().chain([0]).collect()
+    }
+
+    /// What the emulator is told of devices that guests own.
+    pub fn emulator_arguments(&self) -> Vec<String> {
+        self.owned().flat_map(|(_, owned)| owned.device.emulator.iter().cloned()).collect()
+    }
+
+    /// Puts owned devices into the header, behind the board's own.
+    pub(crate) fn write_devices(&self, header: &mut BootHeader) {
+        let free = header.devices.iter_mut().skip(self.board.fixed_devices().len());
+        for (to, (_, owned)) in free.zip(self.owned()) {
+            *to = Range { base: owned.device.page() * PAGE, bytes: owned.device.pages() * PAGE };
+        }
+    }
+
     /// The console's channels: one for each server's log, then one for each guest's serial port.
     pub fn channels(&self) -> Vec<Channel<'_>> {
         let logs = self.servers.iter().map(|(name, _)| Channel { name, is_guest: false });
@@ -96,7 +127,11 @@ impl System {
     /// The plan, without what only composing decides: programs and places in the payload.
     pub fn plan(&self) -> Plan<'_> {
         let servers = self.servers.iter().map(|(name, role)| self.server_plan(name, *role));
-        let guests = self.guests.iter().enumerate().map(|(index, guest)| guest_plan(index, guest));
+        let first_run = self.board.fixed_devices().len() as u8;
+        let guests = self.guests.iter().enumerate().map(|(index, guest)| GuestPlan {
+            devices: bounded(self.owned().zip(first_run..).filter(|((owner, _), _)| *owner == index).map(|(_, run)| run)),
+            ..guest_plan(index, guest)
+        });
         Plan {
             version: VERSION,
             name: &self.name,
@@ -112,6 +147,7 @@ impl System {
         let cpus = match role {
             Role::Console => bounded([0]),
             Role::P2m(guest) | Role::Vcpu(guest) => bounded(self.guests[usize::from(guest)].server_cpus()),
+            Role::Irqfwd => bounded(self.irqfwd_cpus()),
         };
         ServerPlan {
             name,
@@ -120,7 +156,7 @@ impl System {
             segments: Bounded::new(),
             cpus,
             table_pages: TABLE_PAGES,
-            slots: SLOTS,
+            slots: if role == Role::Irqfwd { IRQFWD_SLOTS } else { SLOTS },
             config: Part::default(),
             float: self.server_float,
         }
@@ -149,10 +185,11 @@ fn guest_plan(index: usize, guest: &Guest) -> GuestPlan<'_> {
         vcpu: 2 + 2 * index as u8,
         manifest_line: guest.manifest_line,
         sve: guest.sve,
+        devices: Bounded::new(),
     }
 }
 
-const _: () = assert!(3 * fit::MAX_GUESTS < MAX_SERVERS);
+const _: () = assert!(3 * fit::MAX_GUESTS + 1 < MAX_SERVERS);
 
 fn decode(shown: &str, bytes: Vec<u8>) -> Result<String, Report> {
     if bytes.len() > MAX_BYTES {
@@ -190,6 +227,7 @@ fn check(path: &Path, text: String, source: &dyn Source, problems: &mut Problems
         .chain(guests.iter().enumerate().flat_map(|(index, guest)| {
             [(guest.p2m_name(), Role::P2m(index as u8)), (guest.vcpu_name(), Role::Vcpu(index as u8))]
         }))
+        .chain(guests.iter().any(|guest| !guest.devices.is_empty()).then(|| ("irqfwd".to_string(), Role::Irqfwd)))
         .collect();
     let server_float = manifest.server_float;
     Some(System { name: manifest.name?.value, text, board, board_text, guests, servers, server_float })

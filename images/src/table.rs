@@ -188,6 +188,21 @@ impl<'a, 'i> Table<'a, 'i> {
         }
     }
 
+    /// Tables of one name within this one, `[[…]]`.
+    pub fn tables(&self, key: &str, name: &str, example: &str, problems: &mut Problems) -> Vec<Table<'a, 'i>> {
+        let Some((_, value)) = self.get(key) else { return Vec::new() };
+        let tables = value.value.as_array().map(|list| {
+            let table = |item: &'a toml::Spanned<DeValue<'i>>| {
+                Some(Table::new(item.get_ref().as_table()?, name.to_string(), item.span()))
+            };
+            list.iter().map(table).collect::<Option<Vec<_>>>()
+        });
+        match tables.flatten() {
+            Some(tables) => tables,
+            None => wrong_type(key, "a list of tables", example, &value, problems).unwrap_or_default(),
+        }
+    }
+
     /// The keys in the order of the text.
     pub fn entries(&self) -> Vec<(Placed<String>, Placed<&'a DeValue<'i>>)> {
         let mut entries: Vec<_> = self

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use trellis_idl::boot::{BootHeader, HEADER_OFFSET, MAGIC};
 use trellis_idl::kernel::{Access, PAGE};
 use trellis_idl::layout::PROGRAM;
-use trellis_idl::plan::{ConsoleConfig, P2mConfig, Part, Plan, Role, VcpuConfig};
+use trellis_idl::plan::{ConsoleConfig, DevicePages, IrqfwdConfig, P2mConfig, Part, Plan, Role, SourcePlan, VcpuConfig};
 use trellis_images::{ComposeError, Download, Programs, Source, System, query};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -59,7 +59,7 @@ fn kernel(version: u32, magic: u64) -> Vec<u8> {
 
 fn programs() -> Programs {
     let program = program(6);
-    Programs { kernel: kernel(1, 0), root: program.clone(), console: program.clone(), p2m: program.clone(), vcpu: program, trace: false }
+    Programs { kernel: kernel(1, 0), root: program.clone(), console: program.clone(), p2m: program.clone(), vcpu: program.clone(), irqfwd: program, trace: false }
 }
 
 fn header(image: &[u8]) -> BootHeader {
@@ -122,6 +122,7 @@ fn root_finds_servers_and_guests_through_the_plan() {
                 let config: P2mConfig<'_> = postcard::from_bytes(config(&image, server.config)).expect("a configuration");
                 assert_eq!((config.first_page, config.pages, config.gicv_page), (0x40000, 4096, None));
             }
+            Role::Irqfwd => panic!("no guest of it owns a device"),
             Role::Vcpu(_) => {
                 let config: VcpuConfig<'_> = postcard::from_bytes(config(&image, server.config)).expect("a configuration");
                 assert_eq!((config.entry, config.x0), (0x4020_0000, 0x4000_0000));
@@ -139,6 +140,35 @@ fn servers_have_floating_point_only_where_the_manifest_says_so() {
         let system = system.unwrap_or_else(|report| panic!("{}", report.render(false)));
         assert!(system.plan().servers.iter().all(|server| server.float == float), "{line}");
     }
+}
+
+#[test]
+fn root_finds_devices_through_header_plan_and_configurations() {
+    for (path, direct) in [("devices.toml", false), ("devices-direct.toml", true)] {
+        let system = system(path);
+        let image = system.compose(&programs()).expect("an image");
+        let found = header(&image);
+        let [uart, rtc, port, none] = [0, 1, 2, 3].map(|place| (found.devices[place].base, found.devices[place].bytes));
+        assert_eq!((uart, rtc, port, none), ((0x900_0000, PAGE), (0x901_0000, PAGE), (0x904_0000, PAGE), (0, 0)));
+        let plan = Part { offset: found.plan.base, bytes: found.plan.bytes };
+        let plan: Plan<'_> = postcard::from_bytes(part(&image, plan)).expect("a plan");
+        assert_eq!(plan.guests[0].devices[..], [1, 2]);
+        let irqfwd = plan.servers.last().expect("servers");
+        assert_eq!((irqfwd.name, irqfwd.role, &irqfwd.cpus[..]), ("irqfwd", Role::Irqfwd, &[0, 0][..]));
+        let forward: IrqfwdConfig = postcard::from_bytes(config(&image, irqfwd.config)).expect("a configuration");
+        let source = |line| SourcePlan { guest: 0, line, direct };
+        assert_eq!((&forward.sources[..], &forward.guests[0][..]), (&[source(34), source(40)][..], &[0][..]));
+        let maps: P2mConfig<'_> = postcard::from_bytes(config(&image, plan.servers[1].config)).expect("a configuration");
+        let at = |page| DevicePages { page, pages: 1 };
+        assert_eq!(maps.devices[..], [at(0xb000), at(0xb010)]);
+        let tree = &system.guests()[0].placement.tree;
+        for name in [&b"rtc@b000000\0"[..], b"arm,pl031\0", b"serial1@b010000\0"] {
+            assert!(tree.windows(name.len()).any(|window| window == name), "{name:?}");
+        }
+        assert_eq!(system.emulator_arguments(), ["-serial", "null"]);
+    }
+    let hello = system("hello.toml");
+    assert_eq!((header(&hello.compose(&programs()).expect("an image")).devices[1].bytes, hello.plan().servers.len()), (0, 5));
 }
 
 #[test]
@@ -173,7 +203,7 @@ fn unfit_programs_are_refused() {
 
 #[test]
 fn the_examples_are_good_and_explained() {
-    for path in ["hello.toml", "linux.toml", "u-boot.toml"] {
+    for path in ["hello.toml", "linux.toml", "u-boot.toml", "devices.toml", "devices-direct.toml"] {
         let system = system(path);
         let text = system.explain();
         for (name, _) in system.servers() {

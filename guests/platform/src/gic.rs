@@ -75,6 +75,29 @@ fn redistributor() -> u64 {
     frame
 }
 
+/// Lets a shared line come to the CPU of this index and affinity (GICD_ITARGETSR, GICD_IROUTER; level, group 1 on GICv3).
+pub fn open(line: u32, index: usize, affinity: u64) {
+    let (word, bit) = (u64::from(line / 32) * 4, 1 << (line % 32));
+    let byte = u64::from(line & !3);
+    let shift = line % 4 * 8;
+    let with = |offset: u64, value: u32| device_read(DISTRIBUTOR + offset + byte) & !(0xff << shift) | value << shift;
+    device_write(DISTRIBUTOR + 0x400 + byte, with(0x400, 0xa0));
+    if is_version_2() {
+        device_write(DISTRIBUTOR + 0x800 + byte, with(0x800, 1 << index));
+    } else {
+        device_write(DISTRIBUTOR + 0x80 + word, device_read(DISTRIBUTOR + 0x80 + word) | bit);
+        route(line, affinity);
+    }
+    device_write(DISTRIBUTOR + 0x100 + word, bit);
+}
+
+/// Sends a shared line to another CPU (GICD_IROUTER).
+pub fn route(line: u32, affinity: u64) {
+    let place = DISTRIBUTOR + 0x6000 + 8 * u64::from(line);
+    device_write(place, affinity as u32);
+    device_write(place + 4, (affinity >> 32) as u32);
+}
+
 /// Takes the interrupt of the highest priority.
 #[inline(always)]
 pub fn acknowledge() -> u32 {

@@ -10,6 +10,9 @@ use crate::arguments::Arguments;
 /// Most CPUs that a guest of this project uses.
 pub const MAX_CPUS: usize = 8;
 
+/// The platform's own serial port.
+const SERIAL: u64 = 0x0900_0000;
+
 /// What the tree said.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tree<'a> {
@@ -25,6 +28,19 @@ pub struct Tree<'a> {
     pub memory_bytes: u64,
     /// Bytes of the tree itself.
     pub bytes: u64,
+    /// A PL031 clock of the guest's own.
+    pub clock: Option<Device>,
+    /// A PL011 serial port of the guest's own, beside the platform's.
+    pub port: Option<Device>,
+}
+
+/// A device with one interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// First byte of its registers.
+    pub base: u64,
+    /// Its interrupt.
+    pub line: u32,
 }
 
 impl<'a> Tree<'a> {
@@ -37,6 +53,8 @@ impl<'a> Tree<'a> {
             tree.memory_base = base;
             tree.memory_bytes = bytes;
         }
+        tree.clock = device(fdt, "arm,pl031");
+        tree.port = device(fdt, "arm,pl011");
         tree
     }
 
@@ -57,6 +75,20 @@ fn bootargs<'a>(fdt: Fdt<'a>) -> Option<&'a str> {
 fn memory(fdt: Fdt<'_>) -> Option<(u64, u64)> {
     let range = fdt.memory().ok()?.reg().ok()??.next()?;
     Some((range.address().ok()?, range.size().ok()?))
+}
+
+/// The first such device that is not the platform's serial port: a node below the root with two cells of address and a
+/// shared interrupt.
+fn device(fdt: Fdt<'_>, compatible: &str) -> Option<Device> {
+    let found = |node: &dtoolkit::fdt::FdtNode<'_>| {
+        let names = node.property("compatible")?;
+        let named = names.value().split(|byte| *byte == 0).any(|name| name == compatible.as_bytes());
+        let (base, interrupt) = (node.property("reg")?, node.property("interrupts")?);
+        let base = big_endian(base.value().get(..8)?);
+        let line = big_endian(interrupt.value().get(4..8)?) as u32 + 32;
+        (named && base != SERIAL).then_some(Device { base, line })
+    };
+    fdt.root().children().find_map(|node| found(&node))
 }
 
 /// One or two cells as a number.
@@ -134,6 +166,17 @@ mod tests {
             tree.end();
         }
         tree.end();
+        for (name, compatible, base, line) in [
+            ("pl011@9000000", "arm,pl011\0arm,primecell\0", 0x900_0000u64, 1u32),
+            ("rtc@b000000", "arm,pl031\0arm,primecell\0", 0xb00_0000, 2),
+            ("serial1@b010000", "arm,pl011\0arm,primecell\0", 0xb01_0000, 8),
+        ] {
+            tree.node(name);
+            tree.property("compatible", compatible.as_bytes());
+            tree.property("reg", &[base.to_be_bytes(), 0x1000u64.to_be_bytes()].concat());
+            tree.property("interrupts", &[0, line, 4].map(u32::to_be_bytes).concat());
+            tree.end();
+        }
         tree.end();
         tree.finish()
     }
@@ -146,6 +189,8 @@ mod tests {
         assert_eq!((tree.cpus, &tree.affinities[..2]), (2, &[0, 0x101][..]));
         assert_eq!((tree.memory_base, tree.memory_bytes), (0x4000_0000, 0x1000_0000));
         assert_eq!(tree.bytes, bytes.len() as u64);
+        assert_eq!(tree.clock, Some(Device { base: 0xb00_0000, line: 34 }));
+        assert_eq!(tree.port, Some(Device { base: 0xb01_0000, line: 40 }));
     }
 
     #[test]

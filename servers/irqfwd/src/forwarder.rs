@@ -11,7 +11,7 @@ use crate::storm::{Limit, Storm};
 use heapless::Vec;
 use trellis_idl::kernel::{Op, Refusal};
 use trellis_idl::plan::MAX_VCPUS;
-use trellis_runtime::{Line, Shared, System, Vcpu};
+use trellis_runtime::{Line, Shared, System, Vcpu, log};
 
 /// Sources that the kernel has.
 pub const SOURCES: usize = 64;
@@ -31,6 +31,8 @@ pub struct Wish {
     pub cpus: Vec<u8, MAX_VCPUS>,
     /// What is too much.
     pub limit: Limit,
+    /// The physical line's number, for reports.
+    pub number: u32,
     /// The kernel hands it to the vCPU that it goes to, and this server sees only what that vCPU does not take.
     pub direct: bool,
 }
@@ -242,6 +244,7 @@ impl Source {
             self.stage = match core::mem::replace(&mut self.stage, Stage::Between) {
                 Stage::Open(open) => {
                     self.counters.storms += 1;
+                    too_often(self.wish.number, self.counters.storms);
                     Stage::Cooling(open.mask(system), until)
                 }
                 stage => stage,
@@ -329,6 +332,15 @@ impl Source {
         let cool = if let Stage::Cooling(_, until) = self.stage { Some(until) } else { None };
         let held = self.held.as_ref().map(|(_, _, at)| *at);
         cool.into_iter().chain(held).min()
+    }
+}
+
+/// Says that a line is masked; the first times, and then ever more seldom.
+#[cold]
+#[inline(never)]
+fn too_often(line: u32, storms: u64) {
+    if storms.is_power_of_two() {
+        log!("line {line} comes too often: masked for a while ({storms} times so far)");
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! The kernel keeps the state of each source and one queue a CPU; [`queue`] is this server's side of that protocol, as
 //! types that can be used in the right order only. [`binding`] is the life of a line, [`storm`] when it is too much, and
-//! [`forwarder`] puts them together.
+//! [`forwarder`] puts them together; [`server`] is all that with a configuration and root's questions.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -11,8 +11,10 @@
 pub mod binding;
 pub mod forwarder;
 pub mod queue;
+pub mod server;
 pub mod storm;
 
 pub use forwarder::{Counters, Forwarder, Wish};
 pub use queue::{Queue, Served};
+pub use server::Irqfwd;
 pub use storm::Limit;

@@ -26,6 +26,11 @@ impl Queue {
         Ok(Queue { machine })
     }
 
+    /// No thread's own: good for ending a service, whatever CPU it was taken on.
+    pub const fn of_any(machine: Machine) -> Queue {
+        Queue { machine }
+    }
+
     /// Takes what came first, two at most, and says whether there may be more: if there is not, the signal will come.
     #[inline]
     pub fn take(self, system: &impl System) -> ([Option<Served>; 2], bool) {

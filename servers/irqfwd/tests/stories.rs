@@ -130,6 +130,7 @@ fn wish(limit: Limit) -> Wish {
         cpus: Vec::from_slice(&[0, 1]).expect("two fit"),
         limit,
         direct: false,
+        number: LINE as u32,
     }
 }
 

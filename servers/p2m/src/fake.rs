@@ -85,6 +85,6 @@ impl System for Fake {
 
 /// A server of 4 MiB at 1 GiB.
 pub fn p2m(fake: &Fake, populate: Populate) -> P2m {
-    let config = P2mConfig { guest: "g", first_page: 0x40000, pages: 0x400, populate, vcpus: 4, gicv_page: None, views: 4, view: heapless::Vec::new() };
+    let config = P2mConfig { guest: "g", first_page: 0x40000, pages: 0x400, populate, vcpus: 4, gicv_page: None, views: 4, view: heapless::Vec::new(), devices: Default::default() };
     P2m::start(fake, &config, Box::leak(Box::new(Shared::new(Views::new())))).unwrap()
 }

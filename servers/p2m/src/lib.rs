@@ -18,7 +18,7 @@ mod fake;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use map::Map;
 use trellis_idl::kernel::{Exit, Refusal, WORDS};
-use trellis_idl::plan::{MAX_PLANNED_VIEWS, P2mConfig, Populate, ViewPlan};
+use trellis_idl::plan::{DevicePages, MAX_DEVICES, MAX_PLANNED_VIEWS, P2mConfig, Populate, ViewPlan};
 use trellis_runtime::{Reply, Server, Shared, System};
 use view::Views;
 
@@ -29,6 +29,8 @@ pub struct P2m {
     populate: Populate,
     /// Guest page of GICv2's virtual CPU interface, which the hardware answers.
     interface: Option<u64>,
+    /// Where the guest's own devices are.
+    devices: heapless::Vec<DevicePages, MAX_DEVICES>,
     /// Accesses refused since the guest started.
     refused: AtomicU32,
     /// The guest's views.
@@ -48,6 +50,7 @@ impl P2m {
             map: Map::new(config.first_page, config.pages)?,
             populate: config.populate,
             interface: config.gicv_page,
+            devices: config.devices.clone(),
             refused: AtomicU32::new(0),
             views,
             planned: config.view.clone(),
@@ -63,6 +66,7 @@ impl P2m {
         if let Some(page) = self.interface {
             map::map_interface(system, page)?;
         }
+        map::map_devices(system, &self.devices)?;
         if self.populate == Populate::Eager {
             self.map.map_all(system)?;
         }

@@ -6,6 +6,7 @@
 
 use trellis_idl::kernel::{Access, Refusal};
 use trellis_idl::layout::slot;
+use trellis_idl::plan::DevicePages;
 use trellis_runtime::{Frames, Guest, System};
 
 /// Pages of a 2 MiB block.
@@ -23,7 +24,21 @@ pub(crate) const ANY: Access = Access::READ.with(Access::WRITE).with(Access::EXE
 
 /// Maps GICv2's virtual CPU interface (8 KiB) at a guest page; root granted its frames behind those of memory.
 pub fn map_interface(system: &impl System, page: u64) -> Result<(), Refusal> {
-    GUEST.map(system, 0, page, Frames::at(slot::MEMORY + 1), 0, 2, Access::READ.with(Access::WRITE))
+    stays(GUEST.map(system, 0, page, Frames::at(slot::MEMORY + 1), 0, 2, Access::READ.with(Access::WRITE)))
+}
+
+/// Maps the guest's own devices, where they are not memory; root granted their frames.
+pub fn map_devices(system: &impl System, devices: &[DevicePages]) -> Result<(), Refusal> {
+    for (slot, device) in (slot::DEVICE..).zip(devices) {
+        let access = Access::READ.with(Access::WRITE);
+        stays(GUEST.map(system, 0, device.page, Frames::at(slot), 0, device.pages, access))?;
+    }
+    Ok(())
+}
+
+/// What is there already has stayed when memory was cleared.
+fn stays(mapped: Result<(), Refusal>) -> Result<(), Refusal> {
+    if mapped == Err(Refusal::Occupied) { Ok(()) } else { mapped }
 }
 
 /// The guest's memory.

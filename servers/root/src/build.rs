@@ -150,5 +150,9 @@ pub fn times(role: Role, planned: usize, attending: Time) -> Vec<Time, MAX_THREA
         Role::Console => core::iter::repeat_n(attending, planned).take(MAX_THREADS).collect(),
         Role::P2m(_) => lent.take(MAX_THREADS).collect(),
         Role::Vcpu(_) => lent.chain([attending]).take(MAX_THREADS).collect(),
+        Role::Irqfwd => {
+            let posts = core::iter::repeat_n(attending, planned.saturating_sub(1));
+            posts.chain([LENT]).take(MAX_THREADS).collect()
+        }
     }
 }

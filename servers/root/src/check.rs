@@ -5,6 +5,9 @@ use crate::StartError;
 use trellis_idl::layout::PROGRAM;
 use trellis_idl::plan::{GuestPlan, Plan, Role, ServerPlan, VERSION};
 
+/// Devices of a boot header.
+const DEVICES: u8 = 16;
+
 /// Pages of a program at most; what is behind belongs to the configuration.
 const PROGRAM_END: u64 = trellis_idl::layout::CONFIG;
 
@@ -19,7 +22,12 @@ pub fn check(plan: &Plan<'_>) -> Result<(), StartError> {
     plan.servers.iter().try_for_each(server)?;
     plan.guests.iter().enumerate().try_for_each(|(index, one)| guest(plan, index, one))?;
     let consoles = plan.servers.iter().filter(|server| server.role == Role::Console).count();
-    if consoles != 1 || plan.servers.len() != 1 + 2 * plan.guests.len() {
+    let owners = plan.guests.iter().any(|guest| !guest.devices.is_empty());
+    let forwarders = plan.servers.iter().filter(|server| server.role == Role::Irqfwd).count();
+    if forwarders != usize::from(owners) || owners && plan.servers.last().map(|last| last.role) != Some(Role::Irqfwd) {
+        return Err(StartError::Plan("devices without irqfwd, or irqfwd without devices"));
+    }
+    if consoles != 1 || plan.servers.len() != 1 + 2 * plan.guests.len() + forwarders {
         return Err(StartError::Plan("servers that belong to nobody"));
     }
     Ok(())
@@ -50,6 +58,12 @@ fn guest(plan: &Plan<'_>, index: usize, guest: &GuestPlan<'_>) -> Result<(), Sta
     if guest.cpus.is_empty() || threads(guest.p2m) != wanted || threads(guest.vcpu) != wanted {
         return Err(StartError::Plan("a guest with too few or too many threads"));
     }
+    let mut others = plan.guests.iter().take(index).flat_map(|other| &other.devices);
+    // The first is the console's, and there are as many as the kernel makes runs.
+    let own = |device: &u8| (1..DEVICES).contains(device);
+    if !guest.devices.iter().all(own) || others.any(|device| guest.devices.contains(device)) {
+        return Err(StartError::Plan("a device that is not the guest's own"));
+    }
     if guest.memory_bytes == 0 || !guest.memory_bytes.is_multiple_of(2 << 20) {
         return Err(StartError::Plan("guest memory that is no multiple of 2 MiB"));
     }
@@ -59,7 +73,25 @@ fn guest(plan: &Plan<'_>, index: usize, guest: &GuestPlan<'_>) -> Result<(), Sta
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::plan;
+    use crate::fake::{plan, plan_with_device};
+
+    #[test]
+    fn a_device_needs_irqfwd_and_one_owner() {
+        assert_eq!(check(&plan_with_device()), Ok(()));
+        let spoilt: [fn(&mut Plan<'_>); 6] = [
+            |plan| drop(plan.servers.pop()),
+            |plan| plan.guests[1].devices.clear(),
+            |plan| plan.guests[0].devices.push(1).unwrap(),
+            |plan| plan.guests[1].devices[0] = 0,
+            |plan| plan.guests[1].devices[0] = DEVICES,
+            |plan| plan.servers.swap(4, 5),
+        ];
+        for (index, spoil) in spoilt.iter().enumerate() {
+            let mut plan = plan_with_device();
+            spoil(&mut plan);
+            assert!(check(&plan).is_err(), "{index}");
+        }
+    }
 
     #[test]
     fn a_right_plan_passes_and_each_wrong_index_does_not() {

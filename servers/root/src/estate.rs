@@ -53,6 +53,7 @@ pub fn make(
     let lanes = guest::lanes(guest.sve, guest::lengths(system)).unwrap_or(0);
     let made = guest::make(system, supply, guest, config.gic, lanes, &p2m, &vcpu)?;
     guest::loads(system, supply, &config, &vcpu)?;
+    guest::devices(system, guest, &p2m)?;
     wire::attach(system, rings, p2m.domain, vcpu.domain)?;
     made.input.grant(system, ends.console.domain, slot::INPUT + index as u64, Rights::USE).step("grant a signal")?;
     for (number, server) in [(guest.p2m, &p2m), (guest.vcpu, &vcpu)] {
@@ -89,7 +90,7 @@ fn server(
             let priority = u64::from(guest.priority.min(guest::MAX_PRIORITY)) + 1;
             (Time { priority, budget: guest::time(guest) }, guest::load_tables(&guest::config(board, server)?))
         }
-        Role::P2m(_) | Role::Console => (LENT, 0),
+        Role::P2m(_) | Role::Console | Role::Irqfwd => (LENT, 0),
     };
     let times = build::times(server.role, server.cpus.len(), attending);
     build::server(system, board, supply, server, &times, tables)

@@ -97,6 +97,7 @@ impl Fake {
         state.runs.push(Run { first: 0x100, pages: PAYLOAD_PAGES, parent: None });
         state.runs.push(Run { first: MEMORY_BASE, pages: MEMORY_PAGES, parent: None });
         state.runs.push(Run { first: 0x9000, pages: 1, parent: None });
+        state.runs.push(Run { first: 0x9010, pages: 1, parent: None });
         root.threads.push((240, 0));
         for (slot, object) in [
             (root_slot::DOMAIN, Object::Domain(0)),
@@ -105,6 +106,7 @@ impl Fake {
             (root_slot::PAYLOAD, Object::Run(0)),
             (root_slot::MEMORY, Object::Run(1)),
             (root_slot::DEVICES, Object::Run(2)),
+            (root_slot::DEVICES + 1, Object::Run(3)),
         ] {
             root.table.insert(slot, (object, Rights::ALL));
         }
@@ -440,6 +442,12 @@ impl FakeBoard {
             let used = postcard::to_slice(&config, &mut payload[at + 8..]).unwrap().len() as u64;
             payload[at..at + 8].copy_from_slice(&used.to_le_bytes());
         }
+        let sources = [SourcePlan { guest: 1, line: 34, direct: false }, SourcePlan { guest: 1, line: 40, direct: true }];
+        let guests = [heapless::Vec::new(), [0, 0].into_iter().collect()];
+        let config = IrqfwdConfig { guests: guests.into_iter().collect(), sources: sources.into_iter().collect() };
+        let at = IRQFWD_CONFIG.offset as usize;
+        let used = postcard::to_slice(&config, &mut payload[at + 8..]).unwrap().len() as u64;
+        payload[at..at + 8].copy_from_slice(&used.to_le_bytes());
         FakeBoard { payload: payload.leak(), rings: Vec::leak((0..128).map(|_| RingPage::new()).collect()) }
     }
 }
@@ -475,6 +483,7 @@ fn server(name: &'static str, role: Role, threads: usize, config: Part) -> Serve
         Role::Console => 1,
         Role::P2m(_) => 4,
         Role::Vcpu(_) => 7,
+        Role::Irqfwd => 0x1a,
     };
     let segments = [
         segment(part(page, 5000), PROGRAM, 5000, 5),
@@ -491,6 +500,16 @@ fn server(name: &'static str, role: Role, threads: usize, config: Part) -> Serve
         config,
         float: false,
     }
+}
+
+const IRQFWD_CONFIG: Part = Part { offset: 0x12 * PAGE, bytes: 200 };
+
+/// The same; the second guest owns a device with two lines, one of them direct.
+pub fn plan_with_device() -> Plan<'static> {
+    let mut plan = plan();
+    plan.servers.push(server("irqfwd", Role::Irqfwd, 2, IRQFWD_CONFIG)).unwrap();
+    plan.guests[1].devices.push(1).unwrap();
+    plan
 }
 
 /// Console and two guests, with one and two vCPUs.
@@ -518,6 +537,7 @@ pub fn plan() -> Plan<'static> {
         vcpu: 2 + 2 * index,
         manifest_line: 1,
         sve: Sve::Off,
+        devices: Default::default(),
     };
     Plan {
         version: VERSION,

@@ -121,6 +121,15 @@ pub fn grant_memory(system: &impl System, memory: Frames, p2m: &Built) -> Result
     memory.grant(system, p2m.domain, slot::MEMORY, READ_WRITE_EXECUTE).step("grant memory")
 }
 
+/// Gives p2m the pages of the guest's own devices.
+pub fn devices(system: &impl System, plan: &GuestPlan<'_>, p2m: &Built) -> Result<(), StartError> {
+    for (slot, device) in (slot::DEVICE..).zip(&plan.devices) {
+        let run = Frames::at(root_slot::DEVICES + u64::from(*device));
+        run.grant(system, p2m.domain, slot, Rights::READ.with(Rights::WRITE)).step("grant a device")?;
+    }
+    Ok(())
+}
+
 /// Time of a guest's vCPU, and of the thread that attends to it.
 pub fn time(plan: &GuestPlan<'_>) -> u64 {
     plan.budget.map_or(0, |share| budget(share.time_us, share.period_us))

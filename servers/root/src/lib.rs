@@ -2,7 +2,8 @@
 //! root: starts the system from the image's plan, supervises it, switches it off.
 //!
 //! [`check`] trusts nothing in the plan that an index could break. [`supply`] hands out memory, [`build`] makes the
-//! servers and [`guest`] the guests, [`wire`] the rings between them, [`estate`] all that belongs to one guest together. Then [`policy`] decides what follows from what
+//! servers and [`guest`] the guests, [`wire`] the rings between them, [`estate`] all that belongs to one guest together,
+//! [`forward`] the server that hands devices' interrupts to guests. Then [`policy`] decides what follows from what
 //! happens, a value without any system call, and [`run`] carries it out. [`trace`] sends what CPUs did last.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -11,6 +12,7 @@ pub mod board;
 pub mod build;
 pub mod check;
 pub mod estate;
+pub mod forward;
 pub mod guest;
 pub mod policy;
 pub mod run;

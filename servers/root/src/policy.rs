@@ -41,6 +41,8 @@ pub enum Action {
     Rebuild(u8),
     /// Start a guest again from its image.
     Reboot(u8),
+    /// Make irqfwd anew: its guests go on.
+    Revive(u8),
     /// Switch the machine off.
     Off,
 }
@@ -77,6 +79,8 @@ pub struct Policy {
     guests: Vec<Life, MAX_GUESTS>,
     /// Each server's role, and whether it stopped.
     servers: Vec<(Role, bool), MAX_SERVERS>,
+    /// How often in a row irqfwd died, and when it did last.
+    forward: (u32, u64),
     off: bool,
 }
 
@@ -98,6 +102,7 @@ impl Policy {
         Policy {
             guests: guests.collect(),
             servers: plan.servers.iter().map(|server| (server.role, false)).collect(),
+            forward: (0, 0),
             off: false,
         }
     }
@@ -175,6 +180,20 @@ impl Policy {
             // Nobody hears reports any more; the guests go on.
             Role::Console => {}
             Role::P2m(guest) | Role::Vcpu(guest) => self.lost(guest, server, now, actions),
+            Role::Irqfwd => self.revive(server, now, actions),
+        }
+    }
+
+    /// irqfwd is made again, unless it dies too often; then guests go on without what their devices have to say.
+    fn revive(&mut self, server: u8, now: u64, actions: &mut Actions) {
+        let (deaths, died) = self.forward;
+        let deaths = if now.saturating_sub(died) > CALM { 1 } else { deaths.saturating_add(1) };
+        self.forward = (deaths, now);
+        if deaths <= MOST_DEATHS {
+            if let Some((_, stopped)) = self.servers.get_mut(usize::from(server)) {
+                *stopped = false;
+            }
+            push(actions, Action::Revive(server));
         }
     }
 

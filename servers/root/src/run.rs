@@ -3,6 +3,7 @@
 
 use crate::build::{self, Built, Time};
 use crate::estate::{self, Ends};
+use crate::forward::{self, Forward};
 use crate::guest::{self, Made};
 use crate::policy::{Action, Death, Event, Policy};
 use crate::supply::{Lot, Supply};
@@ -14,7 +15,7 @@ use trellis_idl::kernel::{Fact, Refusal, Rights, ThreadFault, WORDS};
 use trellis_idl::interface;
 use trellis_idl::layout::{DEVICE, console_signal, ring, root_signal, root_slot, slot};
 use trellis_idl::plan::{MAX_GUESTS, MAX_SERVERS, Plan, Role};
-use trellis_idl::wire::{Fault, GuestEnd, P2mOp, Report, ToRoot, VcpuOp, from_answer};
+use trellis_idl::wire::{Fault, GuestEnd, IrqfwdOp, P2mOp, Report, ToRoot, VcpuOp, from_answer};
 use trellis_runtime::handle::clock;
 use trellis_runtime::{Consumer, Frames, Machine, Portal, Producer, Signal, System, Thread, log, message};
 
@@ -38,6 +39,8 @@ pub struct Root<'a, B> {
     guests: Vec<Made, MAX_GUESTS>,
     /// What each guest is made of, with its servers.
     lots: Vec<(Lot, Rings), MAX_GUESTS>,
+    /// irqfwd, if a guest owns a device.
+    forward: Option<Forward>,
     /// Wakes the console: output; and the end.
     console: [Signal; 2],
     policy: Policy,
@@ -69,10 +72,11 @@ impl<'a, B: Board> Root<'a, B> {
         let cpus = if plan.trace { MACHINE.fact(system, Fact::Cpus, 0).unwrap_or(0) } else { 0 };
         let tracer = Tracer::new(cpus);
         let mut root =
-            Root { board, plan, supply, servers, guests, lots, console: output, policy, unheard: 0, tracer, faulted: None, off: false };
+            Root { board, plan, supply, servers, guests, lots, console: output, policy, unheard: 0, tracer, forward: None, faulted: None, off: false };
         for index in 0..plan.guests.len() {
             root.make_guest(system, index)?;
         }
+        root.make_forward(system)?;
         root.begin(system)?;
         Ok(root)
     }
@@ -88,6 +92,53 @@ impl<'a, B: Board> Root<'a, B> {
         let lot = self.supply.end()?;
         let room = self.guests.push(made).is_ok() && self.lots.push((lot, rings)).is_ok();
         if room { Ok(()) } else { Err(StartError::Plan("too many guests")) }
+    }
+
+    /// Makes irqfwd, if a guest owns a device.
+    #[inline(never)]
+    fn make_forward(&mut self, system: &impl System) -> Result<(), StartError> {
+        let console = self.servers.first().ok_or(StartError::Plan("no console"))?;
+        let ends = Ends { console, output: self.console[0] };
+        let made = forward::make(system, &self.board, &mut self.supply, self.plan, &self.guests, ends)?;
+        let Some((forward, built)) = made else { return Ok(()) };
+        if let Some(place) = self.servers.get_mut(forward.number) {
+            *place = built;
+        }
+        self.forward = Some(forward);
+        Ok(())
+    }
+
+    /// Makes irqfwd anew, and lets it run.
+    #[inline(never)]
+    fn revive(&mut self, system: &impl System, number: usize) -> Result<(), StartError> {
+        let missing = StartError::Plan("no such server");
+        let mut forward = self.forward.take().ok_or(missing)?;
+        let [Some(console), Some(dead)] = [0, number].map(|number| self.servers.get(number)) else { return Err(missing) };
+        let ends = Ends { console, output: self.console[0] };
+        let policy = &self.policy;
+        let goes_on = |guest: usize| !policy.has_ended(guest);
+        let (supply, guests) = (&mut self.supply, &self.guests);
+        let built = forward.again(system, &self.board, supply, self.plan, dead, guests, goes_on, ends)?;
+        // What the dead one still had to say is not the new one's.
+        Consumer::new(self.board.ring(ring::root_report(number))).clear();
+        if let Some(plan) = self.plan.servers.get(number) {
+            build::start(system, &built, plan)?;
+        }
+        if let Some(place) = self.servers.get_mut(number) {
+            *place = built;
+        }
+        forward.attach(system)?;
+        log!("{} is made again", self.name(number));
+        self.forward = Some(forward);
+        Ok(())
+    }
+
+    /// A guest's lines are forwarded from now on, or no more.
+    fn forward(&self, system: &impl System, op: IrqfwdOp, guest: usize) {
+        let owns = self.plan.guests.get(guest).is_some_and(|guest| !guest.devices.is_empty());
+        if let Some(forward) = self.forward.as_ref().filter(|forward| owns && !self.policy.has_stopped(forward.number)) {
+            forward.ask(system, op, guest);
+        }
     }
 
     /// Makes a guest and its servers of what the supply hands out, and remembers the servers.
@@ -123,6 +174,9 @@ impl<'a, B: Board> Root<'a, B> {
             if let Err(end) = guest::lanes(guest.sve, lengths) {
                 self.happened(system, Event::Ended(index, end));
             }
+        }
+        if let Some(forward) = &self.forward {
+            forward.attach(system)?;
         }
         for guest in 0..self.guests.len() {
             if self.policy.has_ended(guest) {
@@ -175,7 +229,11 @@ impl<'a, B: Board> Root<'a, B> {
     fn next_event(&mut self, system: &impl System, index: usize) -> Option<Option<Event>> {
         let role = self.plan.servers.get(index)?.role;
         // The console has no such ring.
-        let (Role::P2m(guest) | Role::Vcpu(guest)) = role else { return None };
+        let guest = match role {
+            Role::P2m(guest) | Role::Vcpu(guest) => guest,
+            Role::Irqfwd => u8::MAX,
+            Role::Console => return None,
+        };
         let report = Consumer::new(self.board.ring(ring::root_report(index))).receive::<ToRoot>()?;
         Some(match (report, role) {
             (Ok(ToRoot::Ended(end)), Role::Vcpu(_)) => Some(Event::Ended(guest, end)),
@@ -214,6 +272,9 @@ impl<'a, B: Board> Root<'a, B> {
                     Action::Report(report) => {
                         self.report(system, &report);
                         self.report_last(system, &report);
+                        if let Report::GuestEnded { guest, .. } = report {
+                            self.forward(system, IrqfwdOp::Unbind, guest.into());
+                        }
                     }
                     Action::Stop(guest) => self.stop_guest(system, guest.into()),
                     Action::Reboot(guest) => {
@@ -227,6 +288,11 @@ impl<'a, B: Board> Root<'a, B> {
                             log!("guest {guest} cannot be made again: {why:?}");
                             self.stop_guest(system, guest.into());
                             next = Some(Event::NotStarted(guest));
+                        }
+                    }
+                    Action::Revive(server) => {
+                        if let Err(why) = self.revive(system, server.into()) {
+                            log!("irqfwd cannot be made again: {why:?}");
                         }
                     }
                     Action::Off => self.off(system),
@@ -273,6 +339,11 @@ impl<'a, B: Board> Root<'a, B> {
         let (plan, made) = (self.plan.guests.get(index).ok_or(missing)?, self.guests.get(index).ok_or(missing)?);
         let numbers = [usize::from(plan.p2m), usize::from(plan.vcpu)];
         let [Some(p2m), Some(vcpu)] = numbers.map(|number| self.servers.get(number)) else { return Err(missing) };
+        self.forward(system, IrqfwdOp::Unbind, index);
+        for vcpu in made.vcpus.iter().filter(|_| !plan.devices.is_empty()) {
+            // irqfwd has copies, which nothing else would take out of their slots.
+            vcpu.revoke(system).step("revoke a vCPU")?;
+        }
         estate::take_apart(system, &lot, [p2m, vcpu], made)?;
         // What the dead ones still had to say is not the new ones'.
         for number in numbers {
@@ -287,6 +358,12 @@ impl<'a, B: Board> Root<'a, B> {
                 build::start(system, built, plan)?;
             }
         }
+        if let (Some(forward), Some(made)) = (&self.forward, self.guests.get(index))
+            && let Some(built) = self.servers.get(forward.number)
+        {
+            forward::grant_guest(system, self.plan, index, made, built)?;
+        }
+        self.forward(system, IrqfwdOp::Bind, index);
         self.start_guest(system, index)
     }
 

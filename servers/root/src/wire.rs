@@ -57,6 +57,23 @@ pub fn rings(
     })
 }
 
+/// The log and the reports of a server that belongs to no guest. They stay when it is made again.
+pub type Pair = [Frames; 2];
+
+/// The rings of server `number` of the plan, with their ends in console and root.
+pub fn pair(system: &impl System, supply: &mut Supply, console: Domain, number: usize) -> Result<Pair, StartError> {
+    let pair = [supply.take(system, 1)?, supply.take(system, 1)?];
+    map(system, console, ring::console_log(number), pair[0])?;
+    map(system, OWN, ring::root_report(number), pair[1])?;
+    Ok(pair)
+}
+
+/// The server's ends of them.
+pub fn attach_pair(system: &impl System, pair: &Pair, domain: Domain) -> Result<(), StartError> {
+    map(system, domain, ring::LOG, pair[0])?;
+    map(system, domain, ring::REPORT, pair[1])
+}
+
 /// The servers' ends.
 pub fn attach(system: &impl System, rings: &Rings, p2m: Domain, vcpu: Domain) -> Result<(), StartError> {
     let pages = [ring::LOG, ring::REPORT, ring::SERIAL_OUT, ring::SERIAL_IN];

@@ -16,8 +16,8 @@ fn allowed(folder: &str) -> &'static [&'static str] {
         "guests/platform" => &[],
         // What measures the kernel stands in root's place, and in that of irqfwd.
         "tests/bench" => &["idl", "runtime", "servers/irqfwd"],
-        // Wraps a guest's servers.
-        "tests/faulty" => &["idl", "runtime", "servers/p2m", "servers/vcpu"],
+        // Wraps servers.
+        "tests/faulty" => &["idl", "runtime", "servers/irqfwd", "servers/p2m", "servers/vcpu"],
         _ if folder.starts_with("servers/") => &["idl", "runtime"],
         _ if folder.starts_with("guests/") => &["guests/platform"],
         // Walks bring the kernel and the real servers together; boot tests only the tool.

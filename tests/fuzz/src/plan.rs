@@ -69,6 +69,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         essential: true,
         on_reset: OnReset::End,
         sve: Sve::Off,
+        devices: Default::default(),
         p2m: 1,
         vcpu: 2,
         manifest_line: 3,
@@ -94,6 +95,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         gicv_page: Some(0x8010),
         views: 2,
         view: [view].into_iter().collect(),
+        devices: Default::default(),
     };
     let vcpu = VcpuConfig {
         guest: "a",

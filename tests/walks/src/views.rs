@@ -118,6 +118,7 @@ impl Watched {
             gicv_page: None,
             views: VIEWS as u16,
             view: heapless::Vec::from_slice(view).expect("few views"),
+            devices: Default::default(),
         };
         let p2m = P2m::start(&kernel, &config, Box::leak(Box::new(Shared::new(Views::new())))).expect("p2m starts");
         Watched { kernel, p2m, frame: run }

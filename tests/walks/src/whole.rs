@@ -180,6 +180,7 @@ pub fn plan(on_reset: OnReset) -> Plan<'static> {
         essential: true,
         on_reset,
         sve: Sve::Off,
+        devices: Default::default(),
         p2m: 1,
         vcpu: 2,
         views: 1,
@@ -383,7 +384,7 @@ impl Whole {
         let (first_page, pages) = (BASE / PAGE, BYTES / PAGE);
         let populate = Populate::Lazy;
         let config = P2mConfig {
-            guest: "script", first_page, pages, populate, vcpus: CPUS as u8, gicv_page: None, views: 1, view: heapless::Vec::new(),
+            guest: "script", first_page, pages, populate, vcpus: CPUS as u8, gicv_page: None, views: 1, view: heapless::Vec::new(), devices: Default::default(),
         };
         P2m::start(&self.body(0, 0), &config, Box::leak(Box::new(trellis_runtime::Shared::new(trellis_p2m::view::Views::new())))).expect("lazy population asks for nothing")
     }

@@ -78,7 +78,7 @@ impl World {
             aarch32: false,
         };
         let memory =
-            P2mConfig { guest: "script", first_page: small::GUEST_PAGE, pages: PAGES, populate: Populate::Lazy, vcpus: 1, gicv_page: None, views: 5, view: heapless::Vec::new() };
+            P2mConfig { guest: "script", first_page: small::GUEST_PAGE, pages: PAGES, populate: Populate::Lazy, vcpus: 1, gicv_page: None, views: 5, view: heapless::Vec::new(), devices: Default::default() };
         World {
             hosted: RefCell::new(hosted),
             stations: RefCell::default(),

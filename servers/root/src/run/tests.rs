@@ -2,7 +2,7 @@
 //! The start sequence against the layout, and what root does when something happens.
 
 use super::*;
-use crate::fake::{Fake, FakeBoard, Object, plan};
+use crate::fake::{Fake, FakeBoard, Object, plan, plan_with_device};
 use trellis_idl::kernel::{Access, ExitClass, Groups, Op, PAGE, PASSIVE};
 use trellis_idl::layout::{BUFFERS, CONFIG, PAYLOAD, PROGRAM, RINGS, STACK_BYTES, STACK_STRIDE, STACKS, badge, vcpu_signal};
 use trellis_idl::wire::GuestEnd;
@@ -351,5 +351,96 @@ fn a_server_with_another_interface_is_an_error_at_the_start_of_its_guest_and_of_
         let calls = fake.calls.borrow();
         assert!(calls.iter().all(|(portal, _)| matches!(portal, Object::Portal(2 | 3, ..))), "{calls:?}");
         assert_eq!(reports(&board)[1], Report::GuestEnded { guest: 1, end: GuestEnd::Server(server) });
+    }
+}
+
+/// irqfwd's index in the plan, and its domain in the fake kernel.
+const IRQFWD: usize = 5;
+
+fn expect_irqfwd(fake: &Fake, domain: usize, vcpus: [usize; 2]) {
+    let server = fake.domain(domain);
+    let table = server.table;
+    assert_eq!(server.rank, 2);
+    assert_eq!(table[&slot::ROOT], (Object::Signal(0, 0, root_signal::server(IRQFWD)), Rights::USE));
+    assert_eq!(table[&slot::CONSOLE], (Object::Signal(CONSOLE_DOMAIN, 0, console_signal::OUTPUT), Rights::USE));
+    assert_eq!(table[&slot::SYSTEM], (Object::System, Rights::LINES));
+    assert_eq!(table[&slot::QUEUE], (Object::Signal(domain, 0, trellis_idl::layout::irqfwd_signal::QUEUE), Rights::USE));
+    for (place, line) in [(0, 34), (1, 40)] {
+        assert_eq!(table[&(slot::LINE + place)], (Object::Line(line), Rights::CONTROL));
+    }
+    for (number, vcpu) in (0..).zip(vcpus) {
+        assert_eq!(table[&(slot::VCPUS + 8 + number)], (Object::Vcpu(vcpu), Rights::LINES));
+    }
+    assert_eq!(table.len(), 8);
+    // Time of its own for the thread that serves, and none but a caller's for the one that answers root.
+    assert_eq!((server.threads[0].0, server.threads[0].1 != 0, server.threads[1]), (210, true, (PASSIVE, 0)));
+}
+
+#[test]
+fn irqfwd_gets_what_the_layout_says_and_nothing_else() {
+    let fake = Fake::new();
+    start_plan(&fake, plan_with_device());
+    expect_irqfwd(&fake, IRQFWD + 1, [1, 2]);
+    let device = (Object::Run(3), Rights::READ.with(Rights::WRITE));
+    assert_eq!(fake.domain(4).table[&slot::DEVICE], device, "its owner's p2m has the device");
+    assert!(!fake.domain(2).table.contains_key(&slot::DEVICE), "and no other");
+}
+
+#[test]
+fn an_irqfwd_that_faults_is_made_again_of_the_same_memory_and_its_guests_go_on() {
+    let fake = Fake::new();
+    let (mut root, board) = start_plan(&fake, plan_with_device());
+    reports(&board);
+    let (runs, before) = (fake.runs(), fake.domain(IRQFWD + 1));
+    for (life, domain) in (IRQFWD + 1..).take(4).enumerate() {
+        fake.stopped.borrow_mut().insert((domain, 0), 2);
+        fake.bits.borrow_mut().push_back(root_signal::server(IRQFWD));
+        root.step(&fake);
+        let seen = reports(&board);
+        assert!(matches!(seen[0], Report::ServerFaulted { server: 5, .. }) && seen.len() <= 2, "{seen:?}");
+        // The fourth death in a row is the last.
+        assert_eq!(fake.count(Op::DomainDestroy), (life + 1).min(3));
+        if life < 3 {
+            expect_irqfwd(&fake, domain + 1, [1, 2]);
+            assert_eq!(fake.domain(domain + 1).maps, before.maps);
+        }
+    }
+    assert_eq!(fake.runs(), runs, "no memory more and no memory less");
+    assert_eq!((fake.count(Op::VcpuStop), fake.count(Op::LineCreate)), (0, 3), "guests and lines stay");
+}
+
+#[test]
+fn a_guest_that_is_made_again_has_its_lines_let_go_and_forwarded_again() {
+    let fake = Fake::new();
+    let (mut root, board) = start_plan(&fake, plan_with_device());
+    reports(&board);
+    fake.calls.borrow_mut().clear();
+    fake.stopped.borrow_mut().insert((5, 1), 3);
+    fake.bits.borrow_mut().push_back(root_signal::server(4));
+    root.step(&fake);
+    expect_irqfwd(&fake, IRQFWD + 1, [3, 4]);
+    let irqfwd = |op: IrqfwdOp| (Object::Portal(IRQFWD + 1, 1, badge::ROOT), op as u64);
+    let control = |domain, op| (Object::Portal(domain, 2, badge::ROOT), op);
+    let expected = [
+        irqfwd(IrqfwdOp::Unbind),
+        irqfwd(IrqfwdOp::Bind),
+        control(7, P2mOp::Ready as u64),
+        control(8, VcpuOp::Start as u64),
+    ];
+    assert_eq!(*fake.calls.borrow(), expected);
+    assert_eq!(fake.domain(7).table[&slot::DEVICE].0, Object::Run(3));
+}
+
+#[test]
+fn a_guest_that_ends_lets_its_lines_go() {
+    let fake = Fake::new();
+    let (mut root, board) = start_plan(&fake, plan_with_device());
+    fake.calls.borrow_mut().clear();
+    for (server, lines) in [(2, false), (4, true)] {
+        assert!(Producer::new(board.ring(ring::root_report(server))).send(&ToRoot::Ended(GuestEnd::Off)));
+        fake.bits.borrow_mut().push_back(root_signal::server(server));
+        root.step(&fake);
+        let unbind = (Object::Portal(IRQFWD + 1, 1, badge::ROOT), IrqfwdOp::Unbind as u64);
+        assert_eq!(fake.calls.borrow().contains(&unbind), lines, "only the guest that has some");
     }
 }

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Sets alarms and waits for each; lets the line storm; sends through the serial port. Command line: `alarms=` how many,
+//! `storm=` interrupts that are not answered at the device, `port=` bytes.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use trellis_guest_platform::cpu::{device_read, device_write};
+use trellis_guest_platform::tree::Device;
+use trellis_guest_platform::{Machine, cpu, gic, guest, println, timer, vectors};
+
+/// Registers of a PL031: data, match, mask, clear (its manual, 3.2).
+const DATA: u64 = 0x0;
+const MATCH: u64 = 0x4;
+const MASK: u64 = 0x10;
+const CLEAR: u64 = 0x1c;
+/// Registers of a PL011: data, mask; the transmit interrupt (its manual, 3.2).
+const PORT_DATA: u64 = 0x0;
+const PORT_CONTROL: u64 = 0x30;
+const PORT_MASK: u64 = 0x38;
+const TRANSMITTED: u32 = 1 << 5;
+
+static CLOCK: AtomicU64 = AtomicU64::new(0);
+static CLOCK_LINE: AtomicU32 = AtomicU32::new(0);
+static PORT: AtomicU64 = AtomicU64::new(0);
+static PORT_LINE: AtomicU32 = AtomicU32::new(0);
+/// Interrupts that came, by device, and on which CPU the last one did.
+static ALARMS: AtomicU64 = AtomicU64::new(0);
+static SENT: AtomicU64 = AtomicU64::new(0);
+static CAME_TO: AtomicU64 = AtomicU64::new(0);
+/// The clock's interrupts up to this one are not answered at the device.
+static IGNORED: AtomicU64 = AtomicU64::new(0);
+
+guest!(run);
+
+fn run(machine: &'static Machine) {
+    vectors::set_handler(came);
+    let wanted = |name: &str| machine.arguments().number(name, 0);
+    if let Some(clock) = machine.tree.clock {
+        println!("alarm: a clock at {:#x} with interrupt {}", clock.base, clock.line);
+        open(machine, clock, &CLOCK, &CLOCK_LINE);
+        alarms(clock, wanted("alarms").max(1));
+        everywhere(machine, clock);
+        storm(clock, wanted("storm"));
+    }
+    if let Some(port) = machine.tree.port {
+        println!("alarm: a port at {:#x} with interrupt {}", port.base, port.line);
+        open(machine, port, &PORT, &PORT_LINE);
+        send(port, wanted("port").max(1));
+    }
+    println!("alarm: done");
+}
+
+fn open(machine: &Machine, device: Device, base: &AtomicU64, line: &AtomicU32) {
+    base.store(device.base, Ordering::Relaxed);
+    line.store(device.line, Ordering::Release);
+    gic::open(device.line, 0, machine.affinity(0));
+}
+
+/// The first alarm is a second off, the others are due at once.
+fn alarms(clock: Device, count: u64) {
+    device_write(clock.base + MASK, 1);
+    let begin = cpu::counter();
+    for number in 1..=count {
+        arm(clock, u32::from(number == 1));
+        cpu::sleep_until(|| ALARMS.load(Ordering::Acquire) >= number);
+        if number == 1 {
+            let took = (cpu::counter() - begin) / timer::microseconds(1000);
+            println!("alarm: the first came {}", if took < 3000 { "in time" } else { "late" });
+        }
+    }
+    // A second look: none may have come twice.
+    println!("alarm: {count} alarms set, {} came", ALARMS.load(Ordering::Acquire));
+}
+
+fn arm(clock: Device, seconds: u32) {
+    device_write(clock.base + MATCH, device_read(clock.base + DATA).wrapping_add(seconds));
+}
+
+/// With more CPUs: each gets the line in turn.
+fn everywhere(machine: &'static Machine, clock: Device) {
+    if machine.cpus() < 2 || gic::is_version_2() {
+        return;
+    }
+    for index in 1..machine.cpus() {
+        machine.start(index, sleeper);
+        let number = ALARMS.load(Ordering::Acquire) + 1;
+        gic::route(clock.line, machine.affinity(index));
+        arm(clock, 0);
+        while ALARMS.load(Ordering::Acquire) < number {
+            core::hint::spin_loop();
+        }
+        println!("alarm: CPU {index} sent for, CPU {} got it", CAME_TO.load(Ordering::Relaxed));
+    }
+    gic::route(clock.line, machine.affinity(0));
+}
+
+fn sleeper(_: &'static Machine, _: usize, _: u64) {
+    cpu::sleep_until(|| false);
+}
+
+/// The device goes on asking until so many interrupts have come.
+fn storm(clock: Device, count: u64) {
+    if count == 0 {
+        return;
+    }
+    let before = ALARMS.load(Ordering::Acquire);
+    IGNORED.store(before + count - 1, Ordering::Release);
+    let begin = cpu::counter();
+    arm(clock, 0);
+    cpu::sleep_until(|| ALARMS.load(Ordering::Acquire) >= before + count);
+    let took = (cpu::counter() - begin) / timer::microseconds(1000);
+    println!("alarm: a storm of {count} took {took} ms");
+}
+
+/// Each byte's interrupt lets the next one go.
+fn send(port: Device, count: u64) {
+    device_write(port.base + PORT_CONTROL, 0x301);
+    for number in 1..=count {
+        device_write(port.base + PORT_DATA, u32::from(b'a'));
+        device_write(port.base + PORT_MASK, TRANSMITTED);
+        cpu::sleep_until(|| SENT.load(Ordering::Acquire) >= number);
+    }
+    println!("alarm: {count} bytes sent, {} interrupts", SENT.load(Ordering::Acquire));
+}
+
+fn came(line: u32, _: u64) {
+    if line == CLOCK_LINE.load(Ordering::Acquire) {
+        CAME_TO.store(cpu::index() as u64, Ordering::Relaxed);
+        if ALARMS.load(Ordering::Relaxed) >= IGNORED.load(Ordering::Acquire) {
+            device_write(CLOCK.load(Ordering::Relaxed) + CLEAR, 1);
+        }
+        ALARMS.fetch_add(1, Ordering::Release);
+    } else if line == PORT_LINE.load(Ordering::Acquire) {
+        device_write(PORT.load(Ordering::Relaxed) + PORT_MASK, 0);
+        SENT.fetch_add(1, Ordering::Release);
+    }
+}

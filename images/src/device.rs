@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Devices of a board that guests may own: what board files say of them, and whether the manifest hands out each once and
+//! alone on its pages.
+
+use crate::board::Board;
+use crate::manifest::{DeviceEntry, GuestEntry};
+use crate::problem::{Code, Problem, nearest};
+use crate::table::{Problems, not_there_yet};
+use serde::Deserialize;
+use trellis_idl::kernel::PAGE;
+use trellis_idl::layout::platform::{OWNED, OWNED_END};
+use trellis_idl::plan::{MAX_DEVICES, MAX_SOURCES};
+
+/// Devices that the kernel hands to root at most.
+const MOST_RUNS: usize = 16;
+/// Lines from here on cannot be a guest's.
+const LINES_END: u32 = 128;
+/// The line of every guest's own serial port.
+const SERIAL_LINE: u32 = 33;
+/// Distance of owned devices in a guest, so that a guest with large pages can map each alone.
+const STRIDE: u64 = 0x1_0000;
+
+/// A device of a board.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Device {
+    /// As manifests name it.
+    pub name: String,
+    /// First byte of its registers.
+    pub base: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Its interrupts.
+    #[serde(default)]
+    pub lines: Vec<u32>,
+    /// What drivers look for in a device tree.
+    pub compatible: Vec<String>,
+    /// Names of its clocks, as drivers look for them; all run at 24 MHz.
+    #[serde(default)]
+    pub clock_names: Vec<String>,
+    /// It reads and writes memory by itself.
+    #[serde(default)]
+    pub dma: bool,
+    /// By which an SMMU knows it.
+    #[serde(default)]
+    pub stream_ids: Vec<u32>,
+    /// What the emulator is told when a guest owns it.
+    #[serde(default)]
+    pub emulator: Vec<String>,
+}
+
+impl Device {
+    /// Its first page.
+    pub fn page(&self) -> u64 {
+        self.base / PAGE
+    }
+
+    /// Pages that it lies on.
+    pub fn pages(&self) -> u64 {
+        (self.base % PAGE).saturating_add(self.bytes).div_ceil(PAGE)
+    }
+
+    /// Whether two devices have a page in common.
+    fn meets(&self, other: &Device) -> bool {
+        self.page() < other.page() + other.pages() && other.page() < self.page() + self.pages()
+    }
+}
+
+/// A device that a guest owns.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Owned {
+    /// Which.
+    pub device: Device,
+    /// Where the guest sees its first byte.
+    pub address: u64,
+    /// The kernel hands its interrupts on.
+    pub direct: bool,
+}
+
+/// What a board file says of its devices and cannot be.
+pub fn contradiction(board: &Board) -> Option<String> {
+    for (index, device) in board.devices.iter().enumerate() {
+        let name = &device.name;
+        let end = device.base.checked_add(device.bytes).filter(|end| device.bytes > 0 && *end <= 1 << 48);
+        let Some(end) = end else { return Some(format!("device `{name}` has no bytes, or some where no address is")) };
+        if board.devices.iter().take(index).any(|other| other.name == *name) {
+            return Some(format!("two devices are called `{name}`"));
+        }
+        let on_pages = |base: u64, bytes: u64| base / PAGE < end.div_ceil(PAGE) && device.page() < (base + bytes).div_ceil(PAGE);
+        if board.ram.iter().any(|ram| on_pages(ram.base, ram.bytes)) {
+            return Some(format!("device `{name}` lies in memory"));
+        }
+        let own = [(board.uart.base, PAGE), (board.gic.distributor, PAGE), (board.gic.cpu, PAGE)];
+        if own.iter().any(|(base, bytes)| on_pages(*base, *bytes)) {
+            return Some(format!("device `{name}` lies on a page of the serial port or the interrupt controller"));
+        }
+        if device.lines.iter().any(|line| !(32..1020).contains(line) || *line == board.uart.line) {
+            return Some(format!("device `{name}` has a line that no device has, or that of the serial port"));
+        }
+    }
+    None
+}
+
+/// What a guest owns and where it sees it. What is wrong with that [`check`] says.
+pub fn owned(entry: &GuestEntry, board: &Board) -> Vec<Owned> {
+    let mut next = OWNED;
+    let known = entry.devices.iter().filter_map(|entry| Some((entry, find(board, entry)?)));
+    let place = |(entry, device): (&DeviceEntry, &Device)| {
+        let bytes = device.pages() * PAGE;
+        let base = next.next_multiple_of(bytes.next_power_of_two().max(STRIDE));
+        next = base.saturating_add(bytes);
+        Owned { device: device.clone(), address: base + device.base % PAGE, direct: entry.direct }
+    };
+    known.map(place).collect()
+}
+
+fn find<'a>(board: &'a Board, entry: &DeviceEntry) -> Option<&'a Device> {
+    board.devices.iter().find(|device| device.name == entry.device.value)
+}
+
+/// Checks what all guests together own.
+pub fn check(guests: &[GuestEntry], board: &Board, problems: &mut Problems) {
+    let all: Vec<(&GuestEntry, &DeviceEntry)> =
+        guests.iter().flat_map(|guest| guest.devices.iter().map(move |device| (guest, device))).collect();
+    for (index, (guest, entry)) in all.iter().enumerate() {
+        let Some(device) = find(board, entry) else {
+            problems.push(unknown(board, entry));
+            continue;
+        };
+        let same = all[..index].iter().find(|(_, other)| other.device.value == entry.device.value);
+        if let Some((other, first)) = same {
+            problems.push(taken(guest, entry, other, first));
+            continue;
+        }
+        alone(board, entry, device, problems);
+        memory(board, entry, device, problems);
+        lines(board, entry, device, problems);
+    }
+    room(guests, board, problems);
+}
+
+fn unknown(board: &Board, entry: &DeviceEntry) -> Problem {
+    let name = &entry.device.value;
+    let names: Vec<_> = board.devices.iter().map(|device| device.name.as_str()).collect();
+    let hint = match nearest(name, names.iter().copied()) {
+        Some(meant) => format!("did you mean \"{meant}\"? The board file lists: {}", names.join(", ")),
+        None if names.is_empty() => "the board file lists no [[device]]; add it to a board file of your own".to_string(),
+        None => format!("the board file lists: {}", names.join(", ")),
+    };
+    Problem::new(Code::UnknownDevice, format!("board `{}` has no device `{name}`", board.name))
+        .at(entry.device.span.clone(), "no such device")
+        .hint(hint)
+}
+
+fn taken(guest: &GuestEntry, entry: &DeviceEntry, other: &GuestEntry, first: &DeviceEntry) -> Problem {
+    let name = &entry.device.value;
+    let whose = |one: &GuestEntry| format!("guest `{}` asks for it", one.name.value);
+    Problem::new(Code::DeviceTaken, format!("device `{name}` is asked for twice"))
+        .at(first.device.span.clone(), whose(other))
+        .at(entry.device.span.clone(), whose(guest))
+        .hint("a device has one owner; leave it to one of them")
+}
+
+/// Whoever gets its pages gets what else is on them.
+fn alone(board: &Board, entry: &DeviceEntry, device: &Device, problems: &mut Problems) {
+    let others = board.devices.iter().filter(|other| other.name != device.name && other.meets(device));
+    let names: Vec<_> = others.map(|other| format!("`{}`", other.name)).collect();
+    if !names.is_empty() {
+        problems.push(
+            Problem::new(Code::DevicePageShared, format!("device `{}` shares a page with {}", device.name, names.join(", ")))
+                .at(entry.device.span.clone(), format!("its registers are on the page at {:#x}", device.page() * PAGE))
+                .hint("its owner could use the other one too; pages are the smallest that can be handed out"),
+        );
+    }
+}
+
+/// What it could do to memory that is not its guest's.
+fn memory(board: &Board, entry: &DeviceEntry, device: &Device, problems: &mut Problems) {
+    match (&entry.unprotected, device.dma) {
+        (Some(key), false) => problems.push(
+            Problem::new(Code::KeyDoesNotApply, format!("device `{}` does not touch memory by itself", device.name))
+                .at(key.clone(), "means nothing here")
+                .hint("leave it out"),
+        ),
+        (None, false) => {}
+        (_, true) if board.smmu.is_some() => {
+            problems.push(not_there_yet("device", "a device behind an SMMU", entry.device.span.clone()));
+        }
+        (Some(key), true) => {
+            problems.push(not_there_yet("dma = \"unprotected\"", "guest memory mapped one to one for a device", key.clone()));
+        }
+        (None, true) => problems.push(
+            Problem::new(Code::DeviceDma, format!("device `{}` could write to all of memory", device.name))
+                .at(entry.device.span.clone(), "touches memory by itself, and the board has no SMMU")
+                .hint("dma = \"unprotected\" says that its guest is trusted with the whole machine"),
+        ),
+    }
+}
+
+fn lines(board: &Board, entry: &DeviceEntry, device: &Device, problems: &mut Problems) {
+    for line in &device.lines {
+        let also = board.devices.iter().find(|other| other.name != device.name && other.lines.contains(line));
+        let why = match also {
+            Some(other) => format!("device `{}` has the same", other.name),
+            None if *line == SERIAL_LINE => "every guest's own serial port has that number".into(),
+            None if *line >= LINES_END => format!("a guest has lines up to {}", LINES_END - 1),
+            None => continue,
+        };
+        problems.push(
+            Problem::new(Code::DeviceLine, format!("interrupt {line} of device `{}` cannot be handed on: {why}", device.name))
+                .at(entry.device.span.clone(), "this device")
+                .hint("a line keeps its number and has one owner; lines with other numbers and shared ones are not there yet"),
+        );
+    }
+}
+
+fn room(guests: &[GuestEntry], board: &Board, problems: &mut Problems) {
+    let mut runs = board.fixed_devices().len();
+    let mut sources = 0;
+    for guest in guests {
+        let all = owned(guest, board);
+        runs += all.len();
+        sources += all.iter().map(|owned| owned.device.lines.len()).sum::<usize>();
+        let past = all.iter().any(|owned| owned.address.saturating_add(owned.device.bytes) > OWNED_END);
+        let Some(last) = guest.devices.last() else { continue };
+        if all.len() > MAX_DEVICES || runs > MOST_RUNS || sources > MAX_SOURCES || past {
+            problems.push(
+                Problem::new(Code::TooManyDevices, format!("guest `{}` owns too much", guest.name.value))
+                    .at(last.device.span.clone(), "one too many")
+                    .hint(format!(
+                        "at most {MAX_DEVICES} devices a guest, {} and {MAX_SOURCES} interrupts in all, {} MiB of registers a guest",
+                        MOST_RUNS - board.fixed_devices().len(),
+                        (OWNED_END - OWNED) >> 20
+                    )),
+            );
+            return;
+        }
+    }
+}

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Binds irqfwd to the board: a thread for each CPU's queue, and one that answers root.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+#![deny(unsafe_code)]
+
+#[cfg(target_os = "none")]
+mod board {
+    use trellis_irqfwd::Irqfwd;
+    use trellis_runtime::{Once, Svc, config, serve};
+
+    static SERVER: Once<Irqfwd> = Once::new();
+
+    fn build() -> Result<Irqfwd, &'static str> {
+        let config = config().map_err(|_| "no configuration that is understood")?;
+        Ok(Irqfwd::start(&Svc, config))
+    }
+
+    fn main(_first_word: u64) -> ! {
+        let server = match SERVER.get_or_build(&Svc, build) {
+            Ok(server) => server,
+            Err(why) => panic!("{why}"),
+        };
+        if server.is_control(Svc.thread()) {
+            serve(server);
+        }
+        let Ok(queue) = server.post(&Svc, Svc.thread()) else { panic!("this CPU's queue is another's") };
+        loop {
+            server.step(&Svc, queue);
+        }
+    }
+
+    trellis_runtime::entry!(main);
+}
+
+#[cfg(not(target_os = "none"))]
+fn main() {
+    eprintln!("irqfwd runs on the board only");
+}
