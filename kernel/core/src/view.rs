@@ -416,6 +416,12 @@ pub fn switch<M: Machine>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::word::model::is_broken;
+    use loom::sync::Arc;
+    use loom::sync::atomic::AtomicU64 as LoomWord;
+
+    /// How often the model ended so: whether the vCPU entered, and whether it was seen to.
+    static OUTCOMES: [std::sync::atomic::AtomicU64; 4] = [const { std::sync::atomic::AtomicU64::new(0) }; 4];
 
     #[test]
     fn what_ran_here_last_says_what_must_be_dropped() {
@@ -438,5 +444,48 @@ mod tests {
         assert_eq!(views.place(255), (100, 510));
         assert_eq!(views.place(511), (101, 510));
         assert_eq!(views.place(u16::MAX), (101, 510), "clamped");
+    }
+
+    /// One CPU puts its vCPU into a view that another destroys: what [`switch`] and [`Guest::destroy_view`] do to the two
+    /// words that they share, the view's on the list and the vCPU's mail.
+    fn a_switch_meets_a_destruction(fenced: bool) {
+        let shared = Arc::new((LoomWord::new(ACTIVE), LoomWord::new(in_views(0, 0))));
+        let other = shared.clone();
+        let switching = loom::thread::spawn(move || {
+            let (view, mail) = &*other;
+            mail.store(in_views(0, 1), Ordering::Relaxed);
+            if fenced {
+                loom::sync::atomic::fence(Ordering::SeqCst);
+            }
+            let is_there = view.load(Ordering::Relaxed) & ACTIVE != 0;
+            let is_in = u16::from(is_there);
+            mail.store(in_views(is_in, is_in), Ordering::Release);
+            is_there
+        });
+        let (view, mail) = &*shared;
+        view.store(0, Ordering::Relaxed);
+        if fenced {
+            loom::sync::atomic::fence(Ordering::SeqCst);
+        }
+        let word = mail.load(Ordering::SeqCst);
+        let in_use = word as u16 == 1 || (word >> 16) as u16 == 1;
+        if in_use {
+            view.store(ACTIVE, Ordering::Relaxed);
+        }
+        let has_entered = switching.join().unwrap();
+        OUTCOMES[usize::from(has_entered) + 2 * usize::from(in_use)].fetch_add(1, Ordering::Relaxed);
+        assert!(in_use || !has_entered, "the view is gone and the vCPU is in it");
+    }
+
+    #[test]
+    fn a_view_is_entered_or_destroyed_and_never_both() {
+        loom::model(|| a_switch_meets_a_destruction(true));
+        let [neither, _, refused, entered] = OUTCOMES.each_ref().map(|count| count.load(Ordering::Relaxed));
+        assert!(neither > 0 && refused > 0 && entered > 0, "destroyed; in use for a moment only; in use");
+    }
+
+    #[test]
+    fn without_the_order_a_vcpu_gets_into_a_view_that_is_gone() {
+        assert!(is_broken(|| a_switch_meets_a_destruction(false)));
     }
 }
