@@ -264,6 +264,7 @@ impl Views {
     pub fn set_access_list(
         &mut self, system: &impl System, map: &Map, view: u64, pages: &[u64], access: ViewAccess,
     ) -> Result<u64, Failure> {
+        self.view(view).map_err(|refusal| Failure { refusal, page: pages.first().copied().unwrap_or(0) })?;
         for page in pages {
             self.set_access(system, map, view, (*page, 1), access)?;
         }

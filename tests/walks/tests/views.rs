@@ -236,9 +236,64 @@ fn every_index_at_its_edges_is_done_or_refused() {
                 }
             }
             let _ = watched.kernel(Op::ViewReset, &[at(view & 0xffff, page)]);
+            for op in [P2mOp::ViewAccess, P2mOp::ViewNotify] {
+                let found = watched.call(op, &[at(view & 0xffff, page)]);
+                let wrong = outside || !(FIRST..FIRST + PAGES).contains(&page);
+                assert!(!wrong || found.is_err(), "{op:?} {view} {page:#x}: {found:?}");
+            }
+            for count in counts {
+                let found = watched.call(P2mOp::ViewSetAccessList, &[view, 5, count, page, page, page, page, page, page]);
+                let wrong = outside || count > 6 || count > 0 && !(FIRST..FIRST + PAGES).contains(&page);
+                assert!(!wrong || found.is_err(), "{view} {page:#x} {count}: {found:?}");
+            }
+        }
+        for op in [Op::ViewCreate, Op::ViewDestroy, Op::ViewShow] {
+            for third in views {
+                let found = watched.kernel(op, &[view, third]);
+                let wrong = outside && (view != ANY_VIEW || op != Op::ViewCreate) || op == Op::ViewShow && third > 1;
+                assert!(!wrong || found.is_err(), "{op:?} {view} {third}: {found:?}");
+            }
         }
         laws::full(&watched.kernel.hosted.borrow()).expect("the laws hold");
     }
+}
+
+#[test]
+fn every_order_and_every_log_word_at_its_edges_is_done_or_refused() {
+    let watched = watched();
+    let view = in_view(&watched, DEFAULT);
+    for block in [0, 1, 2, 511, 512, 513, 65_535, 1 << 18, (1 << 18) + 1, u64::MAX] {
+        let found = watched.kernel(Op::ViewCopy, &[at(view, FIRST), 1, 1, block]);
+        assert_eq!(found.is_ok(), [1, 512, 1 << 18].contains(&block), "{block}: {found:?}");
+        watched.kernel(Op::ViewReset, &[at(view, 0)]).expect("it is there");
+    }
+    for word in [0, 1, 63, 64, 511, 512, PAGES, 65_535, u64::MAX] {
+        assert!(watched.call(P2mOp::LogTake, &[word]).is_err(), "{word}: there is no log");
+    }
+    watched.call(P2mOp::LogStart, &[]).expect("a log");
+    for word in [0, 1, 63, 64, 511, 512, PAGES - 64, PAGES - 1, PAGES, PAGES + 64, 65_535, u64::MAX] {
+        let found = watched.call(P2mOp::LogTake, &[word]);
+        assert_eq!(found.is_ok(), word % 64 == 0 && word < PAGES, "{word}: {found:?}");
+    }
+    for access in [0x37, 0x38, 0x40, 0xff, 0x100, 0x101, 0x102, 0x103, 0x104, 511, 512, 65_535, u64::MAX] {
+        let known = [0x37, 0x100, 0x101].contains(&access) || access == DEFAULT;
+        let found = watched.call(P2mOp::ViewSetAccess, &[at(view, FIRST), 1, access]);
+        assert_eq!(found.is_ok(), known, "access {access:#x}: {found:?}");
+    }
+    laws::full(&watched.kernel.hosted.borrow()).expect("the laws hold");
+}
+
+#[test]
+fn a_noted_page_that_gets_another_access_is_written_in_a_view_that_is_as_the_host_map() {
+    let watched = watched();
+    in_view(&watched, DEFAULT);
+    watched.call(P2mOp::LogStart, &[]).expect("a log");
+    assert_eq!(watched.touch(1, FIRST + 3, WRITE), Went::To(FIRST + 3));
+    watched.call(P2mOp::ViewSetAccess, &[at(0, FIRST + 3), 1, 2]).expect("a page of the host map");
+    assert_eq!(watched.touch(1, FIRST + 3, WRITE), Went::To(FIRST + 3), "it was noted already");
+    assert_eq!(watched.call(P2mOp::LogTake, &[0]).expect("a word")[0], 1 << 3);
+    assert_eq!(watched.touch(1, FIRST + 3, WRITE), Went::To(FIRST + 3), "and is noted again");
+    assert_eq!(watched.call(P2mOp::LogTake, &[0]).expect("a word")[0], 1 << 3);
 }
 
 #[test]

@@ -300,9 +300,7 @@ fn expect(model: &mut Model, step: &Step) -> Result<u64, (Refusal, u64)> {
             check_range(*page, *pages).map(|()| *pages)
         }
         Step::List(view, pages, _) => {
-            if !pages.is_empty() {
-                plain(check_view(model, *view, true))?;
-            }
+            plain(check_view(model, *view, true))?;
             pages.iter().try_for_each(|page| check_range(*page, 1)).map(|()| pages.len() as u64)
         }
         Step::Remap(view, page, pages, to) => {
