@@ -96,7 +96,7 @@ fn run(_: &'static Machine) {
 
 fn told() {
     expect("a page that is none is not taken", listen(NOTICE + 8, 0), -5);
-    expect("the page is taken", listen(NOTICE, notice_handler as usize as u64), 0);
+    expect("the page is taken", listen(NOTICE, notice_handler as *const () as u64), 0);
     expect("once", listen(NOTICE, 0), -7);
     write(WATCHED, 7);
     write_register!("elr_el1", 0x1234_5000u64);

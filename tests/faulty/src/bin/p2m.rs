@@ -7,13 +7,16 @@
 mod board {
     use trellis_faulty::Faulty;
     use trellis_p2m::P2m;
-    use trellis_runtime::Svc;
+    use trellis_p2m::view::Views;
+    use trellis_runtime::{Shared, Svc};
 
     trellis_runtime::server!(Faulty<P2m>, build);
 
+    static VIEWS: Shared<Views> = Shared::new(Views::new());
+
     fn build(system: &Svc) -> Result<Faulty<P2m>, &'static str> {
         let config = trellis_runtime::config().map_err(|_| "no configuration")?;
-        P2m::start(system, &config).map(Faulty).map_err(|_| "the guest's memory cannot be mapped")
+        P2m::start(system, &config, &VIEWS).map(Faulty).map_err(|_| "the guest's memory cannot be mapped")
     }
 }
 
