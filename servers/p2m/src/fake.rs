@@ -6,7 +6,7 @@ use crate::view::Views;
 use std::cell::{Cell, RefCell};
 use trellis_idl::kernel::{Access, Op, Refusal, WORDS};
 use trellis_idl::layout::slot;
-use trellis_idl::plan::{P2mConfig, Populate};
+use trellis_idl::plan::{DevicePages, P2mConfig, Populate};
 use trellis_runtime::{Shared, System};
 
 /// Remembers: pieces mapped as (guest page, page of the run, pages), and operations.
@@ -51,6 +51,7 @@ impl System for Fake {
                 }
                 blanks.push(a[1]);
             }
+            Op::GuestMap if a[2] == slot::DEVICE => {}
             Op::GuestMap => {
                 assert_eq!(a[2], slot::MEMORY);
                 if self.refusing.get() {
@@ -63,6 +64,7 @@ impl System for Fake {
             }
             Op::GuestUnmap => maps.retain(|(page, _, _)| !(a[1]..a[1] + a[2]).contains(page)),
             Op::GuestProtect => {}
+            Op::ViewCopy => return Ok([a[2], 1, 0]),
             // No vCPU has a number yet.
             Op::ViewSwitch => return Err(Refusal::NotMapped),
             other => panic!("{other:?}"),
@@ -85,6 +87,14 @@ impl System for Fake {
 
 /// A server of 4 MiB at 1 GiB.
 pub fn p2m(fake: &Fake, populate: Populate) -> P2m {
-    let config = P2mConfig { guest: "g", first_page: 0x40000, pages: 0x400, populate, vcpus: 4, gicv_page: None, views: 4, view: heapless::Vec::new(), devices: Default::default() };
+    with_devices(fake, populate, &[])
+}
+
+/// The same, of a guest that owns devices.
+pub fn with_devices(fake: &Fake, populate: Populate, devices: &[DevicePages]) -> P2m {
+    let config = P2mConfig {
+        guest: "g", first_page: 0x40000, pages: 0x400, populate, vcpus: 4, gicv_page: None, views: 4,
+        view: heapless::Vec::new(), devices: heapless::Vec::from_slice(devices).unwrap(),
+    };
     P2m::start(fake, &config, Box::leak(Box::new(Shared::new(Views::new())))).unwrap()
 }

@@ -34,7 +34,9 @@ impl P2m {
     #[inline(never)]
     fn seen(&self, system: &impl System, exit: &Exit, page: u64) -> bool {
         let view = exit.header.view();
-        if self.interface.is_some_and(|first| page.wrapping_sub(first) < 2) {
+        let is_interface = self.interface.is_some_and(|first| page.wrapping_sub(first) < 2);
+        if is_interface || self.devices.iter().any(|device| page.wrapping_sub(device.page) < device.pages) {
+            // What is no memory every view has as the host map.
             let absent = view != 0 && !exit.header.has(ExitHeader::PERMISSION);
             return absent && GUEST.copy_view(system, view, (page, 1), Access::AS_HOST, 1).is_ok();
         }
@@ -65,10 +67,10 @@ impl P2m {
 
 #[cfg(test)]
 mod tests {
-    use crate::fake::{Fake, p2m};
-    use trellis_idl::kernel::{Answer, Exit, ExitHeader, WORDS};
+    use crate::fake::{Fake, p2m, with_devices};
+    use trellis_idl::kernel::{Answer, Exit, ExitHeader, Op, WORDS};
     use trellis_idl::layout::{badge, slot};
-    use trellis_idl::plan::Populate;
+    use trellis_idl::plan::{DevicePages, Populate};
     use trellis_runtime::{Reply, Server};
 
     fn access(physical: u64, flags: u64) -> Exit {
@@ -99,6 +101,21 @@ mod tests {
             let reply = p2m.exit(&fake, badge::EXIT | 3, &exit);
             assert_eq!(reply, Reply::Forward(slot::VCPU_SERVER + 3, exit.to_words()));
         }
+    }
+
+    #[test]
+    fn a_device_of_the_guests_own_is_in_every_view_as_in_the_host_map() {
+        let fake = Fake::default();
+        let p2m = with_devices(&fake, Populate::Eager, &[DevicePages { page: 0x9000, pages: 2 }]);
+        const VIEW: u64 = 1 << 32;
+        let is_tried_again = |physical, flags| {
+            p2m.exit(&fake, badge::EXIT, &access(physical, flags)) == Reply::Exit(Answer::RETRY, [0; WORDS])
+        };
+        assert!(is_tried_again(0x900_1008, VIEW | ExitHeader::WRITE));
+        assert_eq!(fake.operations().last(), Some(&Op::ViewCopy));
+        assert!(!is_tried_again(0x900_1008, VIEW | ExitHeader::FETCH | ExitHeader::PERMISSION), "it forbids that itself");
+        assert!(!is_tried_again(0x900_2008, VIEW), "behind it is nothing");
+        assert!(!is_tried_again(0x900_1008, 0), "the host map has it from the start");
     }
 
     #[test]
