@@ -222,8 +222,9 @@ pub enum Op {
     /// be noted, where the oldest one stands too.
     TraceRead = 0x68,
     /// Takes a CPU out of use until the next boot: `x0` system capability with [`Rights::CONTROL`], `x1` CPU. Its physical
-    /// lines and what waits in its queue go to the running CPU with the lowest number. Refused `BadState` while it has threads
-    /// or vCPUs, `WrongCpu` when it does not run.
+    /// lines and what waits in its queue go to the running CPU with the lowest number, of those whose queue is served if there
+    /// are any. Refused `BadState` while it has threads or vCPUs, `Again` while another is taken out, `WrongCpu` when it does
+    /// not run.
     CpuRetire = 0x69,
 
     /// Makes an empty view: `x0` guest, `x1` its index or [`ANY_VIEW`] for the lowest free one. Back: `x0` = the index.

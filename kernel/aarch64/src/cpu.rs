@@ -70,10 +70,12 @@ pub(crate) const SERVER: usize = offset_of!(Cpu, server) - BLOCK_OFFSET;
 pub(crate) const VECTORS: usize = offset_of!(Cpu, vectors) - BLOCK_OFFSET;
 pub(crate) const GUARD: usize = offset_of!(Cpu, guard) - BLOCK_OFFSET;
 const NOTE: usize = offset_of!(Cpu, machine) + offset_of!(Aarch64, next_note) - BLOCK_OFFSET;
+const LOADED: usize = offset_of!(Cpu, machine) + offset_of!(Aarch64, loaded) - BLOCK_OFFSET;
 
 core::arch::global_asm!(
     include_str!("entry.S"),
     CURRENT = const CURRENT,
+    LOADED = const LOADED,
     MODE = const MODE,
     SERVER = const SERVER,
     GUARD = const GUARD,
@@ -465,6 +467,7 @@ fn exit_rare(cpu: &mut Cpu, index: u16, esr: u64) -> Obey {
             if class == ExitClass::Memory as u8 && vcpu.notice.is_open() {
                 vcpu.context.exit[0] |= class as u64;
                 if notice::tell(&mut cpu.local, &SHARED, &mut cpu.machine, index) {
+                    cpu.load(index);
                     return Obey { target: cpu.vcpu(index) as u64, value: 0 };
                 }
             }
@@ -502,6 +505,7 @@ fn exit_slow(cpu: &mut Cpu, class: u8) -> Obey {
 #[inline(never)]
 fn guest_call(cpu: &mut Cpu, index: u16, call: GuestCall) -> Obey {
     notice::call(&mut cpu.local, &SHARED, &mut cpu.machine, index, call);
+    cpu.load(index);
     Obey { target: cpu.vcpu(index) as u64, value: 0 }
 }
 

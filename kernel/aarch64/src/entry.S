@@ -485,8 +485,12 @@ obey:
     str     x0, [sp, {CURRENT}]
     cbz     x2, guest_again
     cbz     x9, 1f
+    ldr     x5, [sp, {LOADED}]
+    cmp     x5, x3
+    b.ne    2f                          // it was unloaded, and its place may be another's
     mrs     x4, sctlr_el1               // from a guest's registers to a server's
     str     x4, [x3, 304]
+2:
     ldp     x4, x5, [sp, {SERVER}]
     ldr     x6, [sp, {SERVER} + 16]
     str     xzr, [sp, {MODE}]

@@ -36,8 +36,7 @@ pub fn send<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, 
 pub fn ask<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, target: u16, number: u16, a: &[u64; 6],
 ) -> Result<Next, Refusal> {
-    let runs = (target as usize) < MAX_CPUS && shared.running.load(Ordering::Acquire) >> target & 1 == 1;
-    if target == local.cpu || !runs {
+    if target == local.cpu || !runs(shared, target) {
         return Err(Refusal::WrongCpu);
     }
     let me = local.thread();
@@ -90,13 +89,24 @@ fn post<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, thre
 /// The slot is free: the thread that has waited longest for it asks.
 #[cfg_attr(target_os = "none", optimize(speed))]
 fn next_wish<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) {
-    let is_asking = |id: &Id<Thread<M>>| local.threads.get(*id).is_some_and(|t| t.state == ThreadState::Asking);
-    let turn = |id: &Id<Thread<M>>| local.threads.get(*id).map(|t| t.context.words()[8]);
-    let Some(id) = local.threads.names().filter(is_asking).min_by_key(turn) else { return };
-    let index = id.index() as u16;
-    let wish = Wish::unpack(local.threads.at(index).context.words());
-    *local.threads.at_mut(index).context.words_mut() = [0; 10];
-    post(local, shared, machine, index, &wish);
+    loop {
+        let is_asking = |id: &Id<Thread<M>>| local.threads.get(*id).is_some_and(|t| t.state == ThreadState::Asking);
+        let turn = |id: &Id<Thread<M>>| local.threads.get(*id).map(|t| t.context.words()[8]);
+        let Some(id) = local.threads.names().filter(is_asking).min_by_key(turn) else { return };
+        let index = id.index() as u16;
+        let wish = Wish::unpack(local.threads.at(index).context.words());
+        *local.threads.at_mut(index).context.words_mut() = [0; 10];
+        if runs(shared, wish.target) {
+            return post(local, shared, machine, index, &wish);
+        }
+        // The CPU has retired meanwhile.
+        local.threads.at_mut(index).state = ThreadState::Remote;
+        finish(local, id.0, [Refusal::WrongCpu.to_register(), 0, 0]);
+    }
+}
+
+fn runs(shared: &Shared, cpu: u16) -> bool {
+    (cpu as usize) < MAX_CPUS && shared.running.load(Ordering::Acquire) >> cpu & 1 == 1
 }
 
 /// Does what other CPUs left for this one. Threads that were signalled are the caller's: back come their bits.

@@ -21,6 +21,10 @@ pub(crate) fn begin<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: 
     if local.threads.names().next().is_some() || local.vcpus.names().next().is_some() {
         return Err(Refusal::BadState);
     }
+    // One at a time: whoever inherits must not be about to stop as well.
+    if shared.retiring.swap(1, Ordering::AcqRel) != 0 {
+        return Err(Refusal::Again);
+    }
     shared.running.fetch_and(!(1 << (local.cpu & 63)), Ordering::AcqRel);
     local.retiring = shared.grace.mark();
     // The rest is done when it has nothing else to do, which is at once.
@@ -38,7 +42,11 @@ pub(crate) fn go_on<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: 
     }
     remote::attend(local, shared, machine);
     float::put_away(local, machine);
-    let heir = shared.running.load(Ordering::Acquire).trailing_zeros() as u16 % MAX_CPUS as u16;
+    let running = shared.running.load(Ordering::Acquire);
+    // Where somebody serves the queue, if anybody does anywhere.
+    let served = running & shared.served.load(Ordering::Acquire);
+    let heirs = if served != 0 { served } else { running };
+    let heir = heirs.trailing_zeros() as u16 % MAX_CPUS as u16;
     for line in (0..LINES).filter(|line| shared.lines[*line].bits.load(Ordering::Acquire) != 0) {
         machine.bequeath(line as u32, heir);
     }
@@ -47,6 +55,7 @@ pub(crate) fn go_on<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: 
     if queue::retire(&shared.forwarding.sources, from, &queues[heir as usize]) {
         remote::send(local, shared, machine, heir, Errand::Queue);
     }
+    shared.retiring.store(0, Ordering::Release);
     machine.retire();
 }
 

@@ -76,6 +76,10 @@ pub struct Shared {
     pub vcpus: [[VcpuMail; GUEST_VCPUS]; GUESTS],
     /// CPUs that run, one bit each.
     pub running: AtomicU64,
+    /// CPUs whose queue of interrupts somebody has served, one bit each.
+    pub served: AtomicU64,
+    /// 1 while a CPU is being taken out of use.
+    pub retiring: AtomicU64,
     /// Which CPUs have left the kernel since when.
     pub grace: Grace,
     /// Lengths of vectors that all CPUs have which have come up so far ([`crate::float::Lengths`]).
@@ -150,6 +154,8 @@ impl Shared {
             requests: [const { Request::EMPTY }; MAX_CPUS],
             vcpus: [const { [const { VcpuMail { name: ZERO, place: ZERO, pending: [ZERO; 2], view: ZERO } }; GUEST_VCPUS] }; GUESTS],
             running: ZERO,
+            served: ZERO,
+            retiring: ZERO,
             grace: Grace::new(),
             vector_lengths: AtomicU64::new(0xffff),
             lines: [const { LineSlot { thread: ZERO, bits: ZERO } }; LINES],

@@ -167,3 +167,25 @@ fn whoever_asked_a_moment_too_late_is_told_that_it_is_the_wrong_cpu() {
     let cap = hosted.shared.table.read(hosted.cpus[0].local.threads.at(ROOT).table, VCPU);
     assert!(!cap.word.is(Kind::Vcpu, trellis_idl::kernel::Rights(0)), "nothing was made");
 }
+
+/// A thread that waits for its turn to ask: by then the CPU has stopped. It is told, and so is the next behind it.
+#[test]
+fn whoever_waits_for_its_turn_to_ask_a_cpu_that_stops_meanwhile_is_told() {
+    let mut hosted = system();
+    must(&mut hosted, Op::Grant, [root_slot::SYSTEM, slot::DOMAINS[2], 30, 0xff, 0, 0]);
+    must(&mut hosted, Op::ThreadStart, [slot::THREADS[2], 0x20_0000, 0, 0, 0, 0]);
+    // Root asks CPU 1; the client is next, and wants something of the last CPU.
+    hosted.syscall(0, Op::VcpuCreate as u16, [slot::GUEST, 1, 1, VCPU, 50, 0], [0; 10]);
+    assert_eq!(hosted.now(0), Now::Thread(small::CLIENT));
+    hosted.syscall(0, Op::TraceRead as u16, [30, LAST, 0, 0, 0, 0], [0; 10]);
+    let all = hosted.shared.running.load(std::sync::atomic::Ordering::Relaxed);
+    hosted.shared.running.store(all & !(1 << LAST), std::sync::atomic::Ordering::Relaxed);
+    hosted.deliver_kicks();
+    assert_eq!((hosted.now(0), Refusal::from_register(hosted.registers(0).x[0])), (Now::Thread(ROOT), Ok(0)));
+    assert!(hosted.shared.requests[0].is_free(), "nobody waits for a CPU that has stopped");
+    hosted.syscall(0, Op::Wait as u16, [1, 0, 0, 0, 0, 0], [0; 10]);
+    assert_eq!(hosted.now(0), Now::Thread(small::CLIENT));
+    assert_eq!(Refusal::from_register(hosted.registers(0).x[0]), Err(Refusal::WrongCpu));
+    hosted.shared.running.store(all, std::sync::atomic::Ordering::Relaxed);
+    lawful(&hosted);
+}

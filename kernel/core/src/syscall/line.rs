@@ -37,6 +37,7 @@ impl<'a, M: Machine> Call<'a, M> {
     pub(super) fn line_bind(&mut self) -> Done {
         let line = self.line(0)?;
         let signal = self.cap(1, Kind::Signal, Rights::USE)?;
+        let _control = self.shared.control.lock();
         let slot = self.slot_of(line);
         if slot.bits.load(Ordering::Relaxed) & FORWARDED != 0 {
             return Err(Refusal::Occupied);
@@ -115,6 +116,7 @@ impl<'a, M: Machine> Call<'a, M> {
         if way > 2 {
             return Err(Refusal::BadArgument);
         }
+        let _control = self.shared.control.lock();
         lines::tie(self.local, self.machine, index, line, way != 0)?;
         let slot = self.slot_of(line);
         let name = self.local.vcpus.name_at(index).0;
@@ -145,6 +147,7 @@ impl<'a, M: Machine> Call<'a, M> {
         if self.a[2] > 1 {
             return Err(Refusal::BadArgument);
         }
+        self.shared.served.fetch_or(1 << (self.local.cpu & 63), Ordering::AcqRel);
         self.local.server = QueueServer { thread: signal.name, bits: signal.word.badge() };
         if self.a[2] == 1 {
             for source in 0..SOURCES as u16 {

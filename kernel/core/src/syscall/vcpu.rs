@@ -65,6 +65,7 @@ impl<M: Machine> Call<'_, M> {
         drop(record);
         let at = id.index() as u16;
         self.local.vcpus.at_mut(at).index = at;
+        self.machine.forget(&self.local.vcpus.at(at).context);
         if place {
             mail.place.store(id.0, Ordering::Release);
         } else {
