@@ -85,10 +85,16 @@ fn device(fdt: Fdt<'_>, compatible: &str) -> Option<Device> {
         let named = names.value().split(|byte| *byte == 0).any(|name| name == compatible.as_bytes());
         let (base, interrupt) = (node.property("reg")?, node.property("interrupts")?);
         let base = big_endian(base.value().get(..8)?);
-        let line = big_endian(interrupt.value().get(4..8)?) as u32 + 32;
+        let line = shared_line(interrupt.value().get(4..8)?)?;
         (named && base != SERIAL).then_some(Device { base, line })
     };
     fdt.root().children().find_map(|node| found(&node))
+}
+
+/// The line of a shared interrupt, by its cell; there are 988 (GICv3 2.2.1).
+fn shared_line(cell: &[u8]) -> Option<u32> {
+    let number = big_endian(cell);
+    (number < 988).then(|| number as u32 + 32)
 }
 
 /// One or two cells as a number.
@@ -99,6 +105,14 @@ fn big_endian(bytes: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interrupt_that_cannot_be_is_no_line() {
+        assert_eq!(shared_line(&[0, 0, 0, 2]), Some(34));
+        assert_eq!(shared_line(&[0, 0, 3, 0xdb]), Some(1019));
+        assert_eq!(shared_line(&[0, 0, 3, 0xdc]), None);
+        assert_eq!(shared_line(&[0xff; 4]), None);
+    }
 
     /// A tree written by hand, so that the test needs no compiler: header, one reservation, structure, names.
     struct Writer {
