@@ -114,6 +114,10 @@ fn alive(hosted: &Hosted) -> Result<(), Broken> {
             law!(same, "vCPU {index} runs in a map that is gone");
             let state = v.context.get(VcpuRegister::Pstate as u64).unwrap_or_default();
             law!(is_guest_state(state), "vCPU {index} is in the state {state:#x}, which no guest may be in");
+            if v.state == VcpuState::Vacant {
+                // The one that it is a place for says where that is.
+                continue;
+            }
             let mail = &hosted.shared.vcpus[v.guest as usize % GUESTS][v.number as usize % GUEST_VCPUS];
             let said = mail.view.load(Ordering::Relaxed);
             law!(said == in_views(view, view), "vCPU {index} is in view {view} and says {said:x}");
@@ -378,12 +382,14 @@ fn walk(hosted: &Hosted, table: Page, level: u32, page: u64, found: &mut Found) 
 
 fn owned(hosted: &Hosted, map: MapName, tables: u64, found: &Found) -> Result<(), Broken> {
     let control = hosted.shared.control.lock();
-    let all: Vec<&Run> = control.runs.pool.names().filter_map(|id| control.runs.pool.get(id)).collect();
+    let all: Vec<(u64, &Run)> =
+        control.runs.pool.names().filter_map(|id| Some((id.0, control.runs.pool.get(id)?))).collect();
     for (leaf, pages, _) in &found.leaves {
         for page in [leaf.page, leaf.page + pages - 1] {
-            let holding = all.iter().filter(|run| run.first <= page && page < run.first + run.pages);
-            // The smallest run that holds it is its owner; root's own program is in none.
-            let Some(run) = holding.min_by_key(|run| run.pages) else {
+            let holding = all.iter().filter(|(_, run)| run.first <= page && page < run.first + run.pages);
+            // The run that holds it and has no part that does is its owner; root's own program is in none.
+            let is_whole = |name: &u64| !holding.clone().any(|(_, part)| part.parent == *name);
+            let Some((_, run)) = holding.clone().find(|(name, _)| is_whole(name)) else {
                 law!(map == MapName::Domain(0), "{map:?} shows page {page:#x} of no run");
                 continue;
             };

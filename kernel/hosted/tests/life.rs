@@ -317,3 +317,11 @@ fn pages_that_only_boot_needed_are_roots_memory_like_any_other() {
     must(&mut hosted, Op::DomainMap, [root_slot::DOMAIN, 0x7000_0000, FREE, 0, 1, 3]);
     lawful(&hosted);
 }
+
+#[test]
+fn a_part_as_large_as_what_it_was_split_off_knows_its_maps() {
+    let mut hosted = system(1);
+    must(&mut hosted, Op::FramesSplit, [root_slot::DEVICES, 0, 2, slot::FREE, 0, 0]);
+    must(&mut hosted, Op::DomainMap, [root_slot::DOMAIN, small::BUFFER + 0x2000, slot::FREE, 0, 1, 1]);
+    lawful(&hosted);
+}

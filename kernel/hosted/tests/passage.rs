@@ -386,3 +386,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_place_does_not_say_which_view_its_vcpu_is_in() {
+    let mut hosted = small::system(Settings { cpus: 2, ..Settings::default() });
+    anywhere(&mut hosted, Op::VcpuCreate, [slot::GUEST, 1, PLACE, slot::FREE, 50, 0]).expect("a place");
+    must(&mut hosted, Op::ViewCreate, [slot::GUEST, 3, 0, 0, 0, 0]);
+    must(&mut hosted, Op::ViewSwitch, [slot::GUEST, 0, 3, 0, 0, 0]);
+    lawful(&hosted);
+}
