@@ -32,6 +32,9 @@ pub enum Op {
     /// [`BADGE_BITS`] on the bytes of buffer that came with a call.
     ReplyAndWait = 1,
     /// Hands what this thread is serving, with new words, to the portal in `x0` of a higher rank, and waits for the next.
+    /// Or `x0` = a session: the exit of a vCPU of its guest goes to whoever watches ([`Op::SessionPlace`]). With nobody
+    /// there it is owed; refused `Gone` when the session says that nobody shall be asked ([`Seat::Nobody`]), `BadArgument`
+    /// when what is served is no exit of that guest.
     Forward = 2,
     /// Sets the bits of the signal capability in `x0` in its thread's signal word. Works across CPUs.
     Signal = 3,
@@ -251,6 +254,55 @@ pub enum Op {
     ViewShow = 0x76,
     /// The view that a vCPU is in: `x0` guest, `x1` number of the vCPU. Back: `x0` = view.
     ViewOf = 0x77,
+
+    /// Makes a session capability: `x0` guest, `x1` which of its sessions, below [`SESSIONS`], `x2` empty slot. Each is there
+    /// as long as its guest, once; a new guest's are held ([`Seat::Held`]).
+    SessionCreate = 0x78,
+    /// Says who is asked: `x0` session, `x1` number of a vCPU, `x2` seat (0 or 1), `x3` portal on that vCPU's CPU, of a
+    /// higher rank than whoever forwards (0 = nobody).
+    SessionPlace = 0x79,
+    /// Changes who is asked, on every CPU at once: `x0` session, `x1` epoch, as [`Op::SessionInfo`] or the last change said,
+    /// `x2` [`Seat`]. Back: `x0` = the new epoch. Refused `Gone`: somebody else changed it first. What the other seat has not
+    /// answered it may still answer, until [`Op::SessionSettle`].
+    SessionCommit = 0x7a,
+    /// Takes a vCPU's open event from whoever is not asked any more, and gives it, or one that is owed, to whom the
+    /// session names: `x0` session, `x1` number of the vCPU. An earlier watcher's answer finds nobody from then on. With
+    /// [`Seat::Nobody`] the exit goes the way of its class again. Back: `x0` = 0 there is none, 1 it is being asked, 2 it is
+    /// owed.
+    SessionSettle = 0x7b,
+    /// Who is asked, and what is owed: `x0` session. Back: `x0` = epoch, `x1` = [`Seat`], `x2` = vCPUs whose event is owed, one
+    /// bit each.
+    SessionInfo = 0x7c,
+}
+
+/// Sessions that a guest has: so many monitors can watch it, each something else.
+pub const SESSIONS: u64 = 4;
+
+/// Who is asked about a session's events.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Seat {
+    /// The portals placed at seat 0.
+    First = 0,
+    /// The portals placed at seat 1.
+    Second = 1,
+    /// Nobody now: events are owed, and their vCPUs wait.
+    Held = 2,
+    /// Nobody: whoever finds an event must decide itself.
+    Nobody = 3,
+}
+
+impl Seat {
+    /// The seat with this number.
+    pub const fn from_number(number: u64) -> Option<Seat> {
+        match number {
+            0 => Some(Seat::First),
+            1 => Some(Seat::Second),
+            2 => Some(Seat::Held),
+            3 => Some(Seat::Nobody),
+            _ => None,
+        }
+    }
 }
 
 /// Most views of a guest, its host map among them.
@@ -373,6 +425,7 @@ impl Op {
         Op::CpuRetire,
         Op::ViewCreate, Op::ViewDestroy, Op::ViewReset, Op::ViewCopy, Op::ViewRemap, Op::ViewSwitch, Op::ViewShow,
         Op::ViewOf,
+        Op::SessionCreate, Op::SessionPlace, Op::SessionCommit, Op::SessionSettle, Op::SessionInfo,
     ];
 
     /// The highest number of an operation.
@@ -488,6 +541,8 @@ pub enum Kind {
     Line = 8,
     /// The machine itself: switching off, facts, lines.
     System = 9,
+    /// Who watches a guest.
+    Session = 10,
 }
 
 /// What a capability allows; which bits mean something depends on the kind.
@@ -506,9 +561,9 @@ impl Rights {
     pub const EDIT: Rights = Rights(8);
     /// vCPU, guest: change virtual interrupt state. System: serve queues of interrupts.
     pub const LINES: Rights = Rights(16);
-    /// Destroy, reclaim, revoke, split; make objects of it.
+    /// Destroy, reclaim, revoke, split; make objects of it. Session: say who watches.
     pub const CONTROL: Rights = Rights(32);
-    /// Portal: call. Signal: raise.
+    /// Portal: call. Signal: raise. Session: forward exits to it.
     pub const USE: Rights = Rights(64);
     /// Copy the capability to others.
     pub const GRANT: Rights = Rights(128);
