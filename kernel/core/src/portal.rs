@@ -11,6 +11,7 @@ use crate::machine::{Machine, ThreadContext, VcpuContext};
 use crate::patience;
 use crate::pool::{Empty, Id};
 use crate::schedule::{self, BudgetId};
+use crate::session::{self, Watch};
 use crate::shared::Shared;
 use crate::signal;
 use crate::trace;
@@ -203,8 +204,13 @@ pub fn call_slow<M: Machine>(
 fn target<M: Machine>(
     local: &Local<M>, shared: &Shared, table: crate::table::TableRange, selector: u64,
 ) -> Result<(u16, u64), Refusal> {
-    let cap = shared.table.find(table, selector, Kind::Portal, Rights::USE)?;
-    let id = Id::<Portal>::from_word(cap.name);
+    entry(local, shared.table.find(table, selector, Kind::Portal, Rights::USE)?.name)
+}
+
+/// The thread and badge behind a portal of this name, when it can be asked.
+#[cfg_attr(target_os = "none", optimize(speed))]
+pub(crate) fn entry<M: Machine>(local: &Local<M>, name: u64) -> Result<(u16, u64), Refusal> {
+    let id = Id::<Portal>::from_word(name);
     if id.home() != local.cpu {
         return Err(Refusal::WrongCpu);
     }
@@ -233,13 +239,41 @@ pub(crate) fn arrive<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, server: u16, client: Client,
 ) -> Next {
     if local.threads.at(server).state != ThreadState::Open {
-        enqueue(local, server, client);
+        let budget = local.budget;
+        enqueue(local, server, client, budget);
         return schedule::block_as(local, shared, machine, Running::Idle);
     }
     let budget = local.budget;
     begin(local, machine, server, client, budget);
     local.running = Running::Thread(server);
     Next::Thread(server)
+}
+
+/// The same for a vCPU that waits for somebody to serve its exit, whoever runs.
+pub(crate) fn present<M: Machine>(local: &mut Local<M>, machine: &mut M, server: u16, index: u16) {
+    let vcpu = local.vcpus.at(index);
+    let (client, budget) = (Client::Vcpu(local.vcpus.name_at(index).0, vcpu.turn), vcpu.budget());
+    if local.threads.at(server).state != ThreadState::Open {
+        return enqueue(local, server, client, budget);
+    }
+    begin(local, machine, server, client, budget);
+    schedule::ready(local, budget, Running::Thread(server));
+}
+
+/// Whether a server serves a client, or has it in its queue.
+pub(crate) fn has<M: Machine>(local: &Local<M>, server: u16, client: Client) -> bool {
+    let thread = local.threads.at(server);
+    let mut at = thread.queue;
+    while at != Client::None && at != client {
+        at = next_of(local, at);
+    }
+    at == client || thread.client.plain() == client
+}
+
+/// A client does not wait any more, for an answer or in a queue: its server's finds nobody, and is paid by the server.
+pub(crate) fn withdraw<M: Machine>(local: &mut Local<M>, client: Client) {
+    orphan(local, client);
+    leave_queue(local, client);
 }
 
 /// A server begins to serve a client whose words are parked.
@@ -274,11 +308,10 @@ fn begin<M: Machine>(local: &mut Local<M>, machine: &mut M, server: u16, client:
 }
 
 /// Puts a client at the end of a busy server's queue, and lends the server its priority.
-fn enqueue<M: Machine>(local: &mut Local<M>, server: u16, client: Client) {
-    let priority = local.budgets.get(local.budget as usize).map_or(0, |budget| budget.priority());
+fn enqueue<M: Machine>(local: &mut Local<M>, server: u16, client: Client, budget: BudgetId) {
+    let priority = local.budgets.get(budget as usize).map_or(0, |budget| budget.priority());
     match client {
         Client::Thread(name, _) => {
-            let budget = local.budget;
             let thread = local.threads.at_mut(Id::<Thread<M>>::from_word(name).index() as u16);
             thread.state = ThreadState::Queued;
             thread.budget = budget;
@@ -567,10 +600,17 @@ pub fn forward<M: Machine>(
     if client == Client::None {
         return Err(Refusal::BadState);
     }
-    let (to, badge) = target(local, shared, table, selector)?;
-    if local.threads.at(to).rank <= rank {
-        return Err(Refusal::Order);
-    }
+    let cap = shared.table.read(table, selector);
+    let is_session = cap.word.is(Kind::Session, Rights::USE);
+    let to = if is_session {
+        session::target(local, shared, (cap.name, rank), client)?
+    } else {
+        let to = target(local, shared, table, selector)?;
+        if local.threads.at(to.0).rank <= rank {
+            return Err(Refusal::Order);
+        }
+        Some(to)
+    };
     let words = *local.threads.at(me).context.words();
     local.threads.at_mut(me).client = Client::None;
     if !awaits(local, client) {
@@ -581,14 +621,16 @@ pub fn forward<M: Machine>(
             let index = Id::<Thread<M>>::from_word(name).index() as u16;
             let thread = local.threads.at_mut(index);
             *thread.context.words_mut() = words;
-            thread.queued_badge = badge;
+            thread.queued_badge = to.map_or(0, |(_, badge)| badge);
             thread.queued_bytes = 0;
         }
         Client::Vcpu(name, _) => {
             let index = Id::<Vcpu<M>>::from_word(name).index() as u16;
+            let asked = to.filter(|_| is_session).map_or(0, |(thread, _)| local.threads.name_at(thread).0);
             let vcpu = local.vcpus.at_mut(index);
+            vcpu.watch = Watch { session: Id::<()>::from_word(cap.name).home() as u8, thread: asked };
             vcpu.context.set_exit(words);
-            vcpu.queued_badge = badge;
+            vcpu.queued_badge = to.map_or(0, |(_, badge)| badge);
             vcpu.queued_groups = Groups::PC.with(Groups::VALUE).with(Groups::GENERAL).0;
         }
         Client::None => {}
@@ -599,7 +641,15 @@ pub fn forward<M: Machine>(
         begin(local, machine, me, next, budget);
         schedule::ready(local, budget, Running::Thread(me));
     }
-    Ok(arrive(local, shared, machine, to, client))
+    match (to, client) {
+        (Some((server, _)), _) => Ok(arrive(local, shared, machine, server, client)),
+        (None, Client::Vcpu(name, _)) => {
+            session::owe(local, shared, Id::<Vcpu<M>>::from_word(name).index() as u16);
+            Ok(schedule::block_as(local, shared, machine, Running::Idle))
+        }
+        // Only a vCPU's exit goes to a session.
+        _ => Err(Refusal::BadArgument),
+    }
 }
 
 /// Whether a client is alive and waits for just this answer.
@@ -652,9 +702,9 @@ pub(crate) fn dismiss<M: Machine>(
     if let Some(budget) = local.budgets.get_mut(lent as usize) {
         budget.settle();
     }
-    refuse(local, client, lent, Refusal::Gone);
-    while let Some((waiting, budget)) = dequeue(local, index) {
-        refuse(local, waiting, budget, Refusal::Gone);
+    refuse(local, shared, index, (client, lent), Refusal::Gone);
+    while let Some(waiting) = dequeue(local, index) {
+        refuse(local, shared, index, waiting, Refusal::Gone);
     }
     schedule::retire(local, index as BudgetId);
     if supervisor.1 != 0 {
@@ -679,8 +729,8 @@ pub(crate) fn late<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &
             [2, vcpu.number.into(), vcpu.context.exit()[0]]
         }
     };
-    while let Some((waiting, budget)) = dequeue(local, index) {
-        refuse(local, waiting, budget, Refusal::Late);
+    while let Some(waiting) = dequeue(local, index) {
+        refuse(local, shared, index, waiting, Refusal::Late);
     }
     // Nobody better waits for it any more: it goes on as what its client is.
     settle(local, lent);
@@ -689,14 +739,17 @@ pub(crate) fn late<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &
     thread.client = Client::None;
     thread.late = record;
     let supervisor = thread.supervisor;
-    refuse(local, client, lent, Refusal::Late);
+    refuse(local, shared, index, (client, lent), Refusal::Late);
     if supervisor.1 != 0 {
         signal::raise(local, shared, machine, supervisor.0, supervisor.1);
     }
 }
 
-/// Tells a client that nobody will answer, or not in time.
-fn refuse<M: Machine>(local: &mut Local<M>, client: Client, budget: BudgetId, why: Refusal) {
+/// Tells a client that this server will not answer, or not in time. A vCPU whose event it was is owed an answer.
+fn refuse<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, server: u16, (client, budget): (Client, BudgetId), why: Refusal,
+) {
+    let server = local.threads.name_at(server).0;
     match client {
         Client::None => {}
         Client::Thread(name, turn) => {
@@ -711,11 +764,13 @@ fn refuse<M: Machine>(local: &mut Local<M>, client: Client, budget: BudgetId, wh
             schedule::ready(local, budget, Running::Thread(id.index() as u16));
         }
         Client::Vcpu(name, turn) => {
-            if let Some(vcpu) = local.vcpus.get_mut(Local::<M>::vcpu_id(name))
-                && vcpu.turn == turn
-            {
-                vcpu.state = VcpuState::Stopped;
-                vcpu.stop_wanted = false;
+            let id = Local::<M>::vcpu_id(name);
+            let Some(vcpu) = local.vcpus.get_mut(id).filter(|vcpu| vcpu.turn == turn) else { return };
+            let is_event = vcpu.watch.thread == server && !vcpu.stop_wanted;
+            vcpu.state = VcpuState::Stopped;
+            vcpu.stop_wanted = false;
+            if is_event {
+                session::owe(local, shared, id.index() as u16);
             }
         }
     }

@@ -1,483 +1,314 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Who watches a guest, and what is owed to it: one word for the watcher, one slot a vCPU for what waits for a verdict.
+//! Who watches a guest, and what is owed to it.
 //!
-//! A vCPU that a watch stopped leaves its event in its slot and waits. The watcher reads the slot and answers by the
-//! event's generation; the vCPU's CPU takes the verdict and frees the slot. The slots are the kernel's, so nothing is
-//! lost with a watcher that dies, and the next one finds what is owed. Three rules, which the models below try in every
-//! order that memory allows:
+//! Whoever finds an event (the guest's p2m server, its vcpu server) serves an exit and forwards it to the session. From
+//! there it is like any exit that was forwarded: one thread serves it, on the vCPU's own CPU, and its answer is a
+//! one-shot. What makes a session more than a portal:
 //!
-//! - An event gets one verdict. Whoever claims the slot for this generation gives it; everybody else is told that it is
-//!   gone: a second answer, a late one, one for another event, a withdrawal.
-//! - A watcher changes by one compare-and-swap of owner and epoch, for all CPUs at once. Before it the old one goes on;
-//!   after it the old one's answers are refused.
-//! - An answer that had passed that check when the watcher changed may still come in, on a CPU that is in the kernel at
-//!   that moment. So the new one reads slots only after every CPU has been outside since ([`crate::grace`]); what it finds
-//!   then nobody else will answer.
+//! - Who is asked is one word, a seat and an epoch. Its compare-and-swap changes that for all CPUs at once: before it the
+//!   old watcher is asked, after it the new one is.
+//! - With a watcher that dies, that is late or that is replaced, nothing is lost: the vCPU keeps the words of its event,
+//!   is *owed* an answer, and waits until somebody settles it. All that happens on the vCPU's own CPU, so an event
+//!   cannot be answered by the old watcher and given to the new one: whichever comes first ends the other.
+//!
+//! No lock, and no write to a word that CPUs share, lies on the way of an event that somebody answers: the owner's word
+//! is read, and what says that an event is owed is written only when it is.
 
-use crate::grace::Mark;
+use crate::local::Local;
+use crate::machine::{Machine, VcpuContext};
+use crate::pool::Id;
+use crate::portal::{self, Client};
+use crate::schedule;
+use crate::shared::{GUEST_VCPUS, GUESTS, Shared};
+use crate::thread::Thread;
+use crate::vcpu::{Vcpu, VcpuState};
 use crate::word::Word;
 use core::sync::atomic::{AtomicU64, Ordering};
-use trellis_idl::kernel::Refusal;
+use trellis_idl::kernel::{EXIT_CLASSES, Refusal, SESSIONS, Seat};
 
-/// Words of an event, and of its verdict.
-pub const WORDS: usize = 32;
-
-/// What a slot holds: low byte of its state, under the generation of its event.
-mod phase {
-    /// Nothing; the generation is the last event's.
-    pub const IDLE: u64 = 0;
-    /// An event that nobody has answered.
-    pub const SUBMITTED: u64 = 1;
-    /// Somebody is writing its verdict.
-    pub const CLAIMED: u64 = 2;
-    /// Its verdict.
-    pub const FINISHED: u64 = 3;
+/// The name of a guest's session: the guest's, with the session in the place of a home.
+pub const fn name_of(guest: u64, number: u64) -> u64 {
+    guest & !(0xffff << 16) | (number % SESSIONS) << 16
 }
 
-/// Which event of a slot: an answer is good for that one only.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Generation(u64);
-
-impl Generation {
-    /// As a message names it. `Gone`: there never was one with this number.
-    pub const fn from_word(word: u64) -> Result<Self, Refusal> {
-        if word >> (64 - PHASE_BITS) == 0 { Ok(Generation(word)) } else { Err(Refusal::Gone) }
-    }
-
-    /// What a message names it by.
-    pub const fn word(self) -> u64 {
-        self.0
-    }
-
-    const fn at(self, phase: u64) -> u64 {
-        self.0 << PHASE_BITS | phase
-    }
-}
-
-const PHASE_BITS: u32 = 8;
-
-const fn phase_of(state: u64) -> u64 {
-    state & ((1 << PHASE_BITS) - 1)
-}
-
-/// What a vCPU waits for. The same words carry the event there and the verdict back.
+/// The word that says who is asked: seat (bits 0–7), and how often that changed.
 #[derive(Debug)]
-pub struct Slot<W = AtomicU64, const N: usize = WORDS> {
-    state: W,
-    words: [W; N],
-}
-
-impl Slot {
-    /// No event yet.
-    pub const EMPTY: Slot = {
-        const ZERO: AtomicU64 = AtomicU64::new(0);
-        Slot { state: ZERO, words: [ZERO; WORDS] }
-    };
-}
-
-impl<W: Word, const N: usize> Slot<W, N> {
-    /// The vCPU's CPU: leaves an event, of which words that are not given are 0. `None`: one is open already.
-    pub fn submit(&self, event: &[u64]) -> Option<Generation> {
-        let state = self.state.load(Ordering::Relaxed);
-        if phase_of(state) != phase::IDLE {
-            return None;
-        }
-        // 2^56 events are three years of one in each nanosecond.
-        let next = Generation((state >> PHASE_BITS) + 1);
-        self.write(event);
-        self.state.store(next.at(phase::SUBMITTED), Ordering::Release);
-        Some(next)
-    }
-
-    /// The event that waits for its verdict.
-    pub fn open(&self) -> Option<Generation> {
-        let state = self.state.load(Ordering::Acquire);
-        (phase_of(state) == phase::SUBMITTED).then_some(Generation(state >> PHASE_BITS))
-    }
-
-    /// A watcher: the words of an event that waits for its verdict. `Gone`: it has one, or was withdrawn.
-    pub fn read(&self, event: Generation) -> Result<[u64; N], Refusal> {
-        let waits = |order| self.state.load(order) == event.at(phase::SUBMITTED);
-        if !waits(Ordering::Acquire) {
-            return Err(Refusal::Gone);
-        }
-        // Words change only after the phase has: whoever sees a later word sees a later phase.
-        let words = core::array::from_fn(|i| self.words[i].load(Ordering::Acquire));
-        if waits(Ordering::Relaxed) { Ok(words) } else { Err(Refusal::Gone) }
-    }
-
-    /// A watcher that has been found to be the owner: the verdict. `Gone`: there is one, or the event was withdrawn.
-    pub fn finish(&self, event: Generation, verdict: &[u64]) -> Result<(), Refusal> {
-        self.claim(event)?;
-        self.write(verdict);
-        self.state.store(event.at(phase::FINISHED), Ordering::Release);
-        Ok(())
-    }
-
-    /// The vCPU's CPU: nobody's verdict is wanted any more (its guest ends, or the deadline brought the default one).
-    /// `Gone`: one came first, and counts.
-    pub fn withdraw(&self, event: Generation) -> Result<(), Refusal> {
-        let idle = event.at(phase::IDLE);
-        self.state.replace(event.at(phase::SUBMITTED), idle).map(drop).map_err(|_| Refusal::Gone)
-    }
-
-    /// The vCPU's CPU: the verdict of its event. The slot is free again.
-    pub fn take(&self) -> Option<[u64; N]> {
-        let state = self.state.load(Ordering::Acquire);
-        if phase_of(state) != phase::FINISHED {
-            return None;
-        }
-        let words = core::array::from_fn(|i| self.words[i].load(Ordering::Relaxed));
-        self.state.store(Generation(state >> PHASE_BITS).at(phase::IDLE), Ordering::Release);
-        Some(words)
-    }
-
-    fn claim(&self, event: Generation) -> Result<(), Refusal> {
-        let claimed = event.at(phase::CLAIMED);
-        self.state.replace(event.at(phase::SUBMITTED), claimed).map(drop).map_err(|_| Refusal::Gone)
-    }
-
-    fn write(&self, values: &[u64]) {
-        for (i, word) in self.words.iter().enumerate() {
-            word.store(values.get(i).copied().unwrap_or(0), Ordering::Release);
-        }
-    }
-}
-
-/// Who watches, and since which change of watchers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Holder {
-    /// The watcher's number; 0 = nobody.
-    pub watcher: u16,
-    /// Counts changes: what an earlier watcher with the same number holds is not the later one's.
-    pub epoch: u32,
-}
-
-/// A hand-over is under way: the watcher goes on with what is open, and new events wait.
-const MOVING: u64 = 1 << 63;
-
-impl Holder {
-    const fn from_word(word: u64) -> Self {
-        Holder { watcher: word as u16, epoch: (word >> 16) as u32 }
-    }
-
-    const fn word(self) -> u64 {
-        self.watcher as u64 | (self.epoch as u64) << 16
-    }
-}
-
-/// The word that says who watches.
-#[derive(Debug)]
-pub struct Owner<W = AtomicU64>(pub W);
+pub struct Owner<W = AtomicU64>(W);
 
 impl<W: Word> Owner<W> {
-    /// Who watches, and whether it is being replaced.
-    pub fn now(&self) -> (Holder, bool) {
+    /// Of a new guest's session.
+    pub const FIRST: u64 = Self::word(1, Seat::Held);
+
+    const fn word(epoch: u32, seat: Seat) -> u64 {
+        seat as u64 | (epoch as u64) << 8
+    }
+
+    /// Epoch and seat.
+    pub fn now(&self) -> (u32, Seat) {
         let word = self.0.load(Ordering::Acquire);
-        (Holder::from_word(word), word & MOVING != 0)
+        // The byte is only ever written from a seat.
+        ((word >> 8) as u32, Seat::from_number(word & 0xff).unwrap_or(Seat::Held))
     }
 
-    /// Whether this watcher may answer: it still watches, even if it is being replaced.
-    pub fn check(&self, holder: Holder) -> Result<(), Refusal> {
-        let is_owner = holder.watcher != 0 && self.now().0 == holder;
-        if is_owner { Ok(()) } else { Err(Refusal::Gone) }
-    }
-
-    /// From now on new events wait in their slots. `Occupied`: it is being replaced already.
-    pub fn begin_move(&self, holder: Holder) -> Result<(), Refusal> {
-        match self.0.replace(holder.word(), holder.word() | MOVING) {
-            Ok(_) => Ok(()),
-            Err(found) if Holder::from_word(found) == holder => Err(Refusal::Occupied),
-            Err(_) => Err(Refusal::Gone),
+    /// Somebody else is asked from now on, on every CPU. `Gone`: it is not this epoch any more. `Quota`: the epochs are
+    /// used up.
+    pub fn change(&self, epoch: u32, seat: Seat) -> Result<u32, Refusal> {
+        let (now, old) = self.now();
+        if now != epoch {
+            return Err(Refusal::Gone);
         }
-    }
-
-    /// It is not replaced after all.
-    pub fn end_move(&self, holder: Holder) -> Result<(), Refusal> {
-        self.0.replace(holder.word() | MOVING, holder.word()).map(drop).map_err(|_| Refusal::Gone)
-    }
-
-    /// Another watcher, or nobody, in the place of this one: the commit, for all CPUs. The new one may read slots when
-    /// every CPU has been outside of the kernel since a mark that is taken now. `Gone`: somebody else was quicker.
-    /// `Quota`: the epochs are used up.
-    pub fn change(&self, from: Holder, watcher: u16) -> Result<Holder, Refusal> {
-        let next = Holder { watcher, epoch: from.epoch.checked_add(1).ok_or(Refusal::Quota)? };
-        let mut word = self.0.load(Ordering::Acquire);
-        while Holder::from_word(word) == from {
-            match self.0.replace(word, next.word()) {
-                Ok(_) => return Ok(next),
-                Err(found) => word = found,
-            }
-        }
-        Err(Refusal::Gone)
+        let next = epoch.checked_add(1).ok_or(Refusal::Quota)?;
+        self.0.replace(Self::word(epoch, old), Self::word(next, seat)).map_err(|_| Refusal::Gone)?;
+        Ok(next)
     }
 }
 
-/// One guest's session with one watcher; `V` vCPUs.
+/// One of a guest's sessions.
 #[derive(Debug)]
-pub struct Session<W = AtomicU64, const N: usize = WORDS, const V: usize = 16> {
-    /// Who watches.
-    pub owner: Owner<W>,
-    /// What waits for a verdict.
-    pub slots: [Slot<W, N>; V],
+pub struct Session {
+    /// Its name; 0 = there is no such guest.
+    name: AtomicU64,
+    /// Who is asked.
+    pub owner: Owner,
+    /// vCPUs whose event is owed, one bit each.
+    owed: AtomicU64,
+    /// Portals of both seats, one a vCPU.
+    posts: [[AtomicU64; GUEST_VCPUS]; 2],
 }
 
-impl<W: Word, const N: usize, const V: usize> Session<W, N, V> {
-    fn slot(&self, vcpu: u16) -> Result<&Slot<W, N>, Refusal> {
-        self.slots.get(usize::from(vcpu)).ok_or(Refusal::OutOfRange)
+impl Session {
+    /// Of no guest.
+    pub const NONE: Session = {
+        const ZERO: AtomicU64 = AtomicU64::new(0);
+        let owner = Owner(AtomicU64::new(Owner::<AtomicU64>::FIRST));
+        Session { name: ZERO, owner, owed: ZERO, posts: [const { [ZERO; GUEST_VCPUS] }; 2] }
+    };
+
+    /// A guest begins, or (0) ends: nobody watches it, nothing is owed.
+    pub fn begin(&self, name: u64) {
+        self.name.store(0, Ordering::Release);
+        self.posts.iter().flatten().for_each(|post| post.store(0, Ordering::Relaxed));
+        self.owed.store(0, Ordering::Relaxed);
+        self.owner.0.store(Owner::<AtomicU64>::FIRST, Ordering::Relaxed);
+        self.name.store(name, Ordering::Release);
     }
 
-    /// A watcher asks what a vCPU waits for. `settled` says whether every CPU has been outside of the kernel since the
-    /// mark of the watcher's adoption.
-    pub fn read(
-        &self, holder: Holder, vcpu: u16, adopted: Mark, settled: impl FnOnce(Mark) -> bool,
-    ) -> Result<Option<(Generation, [u64; N])>, Refusal> {
-        self.owner.check(holder)?;
-        let slot = self.slot(vcpu)?;
-        if !settled(adopted) {
-            return Err(Refusal::Again);
-        }
-        let Some(event) = slot.open() else { return Ok(None) };
-        // It may be withdrawn between both looks.
-        Ok(slot.read(event).ok().map(|words| (event, words)))
+    /// Whether a capability with this name means it.
+    pub fn check(&self, name: u64) -> Result<&Session, Refusal> {
+        if name != 0 && self.name.load(Ordering::Acquire) == name { Ok(self) } else { Err(Refusal::Gone) }
     }
 
-    /// A watcher's verdict.
-    pub fn answer(&self, holder: Holder, vcpu: u16, event: Generation, verdict: &[u64]) -> Result<(), Refusal> {
-        self.owner.check(holder)?;
-        if verdict.len() > N {
-            return Err(Refusal::BadArgument);
-        }
-        self.slot(vcpu)?.finish(event, verdict)
+    /// Puts a portal where a vCPU's events go while this seat is asked.
+    pub fn place(&self, seat: usize, vcpu: usize, portal: u64) {
+        self.posts[seat % 2][vcpu % GUEST_VCPUS].store(portal, Ordering::Release);
     }
+
+    /// vCPUs whose event is owed.
+    pub fn owed(&self) -> u64 {
+        self.owed.load(Ordering::Acquire)
+    }
+}
+
+/// A vCPU's open event: whose it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Watch {
+    /// The session's number.
+    pub session: u8,
+    /// Name of the thread that was asked; 0 = its exit is no event, or nobody was.
+    pub thread: u64,
+}
+
+/// Whom a session asks about a vCPU: thread and badge, or nobody who lives. `Gone`: nobody shall be asked.
+fn asked<M: Machine>(local: &Local<M>, session: &Session, vcpu: u8) -> Result<Option<(u16, u64)>, Refusal> {
+    let seat = match session.owner.now().1 {
+        Seat::Nobody => return Err(Refusal::Gone),
+        Seat::Held => return Ok(None),
+        seat => seat as usize,
+    };
+    let portal = session.posts[seat % 2][vcpu as usize % GUEST_VCPUS].load(Ordering::Acquire);
+    Ok(portal::entry(local, portal).ok())
+}
+
+/// Where an exit goes that its server forwards to a session: a thread and a badge, or nobody for now.
+#[inline(never)]
+pub(crate) fn target<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, (name, rank): (u64, u8), client: Client,
+) -> Result<Option<(u16, u64)>, Refusal> {
+    let Client::Vcpu(vcpu, _) = client else { return Err(Refusal::BadArgument) };
+    let id = Id::<()>::from_word(name);
+    let session = of(shared, id.index(), id.home().into()).check(name)?;
+    let vcpu = local.vcpus.get_mut(Local::<M>::vcpu_id(vcpu)).ok_or(Refusal::Gone)?;
+    if usize::from(vcpu.guest) != id.index() {
+        return Err(Refusal::BadArgument);
+    }
+    let number = vcpu.number;
+    let to = asked(local, session, number)?;
+    if to.is_some_and(|(thread, _)| local.threads.at(thread).rank <= rank) {
+        return Err(Refusal::Order);
+    }
+    Ok(to)
+}
+
+/// A guest's session.
+pub fn of(shared: &Shared, guest: usize, number: usize) -> &Session {
+    &shared.sessions[guest % GUESTS][number % SESSIONS as usize]
+}
+
+fn of_vcpu<'a, M: Machine>(shared: &'a Shared, vcpu: &Vcpu<M>) -> &'a Session {
+    of(shared, vcpu.guest.into(), vcpu.watch.session.into())
+}
+
+/// A vCPU whose event nobody serves any more waits, with its words.
+pub(crate) fn owe<M: Machine>(local: &mut Local<M>, shared: &Shared, index: u16) {
+    let vcpu = local.vcpus.at_mut(index);
+    vcpu.state = VcpuState::Owed;
+    vcpu.turn = Client::next_turn(vcpu.turn);
+    of_vcpu(shared, vcpu).owed.fetch_or(1 << vcpu.number, Ordering::AcqRel);
+}
+
+/// A vCPU does not wait for this event any more.
+pub(crate) fn forgive<M: Machine>(shared: &Shared, vcpu: &Vcpu<M>) {
+    if vcpu.state == VcpuState::Owed {
+        of_vcpu(shared, vcpu).owed.fetch_and(!(1 << vcpu.number), Ordering::AcqRel);
+    }
+}
+
+/// What became of a vCPU's event.
+const NONE: u64 = 0;
+const ASKED: u64 = 1;
+const OWED: u64 = 2;
+
+/// Takes a vCPU's event from whoever is not asked any more, and gives what is owed to whom the session names.
+pub(crate) fn settle<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, session: (u64, &Session), index: u16,
+) -> u64 {
+    let vcpu = local.vcpus.at(index);
+    if u64::from(vcpu.watch.session) != session.0 {
+        return NONE;
+    }
+    let client = Client::Vcpu(local.vcpus.name_at(index).0, vcpu.turn);
+    let to = asked(local, session.1, vcpu.number);
+    let watcher = Id::<Thread<M>>::from_word(vcpu.watch.thread);
+    match vcpu.state {
+        VcpuState::Owed => {}
+        VcpuState::Awaiting | VcpuState::Queued => {
+            let server = watcher.index() as u16;
+            if local.threads.get(watcher).is_none() || !portal::has(local, server, client) {
+                return NONE;
+            }
+            if to.is_ok_and(|to| to.is_some_and(|(thread, _)| thread == server)) {
+                return ASKED;
+            }
+            portal::withdraw(local, client);
+            let budget = local.vcpus.at(index).budget();
+            schedule::retire(local, budget);
+            owe(local, shared, index);
+        }
+        _ => return NONE,
+    }
+    give(local, shared, machine, index, to)
+}
+
+/// An owed event goes to whom the session asks; if nobody shall be asked, where exits of its class go.
+fn give<M: Machine>(
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, index: u16, to: Result<Option<(u16, u64)>, Refusal>,
+) -> u64 {
+    let vcpu = local.vcpus.at(index);
+    let route = vcpu.routes[vcpu.context.exit()[0] as usize & (EXIT_CLASSES - 1)];
+    let (to, is_watched) = match to {
+        Ok(None) => return OWED,
+        Ok(to) => (to, true),
+        Err(_) => (portal::entry(local, route.portal).ok().map(|(server, _)| (server, route.badge)), false),
+    };
+    forgive(shared, vcpu);
+    let Some((server, badge)) = to else {
+        local.vcpus.at_mut(index).state = VcpuState::Stopped;
+        return NONE;
+    };
+    let thread = if is_watched { local.threads.name_at(server).0 } else { 0 };
+    let vcpu = local.vcpus.at_mut(index);
+    vcpu.watch.thread = thread;
+    vcpu.queued_badge = badge;
+    portal::present(local, machine, server, index);
+    ASKED
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grace::Grace;
-    use crate::grace::tests::model as grace;
     use crate::word::model::is_broken;
     use loom::sync::Arc;
     use loom::sync::atomic::AtomicU64 as LoomWord;
-    use loom::thread::{JoinHandle, spawn};
-    use std::vec::Vec;
+    use loom::thread::spawn;
 
-    type Small = Session<LoomWord, 2, 1>;
-
-    const OLD: Holder = Holder { watcher: 1, epoch: 1 };
-
-    fn slot() -> Slot<LoomWord, 2> {
-        Slot { state: LoomWord::new(0), words: [(); 2].map(|()| LoomWord::new(0)) }
+    fn owner() -> Arc<Owner<LoomWord>> {
+        Arc::new(Owner(LoomWord::new(Owner::<LoomWord>::FIRST)))
     }
 
-    fn session() -> Arc<(Small, Grace<LoomWord>)> {
-        let owner = Owner(LoomWord::new(OLD.word()));
-        Arc::new((Session { owner, slots: [slot()] }, grace()))
-    }
+    type Change = fn(&Owner<LoomWord>, u32, Seat) -> Result<u32, Refusal>;
 
-    /// The vCPU's CPU, number 0: an event `n`, and what became of it.
-    fn event(slot: &Slot<LoomWord, 2>, n: u64) -> Generation {
-        slot.submit(&[n, n + 100]).expect("the slot is free")
-    }
-
-    #[test]
-    fn an_event_is_read_whole_or_not_at_all() {
-        loom::model(|| a_reader_beside_two_events(Slot::read));
-    }
-
-    fn a_reader_beside_two_events(read: fn(&Slot<LoomWord, 2>, Generation) -> Result<[u64; 2], Refusal>) {
-        let slot = Arc::new(slot());
-        let first = event(&slot, 1);
-        let reader = slot.clone();
-        let reading = spawn(move || {
-            if let Ok(words) = read(&reader, first) {
-                assert_eq!(words, [1, 101], "the words of this event and of no other");
-            }
-        });
-        slot.withdraw(first).expect("nobody answers");
-        event(&slot, 2);
-        reading.join().unwrap();
-    }
-
-    #[test]
-    fn reading_without_a_second_look_is_found_out() {
-        let once = |slot: &Slot<LoomWord, 2>, _| {
-            slot.open().ok_or(Refusal::Gone)?;
-            Ok([0, 1].map(|i: usize| slot.words[i].load(Ordering::Acquire)))
-        };
-        assert!(is_broken(move || a_reader_beside_two_events(once)));
-    }
-
-    #[test]
-    fn reading_words_in_any_order_is_found_out() {
-        let relaxed = |slot: &Slot<LoomWord, 2>, generation: Generation| {
-            let waits = || slot.state.load(Ordering::Acquire) == generation.at(phase::SUBMITTED);
-            let before = waits();
-            let words = [0, 1].map(|i: usize| slot.words[i].load(Ordering::Relaxed));
-            if before && waits() { Ok(words) } else { Err(Refusal::Gone) }
-        };
-        assert!(is_broken(move || a_reader_beside_two_events(relaxed)));
-    }
-
-    type Finish = fn(&Slot<LoomWord, 2>, Generation, &[u64]) -> Result<(), Refusal>;
-
-    /// Two answers and a withdrawal of one event: one of them counts, and all of it.
-    fn one_event_and_who_comes_first(finish: Finish) {
-        let slot = Arc::new(slot());
-        let open = event(&slot, 1);
-        let answering: Vec<JoinHandle<bool>> = [7, 8]
-            .map(|verdict| {
-                let slot = slot.clone();
-                spawn(move || finish(&slot, open, &[verdict, verdict]).is_ok())
-            })
-            .into();
-        let withdrawn = slot.withdraw(open).is_ok();
-        let accepted: Vec<bool> = answering.into_iter().map(|answer| answer.join().unwrap()).collect();
-        let counted = accepted.iter().filter(|ok| **ok).count() + usize::from(withdrawn);
-        assert_eq!(counted, 1, "an event ends once");
-        match slot.take() {
-            None => assert!(withdrawn, "what was accepted arrives"),
-            Some(words) => {
-                let winner = if accepted[0] { 7 } else { 8 };
-                assert!(!withdrawn && words == [winner; 2], "the verdict that was accepted, whole: {words:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn an_event_gets_one_verdict_whoever_comes_first() {
-        loom::model(|| one_event_and_who_comes_first(Slot::finish));
-    }
-
-    #[test]
-    fn a_verdict_without_a_claim_is_found_out() {
-        let unclaimed: Finish = |slot, event, verdict| {
-            if slot.open() != Some(event) {
-                return Err(Refusal::Gone);
-            }
-            slot.write(verdict);
-            slot.state.replace(event.at(phase::SUBMITTED), event.at(phase::FINISHED)).map(drop).map_err(|_| Refusal::Gone)
-        };
-        assert!(is_broken(move || one_event_and_who_comes_first(unclaimed)));
-    }
-
-    #[test]
-    fn a_stale_answer_finds_nothing() {
-        loom::model(|| {
-            let slot = slot();
-            let first = event(&slot, 1);
-            assert_eq!(slot.submit(&[9]), None, "one open event a vCPU");
-            slot.finish(first, &[5]).expect("it waits");
-            assert_eq!(slot.finish(first, &[6]), Err(Refusal::Gone));
-            assert_eq!(slot.withdraw(first), Err(Refusal::Gone));
-            assert_eq!(slot.take(), Some([5, 0]));
-            let second = event(&slot, 2);
-            assert_eq!(slot.finish(first, &[6]), Err(Refusal::Gone));
-            assert_eq!(slot.read(first), Err(Refusal::Gone));
-            assert_eq!(slot.read(second), Ok([2, 102]));
-            assert_ne!(first, second);
-        });
-    }
-
-    /// How often a model's new watcher had something to answer.
-    static NEW_ONES: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-
-    /// The old watcher answers on CPU 1 while CPU 0 puts a new one into its place, who looks what is open and answers
-    /// that. `waits`: it looks only when the mark is behind every CPU.
-    fn a_watcher_is_replaced(waits: bool) {
-        let shared = session();
-        let open = event(&shared.0.slots[0], 1);
-        let old = shared.clone();
-        let answering = spawn(move || {
-            old.1.pass(1);
-            let accepted = old.0.answer(OLD, 0, open, &[7, 7]).is_ok();
-            // It leaves the kernel and comes again for a kick.
-            old.1.pass(1);
-            accepted
-        });
-        let new = shared.0.owner.change(OLD, 2).expect("nobody else replaces it");
-        let mark = shared.1.mark();
-        let settled = |mark| !waits || shared.1.behind(mark, 0b10) == 0;
-        // The first look begins the epoch; a later one may find that the other CPU has entered in it.
-        for _ in 0..2 {
-            let Ok(Some((found, words))) = shared.0.read(new, 0, mark, settled) else {
-                // The checker tries what the other CPU does meanwhile.
-                loom::thread::yield_now();
-                continue;
-            };
-            // What the new one sees it acts on: it must be the one whose verdict counts.
-            assert_eq!((found, words), (open, [1, 101]));
-            assert_eq!(shared.0.answer(new, 0, found, &[8, 8]), Ok(()), "nobody else answers what it has seen");
-            NEW_ONES.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        }
-        let by_old = answering.join().unwrap();
-        if let Some(words) = shared.0.slots[0].take() {
-            assert_eq!(words, if by_old { [7; 2] } else { [8; 2] }, "the verdict of who was told so");
-        }
-    }
-
-    #[test]
-    fn what_a_new_watcher_finds_is_its_own_to_answer() {
-        loom::model(|| a_watcher_is_replaced(true));
-        assert!(NEW_ONES.load(std::sync::atomic::Ordering::Relaxed) > 0, "in some order it came to that");
-    }
-
-    #[test]
-    fn a_new_watcher_that_looks_at_once_is_found_out() {
-        assert!(is_broken(|| a_watcher_is_replaced(false)));
+    /// Two replace one watcher, while a CPU looks whom it asks.
+    fn two_replace_one(change: Change) {
+        let shared = owner();
+        let (other, looking) = (shared.clone(), shared.clone());
+        let second = spawn(move || change(&other, 1, Seat::Second));
+        let look = spawn(move || [looking.now(), looking.now()]);
+        let first = change(&shared, 1, Seat::First);
+        let second = second.join().unwrap();
+        assert!(first.is_ok() != second.is_ok(), "{first:?} {second:?}");
+        let seat = if first.is_ok() { Seat::First } else { Seat::Second };
+        assert_eq!(shared.now(), (2, seat), "whoever was told so");
+        let [before, after] = look.join().unwrap();
+        assert!(before == (1, Seat::Held) || before == (2, seat), "never half a change: {before:?}");
+        assert!(after.0 >= before.0, "it does not go back");
     }
 
     #[test]
     fn two_that_replace_one_watcher_do_not_both_succeed() {
+        loom::model(|| two_replace_one(Owner::change));
+    }
+
+    #[test]
+    fn a_change_that_looks_and_then_writes_is_found_out() {
+        let torn: Change = |owner, epoch, seat| {
+            if owner.now().0 != epoch {
+                return Err(Refusal::Gone);
+            }
+            owner.0.store(Owner::<LoomWord>::word(epoch + 1, seat), Ordering::Release);
+            Ok(epoch + 1)
+        };
+        assert!(is_broken(move || two_replace_one(torn)));
+    }
+
+    #[test]
+    fn epochs_are_counted_and_end() {
         loom::model(|| {
-            let shared = session();
-            let other = shared.clone();
-            let second = spawn(move || other.0.owner.change(OLD, 3));
-            let moving = shared.0.owner.begin_move(OLD);
-            let first = shared.0.owner.change(OLD, 2);
-            let second = second.join().unwrap();
-            assert!(first.is_ok() != second.is_ok(), "{first:?} {second:?}");
-            let (now, is_moving) = shared.0.owner.now();
-            assert_eq!(Ok(now), if first.is_ok() { first } else { second });
-            assert!(!is_moving, "the commit ends the hand-over");
-            assert!(moving.is_ok() || second.is_ok());
-            assert_eq!(shared.0.owner.check(OLD), Err(Refusal::Gone));
+            let owner = owner();
+            assert_eq!(owner.now(), (1, Seat::Held));
+            for wrong in [0, 2, u32::MAX - 1] {
+                assert_eq!(owner.change(wrong, Seat::First), Err(Refusal::Gone));
+            }
+            assert_eq!(owner.change(1, Seat::First), Ok(2));
+            assert_eq!(owner.change(2, Seat::Nobody), Ok(3));
+            assert_eq!(owner.now(), (3, Seat::Nobody));
+            owner.0.store(Owner::<LoomWord>::word(u32::MAX, Seat::First), Ordering::Relaxed);
+            assert_eq!(owner.change(u32::MAX, Seat::Held), Err(Refusal::Quota));
         });
     }
 
     #[test]
-    fn a_hand_over_may_be_called_off() {
-        loom::model(|| {
-            let session = &session().0;
-            assert_eq!(session.owner.begin_move(OLD), Ok(()));
-            assert_eq!(session.owner.begin_move(OLD), Err(Refusal::Occupied));
-            assert_eq!(session.owner.check(OLD), Ok(()), "it goes on with what is open");
-            assert_eq!(session.owner.end_move(OLD), Ok(()));
-            assert_eq!(session.owner.end_move(OLD), Err(Refusal::Gone));
-            assert_eq!(session.owner.now(), (OLD, false));
-            let used_up = Holder { epoch: u32::MAX, ..OLD };
-            assert_eq!(session.owner.change(used_up, 2), Err(Refusal::Quota));
-            let nobody = session.owner.change(OLD, 0).expect("it may leave");
-            assert_eq!(session.owner.check(nobody), Err(Refusal::Gone), "nobody answers nothing");
-        });
-    }
-
-    #[test]
-    fn what_a_watcher_names_is_checked() {
-        loom::model(|| {
-            let session = &session().0;
-            let open = event(&session.slots[0], 1);
-            for vcpu in [1, 2, 511, 512, u16::MAX] {
-                assert_eq!(session.answer(OLD, vcpu, open, &[]), Err(Refusal::OutOfRange));
-                assert_eq!(session.read(OLD, vcpu, 0, |_| true), Err(Refusal::OutOfRange));
-            }
-            assert_eq!(session.answer(OLD, 0, open, &[0; 3]), Err(Refusal::BadArgument));
-            for word in [0, 2, open.word() | 1 << 56, u64::MAX] {
-                let answered = Generation::from_word(word).and_then(|event| session.answer(OLD, 0, event, &[]));
-                assert_eq!(answered, Err(Refusal::Gone), "{word:#x}");
-            }
-            assert_eq!(session.answer(OLD, 0, open, &[3]), Ok(()));
-        });
+    fn a_sessions_name_ends_with_its_guest() {
+        let guest = 7 | 0xffff << 16 | 3 << 32;
+        let session = Session::NONE;
+        assert!(session.check(0).is_err());
+        session.begin(name_of(guest, 2));
+        assert!(session.check(name_of(guest, 2)).is_ok());
+        for other in [0, guest, name_of(guest, 1), name_of(guest + (1 << 32), 2)] {
+            assert!(session.check(other).is_err(), "{other:#x}");
+        }
+        session.place(1, 3, 99);
+        session.begin(0);
+        assert_eq!(session.posts[1][3].load(Ordering::Relaxed), 0);
+        assert!(session.check(0).is_err());
     }
 }

@@ -13,10 +13,12 @@ use crate::machine::Machine;
 use crate::pool::{Pool, SHARED_HOME};
 use crate::range::Ranges;
 use crate::request::Request;
+use crate::session::Session;
 use crate::signal_word;
 use crate::table::Table;
 use core::sync::atomic::{AtomicU64, Ordering};
 use trellis_idl::boot::MAX_CPUS;
+use trellis_idl::kernel::SESSIONS;
 
 /// Domains in the system.
 pub const DOMAINS: usize = 64;
@@ -90,6 +92,8 @@ pub struct Shared {
     pub forwarding: Forwarding,
     /// Taken by operations that make, destroy, grant or revoke.
     pub control: Lock<Control>,
+    /// Who watches each guest.
+    pub sessions: [[Session; SESSIONS as usize]; GUESTS],
     /// Each guest's maps, under the guest's own lock.
     pub guests: [Lock<Guest>; GUESTS],
     /// Each domain's map, under the domain's own lock.
@@ -167,6 +171,7 @@ impl Shared {
                 slots: Ranges::new(),
                 tags: [1, 0, 0, 0],
             }),
+            sessions: [const { [const { Session::NONE }; SESSIONS as usize] }; GUESTS],
             guests: [const { Lock::new(Guest::EMPTY) }; GUESTS],
             domains: [const { Lock::new(Domain::EMPTY) }; DOMAINS],
         }

@@ -26,6 +26,7 @@ mod guest;
 mod line;
 mod memory;
 mod reclaim;
+mod session;
 mod system;
 mod thread;
 mod vcpu;
@@ -113,7 +114,7 @@ fn home_of(shared: &Shared, table: TableRange, op: Op, a: &[u64; 6]) -> Result<u
         Op::ThreadCreate | Op::VcpuCreate | Op::TraceRead | Op::CpuRetire => {
             u16::try_from(a[1]).ok().filter(|cpu| usize::from(*cpu) < MAX_CPUS).ok_or(Refusal::OutOfRange)
         }
-        Op::ViewSwitch => views::home_of_vcpu(shared, table, a),
+        Op::ViewSwitch | Op::SessionSettle => views::home_of_vcpu(shared, table, a),
         _ => Ok(Id::<()>::from_word(shared.table.read(table, a[0]).name).home()),
     }
 }
@@ -164,6 +165,8 @@ impl<M: Machine> Call<'_, M> {
             Op::GuestDestroy => self.guest_destroy(),
             Op::GuestUnmap | Op::GuestProtect | Op::GuestInfo | Op::ViewCreate | Op::ViewDestroy | Op::ViewReset
             | Op::ViewCopy | Op::ViewRemap | Op::ViewSwitch | Op::ViewShow | Op::ViewOf => self.views(op),
+            Op::SessionCreate => self.session_create(),
+            Op::SessionPlace | Op::SessionCommit | Op::SessionSettle | Op::SessionInfo => self.session(op),
             Op::VcpuCreate => self.vcpu_create(),
             Op::VcpuRoute => self.vcpu_route(),
             Op::VcpuWindow => self.vcpu_window(),

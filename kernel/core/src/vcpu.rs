@@ -11,6 +11,7 @@ use crate::patience;
 use crate::pool::{Empty, Id};
 use crate::portal::{self, Client, Portal};
 use crate::schedule::{self, BudgetId};
+use crate::session::Watch;
 use crate::shared::{GUESTS, Shared};
 use crate::thread::{Thread, ThreadState};
 use crate::trap::Next;
@@ -31,6 +32,8 @@ pub enum VcpuState {
     Queued,
     /// Waits for an interrupt.
     Waiting,
+    /// Stopped for an event that nobody serves now; it keeps its words ([`crate::session`]).
+    Owed,
     /// It is not here yet: a place for a vCPU of another CPU ([`crate::passage`]).
     Vacant,
 }
@@ -101,6 +104,8 @@ pub struct Vcpu<M: Machine> {
     pub queued_badge: u64,
     /// Groups of that route.
     pub queued_groups: u64,
+    /// Whose its open event is.
+    pub watch: Watch,
     /// Its guest's views.
     pub views: Views,
     /// What it wants to be told itself.
@@ -130,6 +135,7 @@ impl<M: Machine> Empty for Vcpu<M> {
         next: Client::None,
         queued_badge: 0,
         queued_groups: 0,
+        watch: Watch { session: 0, thread: 0 },
         views: Views::NONE,
         notice: Notice::NONE,
         lines: Lines::EMPTY,

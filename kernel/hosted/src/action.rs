@@ -39,6 +39,8 @@ enum Shape {
     No,
     /// A slot that holds this kind.
     Of(Kind),
+    /// A slot that holds a portal or a session.
+    Entry,
     /// Any slot in use.
     Used,
     /// An empty slot.
@@ -81,6 +83,8 @@ enum Shape {
     Half,
     /// A service that has begun.
     Taken,
+    /// The epoch of a session.
+    Epoch,
 }
 
 fn shape(op: Op) -> [Shape; 6] {
@@ -93,7 +97,7 @@ fn shape(op: Op) -> [Shape; 6] {
     match op {
         Op::Call => of(&[Of(Kind::Portal), Below(2)]),
         Op::ReplyAndWait => of(&[Below(32), Below(2)]),
-        Op::Forward => of(&[Of(Kind::Portal)]),
+        Op::Forward => of(&[Entry]),
         Op::Signal => of(&[Of(Kind::Signal)]),
         Op::Wait => of(&[Below(4), Soon]),
         Op::Clock | Op::Exit | Op::Yield => of(&[]),
@@ -127,6 +131,11 @@ fn shape(op: Op) -> [Shape; 6] {
         Op::ViewSwitch => of(&[Of(Kind::Guest), Below(3), View]),
         Op::ViewShow => of(&[Of(Kind::Guest), View, Below(3)]),
         Op::ViewOf => of(&[Of(Kind::Guest), Below(3)]),
+        Op::SessionCreate => of(&[Of(Kind::Guest), Below(5), Empty]),
+        Op::SessionPlace => of(&[Of(Kind::Session), Below(3), Below(3), Of(Kind::Portal)]),
+        Op::SessionCommit => of(&[Of(Kind::Session), Epoch, Below(5)]),
+        Op::SessionSettle => of(&[Of(Kind::Session), Below(3)]),
+        Op::SessionInfo => of(&[Of(Kind::Session)]),
         Op::VcpuCreate => of(&[Of(Kind::Guest), Below(2), Number, Empty, Priority, Budget]),
         Op::VcpuRoute => of(&[Of(Kind::Vcpu), Below(17), Of(Kind::Portal), Below(8), Word]),
         Op::VcpuWindow => of(&[Of(Kind::Vcpu), Below(17), GuestPage, Pages, Below(11)]),
@@ -167,7 +176,8 @@ const ENDING: [Op; 11] = [
 ];
 
 /// What is done instead.
-const MAKING: [Op; 15] = [
+const MAKING: [Op; 17] = [
+    Op::SessionPlace, Op::SessionCommit,
     Op::ViewCreate, Op::ViewCopy, Op::ViewRemap, Op::ViewSwitch, Op::Call, Op::FramesSplit, Op::DomainMap, Op::ThreadCreate, Op::ThreadStart, Op::Forward, Op::GuestMap,
     Op::VcpuStart, Op::LinesWrite, Op::LinesEnable, Op::VcpuCreate,
 ];
@@ -207,6 +217,10 @@ fn argument(hosted: &Hosted, caller: &Caller, shape: Shape, choice: u16, word: u
     match shape {
         Shape::No => 0,
         Shape::Of(kind) => caller.slot(hosted, n, |cap| cap.word.is(kind, Rights(0))),
+        Shape::Entry => {
+            let kind = if n.is_multiple_of(3) { Kind::Session } else { Kind::Portal };
+            caller.slot(hosted, n, |cap| cap.word.is(kind, Rights(0)))
+        }
         Shape::Used => caller.slot(hosted, n, |cap| !cap.word.is_empty()),
         Shape::Empty => caller.slot(hosted, n % 8, |cap| cap.word.is_empty()),
         Shape::Below(most) => n % most,
@@ -226,6 +240,7 @@ fn argument(hosted: &Hosted, caller: &Caller, shape: Shape, choice: u16, word: u
         Shape::Offset => if n.is_multiple_of(4) { n % 4 * 512 } else { n % 40 },
         Shape::Line(step) => n % (130 / step) * step,
         Shape::Taken => hosted.taken.get((n % 4) as usize).copied().unwrap_or(n),
+        Shape::Epoch => u64::from(hosted.shared.sessions[(n % 2) as usize][0].owner.now().0),
         Shape::Half => word >> (n % 32) & 0xffff_ffff,
         Shape::Bits => if n.is_multiple_of(8) { 0xff } else { n % 16 },
         Shape::Number => n / 4 % 3 / 2 * PLACE | n % 4,

@@ -44,6 +44,7 @@ pub fn quick(hosted: &Hosted) -> Result<(), Broken> {
     alive(hosted)?;
     homes(hosted)?;
     sources(hosted)?;
+    owed(hosted)?;
     let stale = hosted.board.borrow().stale_translations();
     law!(stale.is_empty(), "a TLB holds what no table says (cpu, tag, page): {stale:x?}");
     let strays = hosted.board.borrow().strays.clone();
@@ -147,6 +148,25 @@ fn homes(hosted: &Hosted) -> Result<(), Broken> {
     for index in 0..GUESTS {
         let (known, found) = (hosted.shared.guests[index].lock().cpus, guests.get(&index).copied().unwrap_or(0));
         law!(known == found, "guest {index} has vCPUs on CPUs {found:#b} and knows of {known:#b}");
+    }
+    Ok(())
+}
+
+/// A session knows which vCPUs are owed an answer, and nobody serves them.
+fn owed(hosted: &Hosted) -> Result<(), Broken> {
+    let mut found = BTreeMap::new();
+    for cpu in &hosted.cpus {
+        for (index, name, v) in vcpus(&cpu.local).filter(|(_, _, v)| v.state == VcpuState::Owed) {
+            *found.entry((v.guest as usize % GUESTS, usize::from(v.watch.session))).or_insert(0) |= 1u64 << v.number;
+            let served = threads(&cpu.local).any(|(_, _, t)| t.client.plain() == Client::Vcpu(name, v.turn));
+            law!(!served, "vCPU {index} is owed an answer and somebody serves it");
+        }
+    }
+    for (guest, sessions) in hosted.shared.sessions.iter().enumerate() {
+        for (number, session) in sessions.iter().enumerate() {
+            let (says, is) = (session.owed(), found.get(&(guest, number)).copied().unwrap_or(0));
+            law!(says == is, "session {number} of guest {guest} owes answers to {is:#b} and says {says:#b}");
+        }
     }
     Ok(())
 }

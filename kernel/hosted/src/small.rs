@@ -3,7 +3,7 @@
 //! guest with one vCPU whose memory exits go to the inner server and all others to the outer one.
 
 use crate::hosted::{Hosted, Now, Settings};
-use trellis_idl::kernel::{EXIT_CLASSES, ExitClass, Groups, Inside, Kind, Op, PASSIVE, Refusal, Rights};
+use trellis_idl::kernel::{EXIT_CLASSES, ExitClass, Groups, Inside, Kind, Op, PASSIVE, Refusal, Rights, Seat};
 use trellis_idl::layout::root_slot;
 
 /// First free slot of root's.
@@ -30,6 +30,8 @@ pub mod slot {
     pub const BUFFERS: u64 = FIRST + 17;
     /// The guest's memory again, to be read only.
     pub const READ_ONLY: u64 = FIRST + 18;
+    /// The guest's first session: its memory exits may be forwarded there.
+    pub const SESSION: u64 = FIRST + 19;
     /// First slot that stories use.
     pub const FREE: u64 = FIRST + 24;
 }
@@ -47,6 +49,8 @@ pub mod inner_slot {
     pub const MEMORY: u64 = slot::MEMORY;
     /// The vCPU.
     pub const VCPU: u64 = slot::VCPU;
+    /// The guest's first session.
+    pub const SESSION: u64 = 22;
     /// The signal to root.
     pub const ROOT: u64 = slot::ROOT;
 }
@@ -150,6 +154,7 @@ pub fn system_with(settings: Settings, tables: u64) -> Hosted {
     must(&mut hosted, Op::SignalCreate, [root_slot::THREAD, 1, slot::SIGNALS[0], 0, 0, 0]);
     must(&mut hosted, Op::SignalCreate, [slot::THREADS[2], 2, slot::SIGNALS[1], 0, 0, 0]);
     make_guest(&mut hosted, tables);
+    must(&mut hosted, Op::SessionCreate, [slot::GUEST, 0, slot::SESSION, 0, 0, 0]);
     give(&mut hosted);
     hosted
 }
@@ -162,6 +167,8 @@ pub fn running(settings: Settings) -> Hosted {
     must(&mut hosted, Op::ThreadStart, [slot::THREADS[2], 0x20_0000, 0, 0, 0, 0]);
     must(&mut hosted, Op::VcpuStart, [slot::VCPU, 0, 0, 0, 0, 0]);
     grant(&mut hosted, slot::MEMORY, root_slot::DOMAIN, slot::READ_ONLY, Rights::READ);
+    must(&mut hosted, Op::SessionPlace, [slot::SESSION, 0, 0, slot::PORTALS[1], 0, 0]);
+    must(&mut hosted, Op::SessionCommit, [slot::SESSION, 1, Seat::First as u64, 0, 0, 0]);
     hosted
 }
 
@@ -205,6 +212,7 @@ fn give(hosted: &mut Hosted) {
             grant(hosted, slot::PORTALS[1], domain, inner_slot::OUTER, Rights::USE);
         }
         grant(hosted, slot::GUEST, domain, inner_slot::GUEST, Rights::ALL);
+        grant(hosted, slot::SESSION, domain, inner_slot::SESSION, Rights::ALL);
         grant(hosted, slot::MEMORY, domain, inner_slot::MEMORY, Rights::ALL);
         grant(hosted, slot::VCPU, domain, inner_slot::VCPU, Rights::ALL);
         grant(hosted, slot::SIGNALS[0], domain, inner_slot::ROOT, Rights::USE);
@@ -212,7 +220,7 @@ fn give(hosted: &mut Hosted) {
 }
 
 /// The kinds of capabilities, for tests that look for one.
-pub const KINDS: [Kind; 9] = [
+pub const KINDS: [Kind; 10] = [
     Kind::Domain, Kind::Thread, Kind::Portal, Kind::Signal, Kind::Vcpu, Kind::Guest, Kind::Frames, Kind::Line,
-    Kind::System,
+    Kind::System, Kind::Session,
 ];

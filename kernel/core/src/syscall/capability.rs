@@ -7,8 +7,9 @@ use crate::machine::Machine;
 use trellis_idl::kernel::{Kind, Refusal, Rights};
 
 /// Kinds of objects whose names can be revoked.
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 9] = [
     Kind::Domain, Kind::Thread, Kind::Portal, Kind::Signal, Kind::Vcpu, Kind::Guest, Kind::Frames, Kind::Line,
+    Kind::Session,
 ];
 
 impl<M: Machine> Call<'_, M> {

@@ -8,6 +8,7 @@ use crate::guest::{self, Guest};
 use crate::local::VCPUS;
 use crate::machine::Machine;
 use crate::pool::{Empty, Id};
+use crate::session;
 use crate::shared::{Control, DOMAINS, GUESTS, GuestName};
 use crate::space::FIXED;
 use super::views::VIEW_SHIFT;
@@ -32,6 +33,9 @@ impl<M: Machine> Call<'_, M> {
         guest.open_views(self.machine, run.first + left, views, inside);
         let id = control.guests.insert(GuestName::EMPTY).ok_or(Refusal::Quota)?;
         *self.shared.guests[id.index() % GUESTS].lock() = guest;
+        for (number, session) in (0..).zip(&self.shared.sessions[id.index() % GUESTS]) {
+            session.begin(session::name_of(id.0, number));
+        }
         self.put(&control, self.a[2], Kind::Guest, Rights::ALL, id.0)?;
         Ok(0)
     }
@@ -133,6 +137,7 @@ impl<M: Machine> Call<'_, M> {
             return MORE;
         }
         *guest = Guest::EMPTY;
+        self.shared.sessions[index].iter().for_each(|session| session.begin(0));
         control.guests.remove(id);
         self.shared.table.clear_name(Kind::Guest, name, None, self.shared.grace.mark());
         Ok(0)

@@ -12,6 +12,7 @@ use crate::pool::{Empty, Id};
 use crate::portal::{self, Client, Portal};
 use crate::remote;
 use crate::schedule;
+use crate::session;
 use crate::shared::{GUEST_VCPUS, GUESTS};
 use crate::vcpu::{self, Route, Vcpu, VcpuState, WINDOWS, Window};
 use crate::view;
@@ -119,9 +120,9 @@ impl<M: Machine> Call<'_, M> {
     /// Whatever a vCPU waits for will not come any more: it is stopped.
     fn cancel(&mut self, index: u16) {
         let own = Client::Vcpu(self.local.vcpus.name_at(index).0, self.local.vcpus.at(index).turn);
-        portal::orphan(self.local, own);
-        portal::leave_queue(self.local, own);
+        portal::withdraw(self.local, own);
         let vcpu = self.local.vcpus.at_mut(index);
+        session::forgive(self.shared, vcpu);
         vcpu.turn = Client::next_turn(vcpu.turn);
         vcpu.state = VcpuState::Stopped;
     }
@@ -277,6 +278,7 @@ impl<M: Machine> Call<'_, M> {
                 let budget = vcpu.budget();
                 schedule::retire(self.local, budget);
             }
+            VcpuState::Owed => self.cancel(index),
             VcpuState::Stopped | VcpuState::Vacant => {}
         }
         Ok(0)

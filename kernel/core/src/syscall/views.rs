@@ -149,7 +149,8 @@ impl<M: Machine> Call<'_, M> {
         Ok(copied.pages)
     }
 
-    fn view_switch(&mut self, guest: usize) -> Done {
+    /// The index of the vCPU of this CPU that is the second argument by its number.
+    pub(super) fn vcpu_of(&mut self, guest: usize) -> Result<u16, Refusal> {
         let id = Local::<M>::vcpu_id(name_of(self.shared, guest, self.a[1])?);
         if id.home() != self.local.cpu {
             return Err(Refusal::WrongCpu);
@@ -159,6 +160,11 @@ impl<M: Machine> Call<'_, M> {
             // It is called by this name, so it is on its way here.
             remote::collect(self.local, self.shared, self.machine, index);
         }
+        Ok(index)
+    }
+
+    fn view_switch(&mut self, guest: usize) -> Done {
+        let index = self.vcpu_of(guest)?;
         view::switch(self.local, self.shared, self.machine, index, self.a[2], false)?;
         Ok(0)
     }
