@@ -23,6 +23,8 @@ pub const FAULTY: StandIns = &[
     ("servers/vcpu", "tests/faulty/faulty-vcpu"),
     ("servers/irqfwd", "tests/faulty/faulty-irqfwd"),
 ];
+/// A guest's servers that let it do step by step what its views forbid.
+pub const STEPPING: StandIns = &[("servers/p2m", "tests/faulty/stepping-p2m"), ("servers/vcpu", "tests/faulty/stepping-vcpu")];
 /// Folder of the Linux program that keeps vector registers busy.
 const CHURN: &str = "guests/churn";
 
@@ -41,7 +43,8 @@ impl Host {
 
     /// The board's programs, built once.
     fn programs(&self) -> Result<&Programs, String> {
-        let build = || programs::build(self.stand_ins == FAULTY).map_err(|failure| failure.text(false));
+        let faulty = [FAULTY, STEPPING].contains(&self.stand_ins);
+        let build = || programs::build(faulty).map_err(|failure| failure.text(false));
         self.programs.get_or_init(build).as_ref().map_err(Clone::clone)
     }
 

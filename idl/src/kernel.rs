@@ -707,6 +707,8 @@ impl ExitHeader {
     pub const EXCLUSIVE: u64 = 1 << 30;
     /// A data access in big-endian order: the value travels as the register holds it, its bytes lie in memory turned.
     pub const BIG_ENDIAN: u64 = 1 << 31;
+    /// The step that an answer asked for ([`Answer::REPORT`]) is over; the program counter is where the vCPU goes on.
+    pub const STEPPED: u64 = 1 << 56;
 
     /// What the vCPU stopped for.
     pub fn class(self) -> Option<ExitClass> {
@@ -832,8 +834,20 @@ impl Answer {
     pub const REGISTER: Answer = Answer(8);
     /// The vCPU stays stopped until [`Op::VcpuStart`].
     pub const STOP: Answer = Answer(16);
+    /// The vCPU executes one instruction in the view in bits 16–31, then goes on in the view it was in, by itself; what
+    /// else this answer changes is done first. Virtual interrupts wait meanwhile, and so does the guest's own single step.
+    /// An instruction that ends in an exception of the guest's, or that its exit's server does for it, has been executed.
+    /// An exit on the way that is answered with `RETRY` leaves the step as it is; another `STEP` chooses another view
+    /// for it, and `STOP`, or whatever else stops the vCPU, ends it. Refused, and nothing of the answer done:
+    /// `OutOfRange`, `NotMapped` (no such view), `BadArgument` (with `STOP`).
+    pub const STEP: Answer = Answer(32);
+    /// With `STEP`: afterwards the vCPU stops with an exit of class [`ExitClass::Debug`] that says
+    /// [`ExitHeader::STEPPED`].
+    pub const REPORT: Answer = Answer(64);
     /// Every bit that means something.
-    pub const KNOWN: u64 = 0x1f1f;
+    pub const KNOWN: u64 = 0xffff_1f7f;
+    /// Those that a server is answered with most quickly.
+    pub const QUICK: u64 = 0x1f0f;
 
     /// Both together.
     pub const fn with(self, other: Answer) -> Answer {
@@ -843,6 +857,16 @@ impl Answer {
     /// With the register that `m5` goes to.
     pub const fn register(self, n: u8) -> Answer {
         Answer(self.0 | Self::REGISTER.0 | ((n & 31) as u64) << 8)
+    }
+
+    /// One step in this view.
+    pub const fn step(self, view: u16) -> Answer {
+        Answer(self.0 | Self::STEP.0 | (view as u64) << 16)
+    }
+
+    /// The view of the step.
+    pub const fn view(self) -> u16 {
+        (self.0 >> 16) as u16
     }
 
     /// Whether this bit is set.
@@ -1087,5 +1111,14 @@ mod tests {
         assert_eq!(exit.header.class(), Some(ExitClass::Device));
         assert_eq!(exit.header.width(), Some(4));
         assert_eq!(exit.header.register(), 2);
+    }
+
+    #[test]
+    fn an_answer_that_steps_names_its_view() {
+        let answer = Answer::ADVANCE.register(31).with(Answer::REPORT).step(511);
+        assert_eq!((answer.view(), answer.0 & !Answer::KNOWN), (511, 0));
+        assert!(answer.has(Answer::STEP) && !answer.has(Answer::STOP));
+        assert_eq!(Answer::QUICK & (Answer::STEP.0 | Answer::REPORT.0 | Answer::STOP.0), 0);
+        assert_eq!(Answer::RETRY.step(0), Answer::STEP, "view 0 is no bits");
     }
 }

@@ -170,6 +170,10 @@ pub struct Vcpu {
     pub underflow: bool,
     /// Breakpoints, watchpoints, single step.
     pub debug: Debug,
+    /// It executes one instruction: PSTATE.SS says whether that is to come, and is not the guest's.
+    pub stepping: bool,
+    /// PSTATE.SS as the guest had it.
+    pub own_step: u64,
     /// Vector registers of a guest without scalable ones, valid while another owns the hardware's.
     pub vectors: Vectors,
     /// Lanes of its scalable vectors; 0 = it has none.
@@ -189,7 +193,7 @@ impl VcpuContext for Vcpu {
     const EMPTY: Self = Vcpu {
         x: [0; 32], pc: 0, sp_el0: 0, pstate: 0, vttbr: 0, hcr: 0, cptr: 0, sctlr: 0, view: 0, exit: [0; 10],
         el1: El1::EMPTY, lists: [0; LIST_ENTRIES], vmcr: 0, active_priorities: 0, timer_active: false, underflow: false,
-        debug: Debug::EMPTY, vectors: Vectors([0; Layout::new(0).bytes() as usize / 8]), lanes: 0, area: 0,
+        debug: Debug::EMPTY, stepping: false, own_step: 0, vectors: Vectors([0; Layout::new(0).bytes() as usize / 8]), lanes: 0, area: 0,
     };
 
     fn exit(&self) -> &[u64; 10] {
@@ -273,7 +277,8 @@ impl VcpuContext for Vcpu {
             return Ok(());
         }
         if register == VcpuRegister::Pstate as u64 {
-            self.pstate = Pstate::for_guest(value).ok_or(Refusal::BadArgument)?.0;
+            let step = if self.stepping { self.pstate & STEP } else { 0 };
+            self.pstate = Pstate::for_guest(value).ok_or(Refusal::BadArgument)?.0 | step;
             return Ok(());
         }
         *self.place_mut(register).ok_or(Refusal::OutOfRange)? = value;
@@ -282,6 +287,9 @@ impl VcpuContext for Vcpu {
 
     fn answer(&mut self, mask: u64, words: &[u64; 10]) {
         let mask = Answer(mask);
+        if mask.0 & Answer::QUICK != 0 {
+            self.step_done();
+        }
         if mask.has(Answer::ADVANCE) {
             self.pc = self.pc.wrapping_add(4);
         }
@@ -312,7 +320,7 @@ impl VcpuContext for Vcpu {
         let from = Pstate(self.pstate);
         let offset = if from.is_narrow() { 0x600 } else if from.is_user() { 0x400 } else if from.uses_sp_el0() { 0 } else { 0x200 };
         self.el1.elr = self.pc;
-        self.el1.spsr = self.pstate;
+        self.el1.spsr = self.own_state();
         self.el1.esr = syndrome;
         self.el1.far = address;
         self.pc = (self.el1.vbar & !0x7ff).wrapping_add(offset);
@@ -355,13 +363,31 @@ impl Vcpu {
 
     /// An instruction that was done for the guest counts as its single step (PSTATE.SS, Arm ARM D2.12).
     pub fn step_done(&mut self) {
-        self.pstate &= !(1 << 21);
+        self.pstate &= !STEP;
+    }
+
+    /// Its processor state as the guest has it. An instruction that was executed counts for the guest's own single step.
+    fn own_state(&self) -> u64 {
+        if self.stepping && self.pstate & STEP != 0 { self.pstate & !STEP | self.own_step } else { self.pstate }
+    }
+
+    /// It executes one instruction when it is entered, or no more.
+    pub fn step(&mut self, on: bool) {
+        self.pstate = self.own_state();
+        if on {
+            self.own_step = self.pstate & STEP;
+            self.pstate |= STEP;
+            self.hcr |= registers::HCR_STEP;
+        } else {
+            self.hcr &= !registers::HCR_STEP;
+        }
+        self.stepping = on;
     }
 
     fn place(&self, register: u64) -> Option<u64> {
         match register {
             r if r == VcpuRegister::Pc as u64 => Some(self.pc),
-            r if r == VcpuRegister::Pstate as u64 => Some(self.pstate),
+            r if r == VcpuRegister::Pstate as u64 => Some(self.own_state()),
             r if r == VcpuRegister::SpEl0 as u64 => Some(self.sp_el0),
             r if r == VcpuRegister::SctlrEl1 as u64 => Some(self.sctlr),
             _ => {
@@ -384,6 +410,9 @@ impl Vcpu {
         }
     }
 }
+
+/// PSTATE.SS (Arm ARM D2.12.2).
+pub const STEP: u64 = 1 << 21;
 
 /// Words of [`El1`].
 const EL1_WORDS: usize = size_of::<El1>() / 8;
@@ -481,6 +510,47 @@ mod tests {
         assert_eq!((vcpu.pc, vcpu.pstate), (0x4000, 0x3c5));
         vcpu.go_back(was);
         assert_eq!((vcpu.pc, vcpu.pstate, vcpu.el1.elr, vcpu.el1.spsr), (0x1000, 0x8000_0000, 0x77, 0x88));
+    }
+
+    #[test]
+    fn a_step_leaves_the_guests_own_as_it_was() {
+        for own in [0, STEP] {
+            let mut vcpu = Vcpu::EMPTY;
+            vcpu.pstate = 0x3c5 | own;
+            vcpu.step(true);
+            assert_eq!((vcpu.pstate, vcpu.get(VcpuRegister::Pstate as u64)), (0x3c5 | STEP, Ok(0x3c5 | own)));
+            assert_eq!(vcpu.set(VcpuRegister::Pstate as u64, 0x3c4), Ok(()));
+            assert_eq!(vcpu.pstate, 0x3c4 | STEP, "the instruction is still to come");
+            vcpu.step(true);
+            vcpu.step(false);
+            assert_eq!((vcpu.pstate, vcpu.stepping), (0x3c4 | own, false), "it did not come");
+            vcpu.step(true);
+            vcpu.answer(Answer::ADVANCE.0, &[0; 10]);
+            assert_eq!(vcpu.pstate, 0x3c4);
+            vcpu.step(false);
+            assert_eq!(vcpu.pstate, 0x3c4, "it came, for the guest's own single step too");
+        }
+    }
+
+    #[test]
+    fn an_exception_in_a_step_saves_the_guests_state() {
+        for own in [0, STEP] {
+            let mut vcpu = Vcpu::EMPTY;
+            vcpu.pstate = 5 | own;
+            vcpu.step(true);
+            vcpu.exception(0x0200_0000, 0);
+            assert_eq!((vcpu.el1.spsr, vcpu.pstate), (5 | own, 0x3c5), "and the step is over");
+        }
+    }
+
+    #[test]
+    fn waiting_instructions_trap_in_a_step() {
+        let mut vcpu = Vcpu::EMPTY;
+        vcpu.reset();
+        vcpu.step(true);
+        assert_eq!(vcpu.hcr, registers::HCR_GUEST | 1 << 14);
+        vcpu.step(false);
+        assert_eq!(vcpu.hcr, registers::HCR_GUEST);
     }
 
     #[test]

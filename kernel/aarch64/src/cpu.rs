@@ -26,9 +26,9 @@ use trellis_core::thread::{Entry, FaultRecord};
 use trellis_core::trap::{self, Next, Trap, take};
 use trellis_core::vcpu::mask_words;
 use trellis_core::view::LastMap;
-use trellis_core::{lines, notice, portal, signal, vcpu};
+use trellis_core::{lines, notice, portal, signal, step, vcpu};
 use trellis_idl::boot::{BootHeader, flags};
-use trellis_idl::kernel::{Answer, ExitClass, Groups, GuestCall, Op, Refusal};
+use trellis_idl::kernel::{ExitClass, ExitHeader, Groups, GuestCall, Op, Refusal};
 use trellis_idl::trace::{RECORD_WORDS, RECORDS, TraceKind};
 
 /// A CPU's block. SP_EL2 at rest points at `current`; the stack lies below, and below that the trace.
@@ -127,6 +127,8 @@ impl Cpu {
                 loaded: core::ptr::null_mut(),
                 direct: core::ptr::null_mut(),
                 debug_owner: core::ptr::null_mut(),
+                stepping: false,
+                underflow: false,
                 lengths: Lengths(0),
                 last: [LastMap { map: 0, vcpu: 0 }; GUESTS],
                 hertz: 0,
@@ -391,7 +393,7 @@ extern "C" fn svc_door(a0: u64, a1: u64, a2: u64, a3: u64, a4: u64, a5: u64, num
 #[inline(never)]
 fn answer_another(cpu: &mut Cpu, vcpu: u16, mask: u64) -> Obey {
     cpu.load(vcpu);
-    if Answer(mask).has(Answer::ADVANCE) {
+    if mask != 0 {
         cpu.local.vcpus.at_mut(vcpu).context.step_done();
     }
     Obey { target: cpu.vcpu(vcpu) as u64 + 2, value: mask }
@@ -473,9 +475,22 @@ fn exit_rare(cpu: &mut Cpu, index: u16, esr: u64) -> Obey {
             }
             class
         }
+        decode::Decoded::Stepped => return stepped(cpu, index),
         other => return exit_in_kernel(cpu, index, other),
     };
     deliver(cpu, index, class)
+}
+
+/// The one instruction of a step has been executed: the vCPU goes on as before it, unless somebody wants to know.
+#[inline(never)]
+fn stepped(cpu: &mut Cpu, index: u16) -> Obey {
+    if step::end(&mut cpu.local, &SHARED, &mut cpu.machine, index) {
+        decode::describe(&mut cpu.local.vcpus.at_mut(index).context, Esr(0), ExitClass::Debug);
+        cpu.local.vcpus.at_mut(index).context.exit[0] |= ExitHeader::STEPPED;
+        return exit_slow(cpu, ExitClass::Debug as u8);
+    }
+    cpu.load(index);
+    Obey { target: cpu.vcpu(index) as u64, value: 0 }
 }
 
 /// Sends an exit whose words are filled in to its server.
@@ -560,7 +575,7 @@ fn exit_in_kernel(cpu: &mut Cpu, index: u16, what: decode::Decoded) -> Obey {
             cpu.machine.debug_changed();
             Trap::Spurious
         }
-        decode::Decoded::Retry | decode::Decoded::Exit(_) | decode::Decoded::Fault { .. } => Trap::Spurious,
+        decode::Decoded::Retry | decode::Decoded::Stepped | decode::Decoded::Exit(_) | decode::Decoded::Fault { .. } => Trap::Spurious,
     };
     let next = take(&mut cpu.local, &SHARED, &mut cpu.machine, trap);
     cpu.obey(next)
@@ -682,6 +697,7 @@ extern "C" fn exit_32_door(esr: u64, at: *mut u8) -> Obey {
                 decode::Decoded::Fault { page } if vcpu.class_of(page) == ExitClass::Memory as u8 => ExitClass::Memory,
                 decode::Decoded::Exit(class) => class,
                 decode::Decoded::Fault { .. } => ExitClass::Illegal,
+                decode::Decoded::Stepped => return stepped(cpu, index),
                 other => return exit_in_kernel(cpu, index, other),
             };
             vcpu.context.exit[0] |= class as u64;

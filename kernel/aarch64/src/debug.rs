@@ -12,7 +12,10 @@ pub const WATCHPOINTS: usize = 4;
 
 /// MDSCR_EL1: single step, and breakpoints and watchpoints.
 const SS: u64 = 1 << 0;
+const KDE: u64 = 1 << 13;
 const MDE: u64 = 1 << 15;
+/// PSTATE.D: debug exceptions are masked.
+const MASKED: u64 = 1 << 9;
 /// Of MDSCR_EL1 a guest has SS, TDCC, KDE, MDE; the others are an external debugger's.
 const MONITOR: u64 = SS | 1 << 12 | 1 << 13 | MDE;
 /// Of DBGBCR: E, PMC, BAS, HMC, SSC, LBN, BT.
@@ -62,6 +65,14 @@ impl Debug {
     #[inline]
     pub const fn is_active(&self) -> bool {
         self.monitor & (SS | MDE) != 0
+    }
+
+    /// MDSCR_EL1 while the vCPU executes one instruction for an answer that steps, in this processor state. Debug exceptions
+    /// go to EL2 then whatever masks them (Arm ARM D2.4.2), so breakpoints and watchpoints count only where the guest itself
+    /// would get their exceptions: at EL0, and at EL1 with KDE and without PSTATE.D.
+    pub const fn stepping(&self, pstate: u64) -> u64 {
+        let own = pstate & 0xf == 0 || (self.monitor & KDE != 0 && pstate & MASKED == 0);
+        (if own { self.monitor } else { self.monitor & !MDE }) | SS
     }
 
     /// The place of a register of op0 = 2, and the bits that a guest has of it. None: it is not the kernel's.
@@ -130,6 +141,21 @@ mod tests {
         assert_eq!(debug.access(encode(3, 0, 0, 0, 4), 1, COUNT), None, "another space");
         assert_eq!(debug.access(encode(2, 0, 1, 0, 4), 1, COUNT), None, "the OS lock is the server's");
         assert_eq!(debug, Debug::EMPTY);
+    }
+
+    #[test]
+    fn in_a_step_breakpoints_fire_only_where_the_guest_would_get_them() {
+        let mut debug = Debug::EMPTY;
+        assert_eq!(debug.stepping(0x3c5), 1);
+        write(&mut debug, 2, 2, 1 << 15);
+        for (pstate, monitor) in [(0, 1 << 15 | 1), (0x200, 1 << 15 | 1), (5, 1), (0x205, 1)] {
+            assert_eq!(debug.stepping(pstate), monitor, "{pstate:#x}");
+        }
+        write(&mut debug, 2, 2, 5 << 13);
+        for (pstate, monitor) in [(0, 5 << 13 | 1), (5, 5 << 13 | 1), (0x205, 1 << 13 | 1)] {
+            assert_eq!(debug.stepping(pstate), monitor, "{pstate:#x}");
+        }
+        assert_eq!(debug.monitor, 5 << 13, "what the guest reads is its own");
     }
 
     #[test]

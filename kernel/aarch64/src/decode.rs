@@ -48,6 +48,8 @@ pub enum Decoded {
     Float,
     /// Something the guest does not have: UNDEF at its own level.
     Undefined,
+    /// The one instruction of a step has been executed.
+    Stepped,
     /// Let it try again.
     Retry,
 }
@@ -133,6 +135,7 @@ pub fn rare(context: &mut Vcpu, esr: Esr) -> Decoded {
         // Its own CPACR_EL1 comes first (Arm ARM D1.3.5), so what arrives here is the guest's to use or not to have.
         ec::SVE if context.lanes != 0 => return Decoded::Float,
         ec::SVE | ec::SME => return Decoded::Undefined,
+        ec::STEP if context.stepping => return Decoded::Stepped,
         _ => {}
     }
     let class = match class {
@@ -141,7 +144,22 @@ pub fn rare(context: &mut Vcpu, esr: Esr) -> Decoded {
         _ => ExitClass::Illegal,
     };
     words(context, esr, LENGTH_4, 0);
+    if esr.class() == ec::WATCHPOINT {
+        context.exit[0] |= ExitHeader::VIRTUAL_VALID;
+        context.exit[3] = watched_address();
+    }
     Decoded::Exit(class)
+}
+
+/// What a watchpoint fired at (FAR_EL2, Arm ARM D2.10.5).
+#[cfg(target_os = "none")]
+fn watched_address() -> u64 {
+    crate::isa::read!("far_el2")
+}
+
+#[cfg(not(target_os = "none"))]
+fn watched_address() -> u64 {
+    0x1000
 }
 
 /// Fills the words for a class that has no details.
@@ -197,11 +215,13 @@ fn debug_count() -> Count {
 /// An exit of 32-bit code at EL0.
 pub fn narrow(context: &mut Vcpu, esr: Esr) -> Decoded {
     match narrow::meaning(esr, context.pstate) {
+        _ if context.stepping && esr.class() == ec::STEP => Decoded::Stepped,
         Meaning::Memory => rare(context, esr),
         Meaning::Float => Decoded::Float,
         Meaning::Undefined => Decoded::Undefined,
         Meaning::Skip => {
             (context.pc, context.pstate) = narrow::after(context.pc, context.pstate, esr);
+            context.step_done();
             Decoded::Retry
         }
         Meaning::Stop => {
@@ -395,6 +415,20 @@ mod tests {
         assert_eq!(context.x[4], 0xb001);
         let lock = crate::registers::encode(2, 0, 1, 0, 4);
         assert_eq!(whole(&mut context, Esr(class | lock)), Decoded::Exit(ExitClass::Register));
+    }
+
+    #[test]
+    fn the_step_of_an_answer_is_told_from_the_guests_own() {
+        let mut context = Vcpu::EMPTY;
+        let step = Esr(0x32 << 26 | 1 << 25);
+        assert_eq!(whole(&mut context, step), Decoded::Exit(ExitClass::Debug));
+        context.step(true);
+        assert_eq!(whole(&mut context, step), Decoded::Stepped);
+        context.pstate |= 0x10;
+        assert_eq!(narrow(&mut context, step), Decoded::Stepped);
+        let watchpoint = Esr(0x34 << 26 | 1 << 25);
+        assert_eq!(whole(&mut context, watchpoint), Decoded::Exit(ExitClass::Debug));
+        assert_eq!(context.exit[3], 0x1000);
     }
 
     #[test]

@@ -441,6 +441,9 @@ guarded_sync:
     cbnz    x0, obey
     mov     x0, sp
     bl      again_door
+    ldr     x1, [sp, {CURRENT}]
+    ldr     x2, [x1, 272]               // what was done for the guest counts as its single step
+    msr     spsr_el2, x2
     mov     x0, xzr
     b       not_delivered
 

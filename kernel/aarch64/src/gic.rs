@@ -204,12 +204,14 @@ impl Gic {
         }
     }
 
-    /// Asks for the underflow maintenance interrupt, or not.
+    /// Whether virtual interrupts come at all, and whether the underflow maintenance interrupt is asked for.
     #[inline]
-    pub fn watch_underflow(&self, on: bool) {
+    pub fn control(&self, on: bool, underflow: bool) {
+        // En and UIE, alike in both (GICv3 12.4.2, GICv2 5.3.1). Without En there is no maintenance interrupt either.
+        let control = u32::from(on) | u32::from(underflow) << 1;
         match self {
-            Gic::V3(gic) => gic.watch_underflow(on),
-            Gic::V2(gic) => gic.watch_underflow(on),
+            Gic::V3(gic) => gic.control(control),
+            Gic::V2(gic) => gic.control(control),
             Gic::None => {},
         }
     }

@@ -179,11 +179,10 @@ impl Gic2 {
         }
         mmio::write32(self.control + GICH_VMCR, vmcr as u32);
         mmio::write32(self.control + GICH_APR, priorities as u32);
-        mmio::write32(self.control + GICH_HCR, 1);
     }
 
-    /// Asks for the underflow maintenance interrupt (GICH_HCR.UIE).
-    pub fn watch_underflow(&self, on: bool) {
-        mmio::write32(self.control + GICH_HCR, if on { 3 } else { 1 });
+    /// GICH_HCR.
+    pub fn control(&self, control: u32) {
+        mmio::write32(self.control + GICH_HCR, control);
     }
 }

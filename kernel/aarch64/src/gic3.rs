@@ -200,12 +200,11 @@ impl Gic3 {
         }
         write!("ICH_VMCR_EL2", vmcr);
         write!("ICH_AP1R0_EL2", priorities);
-        write!("ICH_HCR_EL2", 1);
     }
 
-    /// Asks for the underflow maintenance interrupt (ICH_HCR_EL2.UIE).
-    pub fn watch_underflow(&self, on: bool) {
-        write!("ICH_HCR_EL2", if on { 3 } else { 1 });
+    /// ICH_HCR_EL2.
+    pub fn control(&self, control: u32) {
+        write!("ICH_HCR_EL2", control.into());
     }
 }
 

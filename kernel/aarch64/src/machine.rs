@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The machine that the core asks: physical memory, maps, clock, lines, switching vCPUs.
 
-use crate::context::{Thread, Vcpu, vttbr};
+use crate::context::{STEP, Thread, Vcpu, vttbr};
 use crate::debug::Count;
 use crate::features::Features;
 use crate::fp;
@@ -36,6 +36,10 @@ pub struct Aarch64 {
     pub direct: *mut Vcpu,
     /// The vCPU whose breakpoints are in the hardware (null = none, or they changed).
     pub debug_owner: *mut Vcpu,
+    /// MDCR_EL2.TDE is set and virtual interrupts are held: what runs executes one instruction.
+    pub stepping: bool,
+    /// Whether the loaded vCPU wants the maintenance interrupt, held or not.
+    pub underflow: bool,
     /// Lengths that vectors can have here.
     pub lengths: Lengths,
     /// Per guest: which map and vCPU this CPU's TLBs may hold entries of.
@@ -232,7 +236,7 @@ impl Aarch64 {
         let context = unsafe { &mut *vcpu };
         isa::load_el1(&context.el1);
         self.gic.load(&context.lists, context.vmcr, context.active_priorities);
-        self.gic.watch_underflow(context.underflow);
+        self.watch_underflow(context.underflow);
         self.gic.set_timer_active(context.timer_active);
         self.loaded = vcpu;
         // Another vCPU of this guest may have left stage 1 entries of other tables under the same ASIDs, or entries of
@@ -286,8 +290,14 @@ impl Aarch64 {
     #[cfg_attr(target_os = "none", optimize(speed))]
     pub fn load_debug(&mut self, vcpu: *mut Vcpu) -> bool {
         // SAFETY: as in `load`.
-        let debug = unsafe { &(*vcpu).debug };
-        if !debug.is_active() {
+        let context = unsafe { &*vcpu };
+        let debug = &context.debug;
+        if self.stepping != context.stepping {
+            self.stepping = context.stepping;
+            write!("mdcr_el2", read!("mdcr_el2") ^ registers::MDCR_TDE);
+            self.gic.control(!self.stepping, self.underflow);
+        }
+        if !debug.is_active() && !self.stepping {
             self.direct = vcpu;
             return false;
         }
@@ -296,7 +306,7 @@ impl Aarch64 {
             isa::load_debug(debug, Count::of(silicon::id_register(0x28)));
             self.debug_owner = vcpu;
         }
-        write!("mdscr_el1", debug.monitor);
+        write!("mdscr_el1", if self.stepping { debug.stepping(context.pstate) } else { debug.monitor });
         true
     }
 
@@ -388,8 +398,10 @@ impl Machine for Aarch64 {
         self.gic.lists()
     }
 
+    #[inline(always)]
     fn watch_underflow(&mut self, on: bool) {
-        self.gic.watch_underflow(on);
+        self.underflow = on;
+        self.gic.control(!self.stepping, on);
     }
 
     #[inline(always)]
@@ -451,6 +463,18 @@ impl Machine for Aarch64 {
             write!("vttbr_el2", running);
             isa::isb();
         }
+    }
+
+    fn set_step(&mut self, vcpu: &mut Vcpu, on: bool) {
+        vcpu.step(on);
+        // An exception of the guest's that the instruction ended in has saved PSTATE.SS, which was not the guest's, in
+        // SPSR_EL1 (Arm ARM D1.3.4): it is at one of its vectors then.
+        let in_vectors = vcpu.pc.wrapping_sub(read!("vbar_el1")) & !0x780 == 0;
+        if !on && in_vectors && vcpu.own_step == 0 && self.is_loaded(vcpu) {
+            write!("spsr_el1", read!("spsr_el1") & !STEP);
+        }
+        // The hardware follows when it is entered.
+        self.direct = core::ptr::null_mut();
     }
 
     fn splits_execute(&self) -> bool {

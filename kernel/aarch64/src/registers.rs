@@ -12,6 +12,9 @@ pub const HCR_TWI: u64 = 1 << 13;
 /// HCR_EL2 while a guest runs.
 pub const HCR_GUEST: u64 = traps::value(traps::HCR_GUEST);
 
+/// What HCR_EL2 has as well while a guest executes one instruction.
+pub const HCR_STEP: u64 = traps::value(traps::HCR_STEP);
+
 /// HCR_EL2 while a server runs.
 pub const HCR_SERVER: u64 = traps::value(traps::HCR_SERVER);
 
@@ -38,6 +41,9 @@ pub const SCTLR_EL1_SERVER: u64 = 0x30d0_0800 | 1 << 26 | 1 << 15 | 1 << 14 | 1 
 
 /// MDCR_EL2, but for the number of counters in its low bits.
 pub const MDCR: u64 = traps::value(traps::MDCR);
+
+/// MDCR_EL2.TDE: debug exceptions come to EL2, whatever the guest masks (Arm ARM D2.4).
+pub const MDCR_TDE: u64 = 1 << 8;
 
 /// CNTHCTL_EL2.
 pub const CNTHCTL: u64 = traps::value(traps::CNTHCTL);

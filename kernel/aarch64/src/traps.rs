@@ -51,8 +51,11 @@ pub const HCR_SERVER: &[Row] = &[
     (31, "RW", "AArch64"),
 ];
 
+/// HCR_EL2 while a guest executes one instruction for an answer that steps: beside WFI, which the core sees to.
+pub const HCR_STEP: &[Row] = &[(14, "TWE", "nothing may be slept over while virtual interrupts wait")];
+
 /// MDCR_EL2 (Arm ARM D19.3.18), for guests and servers. HPMN stands in bits 0–4. Of the bits that are not here: TDE would
-/// take a guest's own debug exceptions from it (a server's come to EL2 by TGE); E2PB and E2TB = 0 keep the profiling and
+/// take a guest's own debug exceptions from it (a server's come to EL2 by TGE), and is set for a step alone; E2PB and E2TB = 0 keep the profiling and
 /// trace buffers to EL2 and trap their registers.
 pub const MDCR: &[Row] = &[
     (5, "TPMCR", "the PMU is hidden"),
@@ -92,7 +95,7 @@ pub const MPAM: &[Row] = &[
 mod tests {
     use super::*;
 
-    const TABLES: [&[Row]; 6] = [HCR_GUEST, HCR_SERVER, MDCR, CPTR, CNTHCTL, MPAM];
+    const TABLES: [&[Row]; 7] = [HCR_GUEST, HCR_SERVER, HCR_STEP, MDCR, CPTR, CNTHCTL, MPAM];
 
     #[test]
     fn every_bit_stands_once_with_name_and_reason() {

@@ -5,8 +5,8 @@
 //! back. Read in this order: [`machine`] (what a machine owes), [`pool`] (names), [`cap`] and [`table`] (authority),
 //! [`local`] and [`shared`] (state), [`portal`] (IPC), [`vcpu`] (exits), [`schedule`] (time), [`patience`] (deadlines of
 //! answers), [`float`] (vector registers), [`lines`] (virtual interrupts), [`source`] and [`queue`] (interrupts that a
-//! server forwards), [`session`] and [`ring`] (what a guest's watcher is owed), [`space`], [`view`], [`notice`] and
-//! [`frame`] (memory), [`grace`] (when what was taken away may be used again), [`syscall`] (the table of operations),
+//! server forwards), [`session`] and [`ring`] (what a guest's watcher is owed), [`space`], [`view`], [`step`], [`notice`]
+//! and [`frame`] (memory), [`grace`] (when what was taken away may be used again), [`syscall`] (the table of operations),
 //! [`trace`] (what happened last), [`init`] (the first domain).
 //!
 //! Four principles: the kernel decides, returns, and is carried out once; a CPU's own objects are reached without
@@ -51,6 +51,7 @@ pub mod signal;
 pub mod signal_word;
 pub mod source;
 pub mod space;
+pub mod step;
 pub mod syscall;
 pub mod table;
 pub mod thread;

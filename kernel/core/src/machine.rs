@@ -140,6 +140,9 @@ pub trait Machine: Memory + Sized + core::fmt::Debug {
     fn vector_lengths(&self) -> Lengths;
     /// Puts a vCPU into another map of its guest, now: what this CPU's TLBs hold of the old one goes.
     fn switch_map(&mut self, vcpu: &mut Self::Vcpu, guest: u16, root: Page, view: u16);
+    /// From its next entry a vCPU executes one instruction, which ends in a trap back to here, while its virtual interrupts
+    /// and its own single step wait; or no more. Asked for again while it is so already: the instruction is to come.
+    fn set_step(&mut self, vcpu: &mut Self::Vcpu, on: bool);
     /// Whether a leaf can allow one kind of execution alone.
     fn splits_execute(&self) -> bool;
     /// A fact about the machine ([`trellis_idl::kernel::Fact`]).
@@ -212,7 +215,8 @@ pub trait VcpuContext: core::fmt::Debug {
     fn get(&self, register: u64) -> Result<u64, Refusal>;
     /// Writes one; bits a guest may not have are refused.
     fn set(&mut self, register: u64, value: u64) -> Result<(), Refusal>;
-    /// Applies an answer's words from memory (the fast way is in the machine's entry code).
+    /// Applies an answer's words from memory (the fast way is in the machine's entry code). If anything changes, the
+    /// instruction it stopped at counts as executed.
     fn answer(&mut self, mask: u64, words: &[u64; 10]);
     /// Where it begins after a reset, and its first argument.
     fn start(&mut self, pc: u64, argument: u64);

@@ -100,7 +100,9 @@ pub fn tell<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, 
     let vcpu = local.vcpus.at_mut(index);
     let exit = *vcpu.context.exit();
     let header = ExitHeader(exit[0]);
-    if !vcpu.notice.is_open() || vcpu.notice.interrupted.is_some() || !header.has(ExitHeader::PERMISSION) {
+    // In the middle of a step nobody else than its servers is asked.
+    let is_free = vcpu.notice.interrupted.is_none() && !vcpu.step.is_active();
+    if !vcpu.notice.is_open() || !is_free || !header.has(ExitHeader::PERMISSION) {
         return false;
     }
     let guest = shared.guests[vcpu.guest as usize % GUESTS].lock();

@@ -14,10 +14,11 @@ use crate::schedule::{self, BudgetId};
 use crate::session::{self, Watch};
 use crate::shared::Shared;
 use crate::signal;
+use crate::step;
 use crate::trace;
 use crate::thread::{Entry, Thread, ThreadState};
 use crate::trap::Next;
-use crate::vcpu::{Vcpu, VcpuState};
+use crate::vcpu::{self, Vcpu, VcpuState};
 use trellis_idl::kernel::{Answer, BADGE_BITS, Groups, Kind, PAGE, Refusal, Rights};
 
 /// Ranks that a chain of calls can go through.
@@ -130,7 +131,7 @@ pub fn reply<M: Machine>(local: &mut Local<M>, mask: u64, bytes: u64) -> Next {
     }
     match server.client {
         Client::Vcpu(name, turn) => {
-            if mask & !(Answer::KNOWN & !Answer::STOP.0) != 0 {
+            if mask & !Answer::QUICK != 0 {
                 return Next::Slow;
             }
             let id = Local::<M>::vcpu_id(name);
@@ -509,17 +510,22 @@ pub fn reply_slow<M: Machine>(
     check_bytes(local, me, bytes)?;
     match local.threads.at(me).client {
         Client::Vcpu(..) if mask & !Answer::KNOWN != 0 => return Err(Refusal::BadArgument),
+        Client::Vcpu(name, _) if mask & !Answer::QUICK & !Answer::STOP.0 != 0 => {
+            if awaits(local, local.threads.at(me).client.plain()) {
+                step::prepare(local, shared, machine, Local::<M>::vcpu_id(name).index() as u16, Answer(mask))?;
+            }
+        }
         Client::Thread(..) if mask != 0 => return Err(Refusal::BadArgument),
         _ => {}
     }
     let client = core::mem::replace(&mut local.threads.at_mut(me).client, Client::None).plain();
-    let answered = answer(local, machine, me, client, mask, bytes);
+    let answered = answer(local, shared, machine, me, client, mask, bytes);
     Ok(open(local, shared, machine, me, answered))
 }
 
 /// Gives the parked words of `server` to the client. Says whether it can go on now.
 fn answer<M: Machine>(
-    local: &mut Local<M>, machine: &mut M, server: u16, client: Client, mask: u64, bytes: u64,
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, server: u16, client: Client, mask: u64, bytes: u64,
 ) -> Option<Running> {
     match client {
         Client::None => None,
@@ -547,9 +553,11 @@ fn answer<M: Machine>(
             }
             vcpu.context.answer(mask, &words);
             if mask & Answer::STOP.0 != 0 || vcpu.stop_wanted {
-                vcpu.stop_wanted = false;
-                vcpu.state = VcpuState::Stopped;
+                vcpu::stopped(local, shared, machine, id.index() as u16);
                 return None;
+            }
+            if mask & Answer::STEP.0 != 0 {
+                machine.set_step(&mut vcpu.context, true);
             }
             vcpu.state = VcpuState::Running;
             Some(Running::Vcpu(id.index() as u16))
@@ -702,9 +710,9 @@ pub(crate) fn dismiss<M: Machine>(
     if let Some(budget) = local.budgets.get_mut(lent as usize) {
         budget.settle();
     }
-    refuse(local, shared, index, (client, lent), Refusal::Gone);
+    refuse(local, shared, machine, index, (client, lent), Refusal::Gone);
     while let Some(waiting) = dequeue(local, index) {
-        refuse(local, shared, index, waiting, Refusal::Gone);
+        refuse(local, shared, machine, index, waiting, Refusal::Gone);
     }
     schedule::retire(local, index as BudgetId);
     if supervisor.1 != 0 {
@@ -730,7 +738,7 @@ pub(crate) fn late<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &
         }
     };
     while let Some(waiting) = dequeue(local, index) {
-        refuse(local, shared, index, waiting, Refusal::Late);
+        refuse(local, shared, machine, index, waiting, Refusal::Late);
     }
     // Nobody better waits for it any more: it goes on as what its client is.
     settle(local, lent);
@@ -739,7 +747,7 @@ pub(crate) fn late<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &
     thread.client = Client::None;
     thread.late = record;
     let supervisor = thread.supervisor;
-    refuse(local, shared, index, (client, lent), Refusal::Late);
+    refuse(local, shared, machine, index, (client, lent), Refusal::Late);
     if supervisor.1 != 0 {
         signal::raise(local, shared, machine, supervisor.0, supervisor.1);
     }
@@ -747,7 +755,7 @@ pub(crate) fn late<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &
 
 /// Tells a client that this server will not answer, or not in time. A vCPU whose event it was is owed an answer.
 fn refuse<M: Machine>(
-    local: &mut Local<M>, shared: &Shared, server: u16, (client, budget): (Client, BudgetId), why: Refusal,
+    local: &mut Local<M>, shared: &Shared, machine: &mut M, server: u16, (client, budget): (Client, BudgetId), why: Refusal,
 ) {
     let server = local.threads.name_at(server).0;
     match client {
@@ -765,12 +773,11 @@ fn refuse<M: Machine>(
         }
         Client::Vcpu(name, turn) => {
             let id = Local::<M>::vcpu_id(name);
-            let Some(vcpu) = local.vcpus.get_mut(id).filter(|vcpu| vcpu.turn == turn) else { return };
-            let is_event = vcpu.watch.thread == server && !vcpu.stop_wanted;
-            vcpu.state = VcpuState::Stopped;
-            vcpu.stop_wanted = false;
-            if is_event {
+            let Some(vcpu) = local.vcpus.get(id).filter(|vcpu| vcpu.turn == turn) else { return };
+            if vcpu.watch.thread == server && !vcpu.stop_wanted {
                 session::owe(local, shared, id.index() as u16);
+            } else {
+                vcpu::stopped(local, shared, machine, id.index() as u16);
             }
         }
     }

@@ -169,7 +169,8 @@ fn wants_cpu<M: Machine>(local: &mut Local<M>) {
     let others = local.ready & !bit(local.budget) != 0;
     let limited = local.budgets.get(local.budget as usize).is_some_and(Budget::is_limited);
     if let Running::Vcpu(index) = local.running {
-        local.vcpus.at_mut(index).context.trap_wait(others || limited);
+        let vcpu = local.vcpus.at_mut(index);
+        vcpu.context.trap_wait(others || limited || vcpu.step.is_active());
     }
 }
 

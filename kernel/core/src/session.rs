@@ -21,7 +21,7 @@ use crate::portal::{self, Client};
 use crate::schedule;
 use crate::shared::{GUEST_VCPUS, GUESTS, Shared};
 use crate::thread::Thread;
-use crate::vcpu::{Vcpu, VcpuState};
+use crate::vcpu::{self, Vcpu, VcpuState};
 use crate::word::Word;
 use core::sync::atomic::{AtomicU64, Ordering};
 use trellis_idl::kernel::{EXIT_CLASSES, Refusal, SESSIONS, Seat};
@@ -222,7 +222,7 @@ fn give<M: Machine>(
     };
     forgive(shared, vcpu);
     let Some((server, badge)) = to else {
-        local.vcpus.at_mut(index).state = VcpuState::Stopped;
+        vcpu::stopped(local, shared, machine, index);
         return NONE;
     };
     let thread = if is_watched { local.threads.name_at(server).0 } else { 0 };

@@ -49,7 +49,8 @@ pub struct VcpuMail {
     pub place: AtomicU64,
     /// Lines made pending from other CPUs.
     pub pending: [AtomicU64; 2],
-    /// The view it is in, and the one it is about to enter ([`crate::view::in_views`]); its own CPU writes it.
+    /// The view it is in, the one it is about to enter, and the one of its step ([`crate::view::in_views`]); its own CPU
+    /// writes it.
     pub view: AtomicU64,
 }
 
@@ -178,6 +179,7 @@ impl Shared {
     }
 
     /// A vCPU's mail.
+    #[inline(always)]
     pub fn mail(&self, guest: u16, number: u8) -> &VcpuMail {
         &self.vcpus[guest as usize % GUESTS][number as usize % GUEST_VCPUS]
     }

@@ -13,6 +13,7 @@ use crate::portal::{self, Client, Portal};
 use crate::schedule::{self, BudgetId};
 use crate::session::Watch;
 use crate::shared::{GUESTS, Shared};
+use crate::step::{self, Step};
 use crate::thread::{Thread, ThreadState};
 use crate::trap::Next;
 use crate::view::Views;
@@ -108,6 +109,8 @@ pub struct Vcpu<M: Machine> {
     pub watch: Watch,
     /// Its guest's views.
     pub views: Views,
+    /// The one instruction that it executes in another view.
+    pub step: Step,
     /// What it wants to be told itself.
     pub notice: Notice,
     /// Virtual interrupt state.
@@ -137,6 +140,7 @@ impl<M: Machine> Empty for Vcpu<M> {
         queued_groups: 0,
         watch: Watch { session: 0, thread: 0 },
         views: Views::NONE,
+        step: Step::NONE,
         notice: Notice::NONE,
         lines: Lines::EMPTY,
         float: float::State::EMPTY,
@@ -238,9 +242,20 @@ pub fn exited_slow<M: Machine>(
     match server {
         Some(server) => portal::arrive(local, shared, machine, server, client),
         None => {
-            local.vcpus.at_mut(index).state = VcpuState::Stopped;
+            stopped(local, shared, machine, index);
             schedule::block_as(local, shared, machine, Running::Idle)
         }
+    }
+}
+
+/// A vCPU is stopped until somebody starts it, and so is the step it may have been in.
+#[cfg_attr(target_os = "none", optimize(speed))]
+pub(crate) fn stopped<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, index: u16) {
+    let vcpu = local.vcpus.at_mut(index);
+    vcpu.state = VcpuState::Stopped;
+    vcpu.stop_wanted = false;
+    if vcpu.step.is_active() {
+        step::end(local, shared, machine, index);
     }
 }
 
@@ -251,7 +266,8 @@ pub fn waits<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M)
     };
     local.vcpus.at_mut(index).context.advance();
     lines::refresh(local, machine, index);
-    if local.vcpus.at(index).lines.has_deliverable() {
+    // A step is over with that; what wakes it up waits for the step.
+    if local.vcpus.at(index).lines.has_deliverable() || local.vcpus.at(index).step.is_active() {
         return schedule::go_on(local, shared, machine);
     }
     let vcpu = local.vcpus.at_mut(index);
@@ -298,8 +314,7 @@ pub(crate) fn remove<M: Machine>(local: &mut Local<M>, shared: &Shared, index: u
 pub fn enter<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, index: u16) -> Next {
     let vcpu = local.vcpus.at_mut(index);
     if vcpu.stop_wanted {
-        vcpu.stop_wanted = false;
-        vcpu.state = VcpuState::Stopped;
+        stopped(local, shared, machine, index);
         return schedule::block_as(local, shared, machine, Running::Idle);
     }
     vcpu.state = VcpuState::Running;

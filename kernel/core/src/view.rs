@@ -12,8 +12,9 @@
 use crate::guest::Guest;
 use crate::local::Local;
 use crate::machine::{Entry, Leaf, Machine, Memory, Page, Stale, VcpuContext};
-use crate::shared::{GUEST_VCPUS, GUESTS, Shared};
+use crate::shared::{GUESTS, Shared};
 use crate::space::{ENTRIES, FIXED, LIMIT, OTHER, Space, changed_access, deepest, index, span};
+use crate::vcpu::Vcpu;
 use core::ops::Range;
 use core::sync::atomic::{Ordering, fence};
 use trellis_idl::kernel::{ANY_VIEW, Access, Inside, MAX_VIEWS, Refusal};
@@ -369,47 +370,85 @@ impl Guest {
     }
 }
 
-/// What a vCPU's mail says: the view it is in, and the one it may be about to enter.
-pub const fn in_views(from: u16, to: u16) -> u64 {
-    from as u64 | (to as u64) << 16
+/// What a vCPU's mail says: the view it is in, the one it may be about to enter, and the one it is in for one step.
+pub const fn in_views(from: u16, to: u16, step: u16) -> u64 {
+    from as u64 | (to as u64) << 16 | (step as u64) << 32
+}
+
+/// Whether a vCPU whose mail says this uses a view.
+const fn uses(word: u64, view: u16) -> bool {
+    word as u16 == view || (word >> 16) as u16 == view || (word >> 32) as u16 == view
 }
 
 /// Whether a vCPU of a guest is in a view, or about to enter it.
 pub fn is_in_use(shared: &Shared, guest: usize, view: u16) -> bool {
     shared.vcpus[guest % GUESTS].iter().any(|mail| {
         let word = mail.view.load(Ordering::SeqCst);
-        mail.name.load(Ordering::Acquire) != 0 && (word as u16 == view || (word >> 16) as u16 == view)
+        mail.name.load(Ordering::Acquire) != 0 && uses(word, view)
     })
 }
 
-/// Puts a vCPU of this CPU into a view.
+/// Puts a vCPU of this CPU into a view; in the middle of a step, when that is over.
+#[cfg_attr(target_os = "none", optimize(speed))]
 #[inline(never)]
 pub fn switch<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, index: u16, view: u64, inside: bool,
 ) -> Result<(), Refusal> {
     let vcpu = local.vcpus.at_mut(index);
-    let old = vcpu.context.view();
     if view >= u64::from(vcpu.views.count) {
         return Err(Refusal::OutOfRange);
     }
     let view = view as u16;
-    if view == old {
+    if view == vcpu.view() {
         return Ok(());
     }
-    let mail = &shared.vcpus[vcpu.guest as usize % GUESTS][vcpu.number as usize % GUEST_VCPUS].view;
+    let root = claim(vcpu, shared, machine, view, inside)?;
+    if vcpu.step.is_active() {
+        vcpu.step.back = view;
+    } else {
+        machine.switch_map(&mut vcpu.context, vcpu.guest, root, view);
+    }
+    vcpu.say_views(shared);
+    Ok(())
+}
+
+/// The root of a view that a vCPU is about to enter, and which nobody can destroy until the vCPU says otherwise
+/// ([`Vcpu::say_views`]).
+#[inline(always)]
+pub(crate) fn claim<M: Machine>(
+    vcpu: &Vcpu<M>, shared: &Shared, machine: &M, view: u16, inside: bool,
+) -> Result<Page, Refusal> {
     // Whoever destroys the view now sees this, or this sees that the view is gone.
-    mail.store(in_views(old, view), Ordering::Relaxed);
+    let said = in_views(vcpu.view(), view, vcpu.step_view());
+    shared.mail(vcpu.guest, vcpu.number).view.store(said, Ordering::Relaxed);
     fence(Ordering::SeqCst);
     match vcpu.views.find(machine, view) {
-        Some(noted) if noted.shown || !inside => {
-            machine.switch_map(&mut vcpu.context, vcpu.guest, noted.root, view);
-            mail.store(in_views(view, view), Ordering::Release);
-            Ok(())
-        }
+        Some(noted) if noted.shown || !inside => Ok(noted.root),
         _ => {
-            mail.store(in_views(old, old), Ordering::Release);
+            vcpu.say_views(shared);
             Err(Refusal::NotMapped)
         }
+    }
+}
+
+impl<M: Machine> Vcpu<M> {
+    /// The view it is in when no step is under way.
+    #[inline(always)]
+    pub fn view(&self) -> u16 {
+        if self.step.is_active() { self.step.back } else { self.context.view() }
+    }
+
+    /// The view of its step; 0 when there is none.
+    #[inline(always)]
+    pub fn step_view(&self) -> u16 {
+        if self.step.is_active() { self.context.view() } else { 0 }
+    }
+
+    /// Says which views it uses, as it is now.
+    #[inline(always)]
+    pub(crate) fn say_views(&self, shared: &Shared) {
+        let said = in_views(self.view(), self.view(), self.step_view());
+        shared.mail(self.guest, self.number).view.store(said, Ordering::Release);
     }
 }
 
@@ -447,19 +486,20 @@ mod tests {
     }
 
     /// One CPU puts its vCPU into a view that another destroys: what [`switch`] and [`Guest::destroy_view`] do to the two
-    /// words that they share, the view's on the list and the vCPU's mail.
-    fn a_switch_meets_a_destruction(fenced: bool) {
-        let shared = Arc::new((LoomWord::new(ACTIVE), LoomWord::new(in_views(0, 0))));
+    /// words that they share, the view's on the list and the vCPU's mail. The same for one step in it.
+    fn a_switch_meets_a_destruction(fenced: bool, stepping: bool) {
+        let shared = Arc::new((LoomWord::new(ACTIVE), LoomWord::new(in_views(0, 0, 0))));
         let other = shared.clone();
         let switching = loom::thread::spawn(move || {
             let (view, mail) = &*other;
-            mail.store(in_views(0, 1), Ordering::Relaxed);
+            mail.store(in_views(0, 1, 0), Ordering::Relaxed);
             if fenced {
                 loom::sync::atomic::fence(Ordering::SeqCst);
             }
             let is_there = view.load(Ordering::Relaxed) & ACTIVE != 0;
             let is_in = u16::from(is_there);
-            mail.store(in_views(is_in, is_in), Ordering::Release);
+            let said = if stepping { in_views(0, 0, is_in) } else { in_views(is_in, is_in, 0) };
+            mail.store(said, Ordering::Release);
             is_there
         });
         let (view, mail) = &*shared;
@@ -468,7 +508,7 @@ mod tests {
             loom::sync::atomic::fence(Ordering::SeqCst);
         }
         let word = mail.load(Ordering::SeqCst);
-        let in_use = word as u16 == 1 || (word >> 16) as u16 == 1;
+        let in_use = uses(word, 1);
         if in_use {
             view.store(ACTIVE, Ordering::Relaxed);
         }
@@ -479,13 +519,15 @@ mod tests {
 
     #[test]
     fn a_view_is_entered_or_destroyed_and_never_both() {
-        loom::model(|| a_switch_meets_a_destruction(true));
+        for stepping in [false, true] {
+            loom::model(move || a_switch_meets_a_destruction(true, stepping));
+        }
         let [neither, _, refused, entered] = OUTCOMES.each_ref().map(|count| count.load(Ordering::Relaxed));
         assert!(neither > 0 && refused > 0 && entered > 0, "destroyed; in use for a moment only; in use");
     }
 
     #[test]
     fn without_the_order_a_vcpu_gets_into_a_view_that_is_gone() {
-        assert!(is_broken(|| a_switch_meets_a_destruction(false)));
+        assert!([false, true].into_iter().all(|stepping| is_broken(move || a_switch_meets_a_destruction(false, stepping))));
     }
 }

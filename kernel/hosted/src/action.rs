@@ -65,6 +65,8 @@ enum Shape {
     Line(u64),
     /// Access or rights bits.
     Bits,
+    /// What an answer changes; the view of a step where it has one.
+    Answer,
     /// A vCPU's number, now and then with the bit of a place.
     Number,
     /// A vCPU's register, or a number beside them.
@@ -96,7 +98,7 @@ fn shape(op: Op) -> [Shape; 6] {
     };
     match op {
         Op::Call => of(&[Of(Kind::Portal), Below(2)]),
-        Op::ReplyAndWait => of(&[Below(32), Below(2)]),
+        Op::ReplyAndWait => of(&[Answer, Below(2)]),
         Op::Forward => of(&[Entry]),
         Op::Signal => of(&[Of(Kind::Signal)]),
         Op::Wait => of(&[Below(4), Soon]),
@@ -243,6 +245,8 @@ fn argument(hosted: &Hosted, caller: &Caller, shape: Shape, choice: u16, word: u
         Shape::Epoch => u64::from(hosted.shared.sessions[(n % 2) as usize][0].owner.now().0),
         Shape::Half => word >> (n % 32) & 0xffff_ffff,
         Shape::Bits => if n.is_multiple_of(8) { 0xff } else { n % 16 },
+        Shape::Answer if n / 32 % 4 == 1 => 32 | n % 8 | (n / 8 % 2) << 6 | (n / 128 % 6) << 16,
+        Shape::Answer => n % 32,
         Shape::Number => n / 4 % 3 / 2 * PLACE | n % 4,
         Shape::Register if n.is_multiple_of(2) => n / 2 % 72,
         Shape::Register => [0x1000, 0x2000, 0x3000][(n % 3) as usize] + word % 0x420,

@@ -107,6 +107,8 @@ pub struct HostedVcpu {
     pub area: Page,
     /// Its use of floating-point registers does not trap.
     pub float_open: bool,
+    /// It executes one instruction: `Some(true)` = that is to come, `Some(false)` = it is done, the trap is due.
+    pub step: Option<bool>,
     vectors: [u64; VECTOR_WORDS],
 }
 
@@ -130,6 +132,11 @@ impl HostedVcpu {
     /// Its program counter.
     pub fn pc(&self) -> u64 {
         self.special(VcpuRegister::Pc)
+    }
+
+    /// An instruction has been executed, or was done for it.
+    pub fn step_done(&mut self) {
+        self.step = self.step.map(|_| false);
     }
 
     /// Writes a general register.
@@ -159,6 +166,7 @@ impl VcpuContext for HostedVcpu {
         lanes: 0,
         area: 0,
         float_open: false,
+        step: None,
         vectors: [0; VECTOR_WORDS],
     };
 
@@ -209,6 +217,7 @@ impl VcpuContext for HostedVcpu {
 
     fn divert(&mut self, pc: u64) -> [u64; 2] {
         let was = [self.pc(), self.special(VcpuRegister::Pstate)];
+        self.step_done();
         self.set_special(VcpuRegister::Pc, pc);
         self.set_special(VcpuRegister::Pstate, 0x3c5);
         was
@@ -239,6 +248,9 @@ impl VcpuContext for HostedVcpu {
 
     fn answer(&mut self, mask: u64, words: &[u64; 10]) {
         let mask = Answer(mask);
+        if mask.0 & 0xf != 0 {
+            self.step_done();
+        }
         if mask.has(Answer::ADVANCE) {
             self.advance();
         }
@@ -260,9 +272,11 @@ impl VcpuContext for HostedVcpu {
 
     fn advance(&mut self) {
         self.set_special(VcpuRegister::Pc, self.pc().wrapping_add(4));
+        self.step_done();
     }
 
     fn exception(&mut self, syndrome: u64, address: u64) {
+        self.step_done();
         self.set_special(VcpuRegister::ElrEl1, self.pc());
         self.set_special(VcpuRegister::SpsrEl1, self.special(VcpuRegister::Pstate));
         self.set_special(VcpuRegister::EsrEl1, syndrome);

@@ -38,6 +38,7 @@ impl Hosted {
         match leaf {
             Some(leaf) if leaf.access.normal().covers(access) => {
                 self.store(leaf, address, access);
+                self.executed(cpu);
                 Touch::Reached(leaf.page)
             }
             other => {
@@ -46,6 +47,14 @@ impl Hosted {
                 Touch::Stopped(self.exit(cpu, class, [header, 0, address, 0, pc, value, 0, 0, 0, 0]))
             }
         }
+    }
+
+    /// The running guest has executed an instruction that stopped it nowhere: what runs then.
+    pub fn executed(&mut self, cpu: u16) -> Now {
+        let this = &mut self.cpus[cpu as usize];
+        let Running::Vcpu(index) = this.local.running else { panic!("no guest runs on CPU {cpu}") };
+        this.local.vcpus.at_mut(index).context.step_done();
+        self.settle(cpu)
     }
 
     /// The running thread touches its own memory: true if it may.
@@ -71,9 +80,15 @@ impl Hosted {
         }
     }
 
-    /// The guest acknowledges the pending interrupt of the highest priority.
+    /// The guest acknowledges the pending interrupt of the highest priority. In the middle of a step there is none for it.
     pub fn acknowledge(&mut self, cpu: u16) -> Option<u8> {
-        let lists = &mut self.cpus[cpu as usize].machine.lists;
+        let this = &mut self.cpus[cpu as usize];
+        if let Running::Vcpu(index) = this.local.running
+            && this.local.vcpus.at(index).context.step.is_some()
+        {
+            return None;
+        }
+        let lists = &mut this.machine.lists;
         let entry = lists.iter_mut().filter(|entry| entry.pending).min_by_key(|entry| entry.priority)?;
         entry.pending = false;
         entry.active = true;

@@ -21,9 +21,9 @@ use trellis_core::thread::{Entry, FaultRecord};
 use trellis_core::trace::place_of;
 use trellis_core::trap::{Next, Trap, interrupt, take};
 use trellis_core::vcpu::mask_words;
-use trellis_core::{float, init, lines, notice, portal, signal, vcpu};
+use trellis_core::{float, init, lines, notice, portal, signal, step, vcpu};
 use trellis_idl::boot::{BootHeader, MAGIC, Range, Segment};
-use trellis_idl::kernel::{Access, ExitClass, Groups, GuestCall, Op, Refusal};
+use trellis_idl::kernel::{Access, ExitClass, ExitHeader, Groups, GuestCall, Op, Refusal};
 use trellis_idl::layout;
 use trellis_idl::trace::TraceKind;
 
@@ -177,7 +177,22 @@ impl Hosted {
             this.local.threads.at_mut(me).context.parked.words = words;
             next = dispatch(&mut this.local, &self.shared, &mut this.machine, number, &a);
         }
-        this.obey(next)
+        this.obey(next);
+        self.settle(cpu)
+    }
+
+    /// A vCPU that has executed the one instruction of its step traps before the next.
+    pub(crate) fn settle(&mut self, cpu: u16) -> Now {
+        let this = &mut self.cpus[cpu as usize];
+        let Now::Guest(index) = this.now else { return this.now };
+        if this.local.vcpus.at(index).context.step != Some(false) {
+            return this.now;
+        }
+        if !step::end(&mut this.local, &self.shared, &mut this.machine, index) {
+            return this.now;
+        }
+        let pc = this.local.vcpus.at(index).context.pc();
+        self.exit(cpu, ExitClass::Debug, [ExitHeader::STEPPED, 0, 0, 0, pc, 0, 0, 0, 0, 0])
     }
 
     /// A system call after which the caller runs on: what it gets back.
@@ -201,13 +216,14 @@ impl Hosted {
             && this.local.vcpus.at(index).notice.is_open()
             && notice::tell(&mut this.local, &self.shared, &mut this.machine, index)
         {
-            return this.now;
+            return self.settle(cpu);
         }
         let mut next = vcpu::exited(&mut this.local, index, class as u8);
         if next == Next::Slow {
             next = take(&mut this.local, &self.shared, &mut this.machine, Trap::Exit(class as u8));
         }
-        this.obey(next)
+        this.obey(next);
+        self.settle(cpu)
     }
 
     /// The vCPU that runs makes a call that the kernel answers itself, if the guest may; what its `HVC` is else.
@@ -223,7 +239,7 @@ impl Hosted {
             return self.exit(cpu, ExitClass::Hypercall, words);
         }
         notice::call(&mut this.local, &self.shared, &mut this.machine, index, call);
-        this.now
+        self.executed(cpu)
     }
 
     /// Something off the hot doors: an interrupt, a fault of the running thread, an exit the kernel answers itself.
@@ -255,7 +271,8 @@ impl Hosted {
             Next::Overtake { thread, .. } => Next::Thread(thread),
             same => same,
         };
-        this.obey(next)
+        this.obey(next);
+        self.settle(cpu)
     }
 
     /// A device raises its line: whether it comes to this CPU now. It is masked then, or it stays active if it is forwarded.

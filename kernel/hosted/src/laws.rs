@@ -121,7 +121,14 @@ fn alive(hosted: &Hosted) -> Result<(), Broken> {
             }
             let mail = &hosted.shared.vcpus[v.guest as usize % GUESTS][v.number as usize % GUEST_VCPUS];
             let said = mail.view.load(Ordering::Relaxed);
-            law!(said == in_views(view, view), "vCPU {index} is in view {view} and says {said:x}");
+            let uses = in_views(v.view(), v.view(), v.step_view());
+            law!(said == uses, "vCPU {index} is in view {view} and says {said:x} instead of {uses:x}");
+            let back = v.view() == 0 || guest.views.find(&cpu.machine, v.view()).is_some();
+            law!(back, "vCPU {index} steps, and the view {} is gone that it goes back to", v.view());
+            let steps = v.step.is_active();
+            law!(steps == v.context.step.is_some(), "vCPU {index}: the core and the machine disagree about its step");
+            let stands = matches!(v.state, VcpuState::Stopped | VcpuState::Vacant);
+            law!(!steps || !stands, "vCPU {index} is {:?} in the middle of a step", v.state);
         }
     }
     Ok(())

@@ -264,6 +264,10 @@ impl Machine for HostedMachine {
         }
     }
 
+    fn set_step(&mut self, vcpu: &mut HostedVcpu, on: bool) {
+        vcpu.step = on.then_some(true);
+    }
+
     fn splits_execute(&self) -> bool {
         self.splits_execute
     }

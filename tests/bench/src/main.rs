@@ -15,6 +15,8 @@ mod forward;
 mod moves;
 #[cfg(target_os = "none")]
 mod paths;
+#[cfg(target_os = "none")]
+mod steps;
 
 #[cfg(target_os = "none")]
 trellis_runtime::entry!(paths::run);

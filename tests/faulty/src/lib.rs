@@ -4,6 +4,8 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod stepping;
+
 use trellis_idl::kernel::{Exit, ExitClass, Op, PAGE, WORDS};
 use trellis_runtime::{Reply, Server, System};
 

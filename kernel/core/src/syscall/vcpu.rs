@@ -124,7 +124,7 @@ impl<M: Machine> Call<'_, M> {
         let vcpu = self.local.vcpus.at_mut(index);
         session::forgive(self.shared, vcpu);
         vcpu.turn = Client::next_turn(vcpu.turn);
-        vcpu.state = VcpuState::Stopped;
+        vcpu::stopped(self.local, self.shared, self.machine, index);
     }
 
     /// The index of a living vCPU of this CPU.
@@ -274,8 +274,8 @@ impl<M: Machine> Call<'_, M> {
         match vcpu.state {
             VcpuState::Awaiting | VcpuState::Queued => self.cancel_exit(index),
             VcpuState::Running | VcpuState::Waiting => {
-                vcpu.state = VcpuState::Stopped;
                 let budget = vcpu.budget();
+                vcpu::stopped(self.local, self.shared, self.machine, index);
                 schedule::retire(self.local, budget);
             }
             VcpuState::Owed => self.cancel(index),

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The p2m server that steps over what views forbid.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+#![deny(unsafe_code)]
+
+#[cfg(target_os = "none")]
+mod board {
+    use trellis_faulty::stepping::Stepping;
+    use trellis_p2m::P2m;
+    use trellis_p2m::view::Views;
+    use trellis_runtime::{Shared, Svc};
+
+    trellis_runtime::server!(Stepping<P2m>, build);
+
+    static VIEWS: Shared<Views> = Shared::new(Views::new());
+
+    fn build(system: &Svc) -> Result<Stepping<P2m>, &'static str> {
+        let config = trellis_runtime::config().map_err(|_| "no configuration")?;
+        P2m::start(system, &config, &VIEWS).map(Stepping::new).map_err(|_| "the guest's memory cannot be mapped")
+    }
+}
+
+#[cfg(not(target_os = "none"))]
+fn main() {}
