@@ -162,7 +162,7 @@ fn by_number(op: Op, a: [u64; 6]) -> [u64; 3] {
         VcpuReset VcpuStop VcpuException VcpuLaunch VcpuDestroy VcpuMove LinesWrite LinesRead
         LinesPriority LinesPriorityRead LineTarget LinesEnable LineTake LineBind LineAck LineCreate LineForward
         LineRelease LineTie LinePass SystemOff Log LogRead Fact QueueServe QueueTake QueueDone TraceRead
-        CpuRetire
+        CpuRetire SessionCreate SessionPlace SessionCommit SessionSettle SessionInfo
     }
 }
 
