@@ -6,7 +6,7 @@
 //! `postcard-schema`'s: of the names, order and types of everything that crosses.
 
 use crate::kernel::WORDS;
-use crate::wire::{IrqfwdOp, P2mOp, PageRanges, Report, ToRoot, VcpuOp};
+use crate::wire::{IrqfwdOp, MonitorOp, MonitorState, P2mOp, PageRanges, Report, ToRoot, VcpuOp};
 use postcard_schema::Schema;
 use postcard_schema::key::Key;
 
@@ -30,6 +30,8 @@ pub const P2M: Interface = Interface::of::<(P2mOp, PageRanges, ToRoot)>(1, 1, "p
 pub const VCPU: Interface = Interface::of::<(VcpuOp, ToRoot)>(2, 1, "vcpu");
 /// What irqfwd answers and reports.
 pub const IRQFWD: Interface = Interface::of::<(IrqfwdOp, ToRoot)>(4, 1, "irqfwd");
+/// What a monitor answers and reports.
+pub const MONITOR: Interface = Interface::of::<(MonitorOp, MonitorState, ToRoot)>(5, 1, "monitor");
 /// What root reports to the host.
 pub const HOST: Interface = Interface::of::<Report>(3, 1, "host");
 

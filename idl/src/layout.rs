@@ -35,9 +35,9 @@ pub const DEVICE: u64 = 0x3800_0000;
 pub mod ring {
     use crate::plan::MAX_SERVERS;
 
-    /// p2m, vcpu, irqfwd: this server's log (to console). Lines of text.
+    /// p2m, vcpu, irqfwd, monitors: this server's log (to console). Lines of text.
     pub const LOG: usize = 0;
-    /// p2m, vcpu, irqfwd: reports (to root), [`crate::wire::ToRoot`] as records.
+    /// p2m, vcpu, irqfwd, monitors: reports (to root), [`crate::wire::ToRoot`] as records.
     pub const REPORT: usize = 1;
     /// vcpu: bytes that the guest's serial port sends (to console).
     pub const SERIAL_OUT: usize = 2;
@@ -106,6 +106,47 @@ pub mod slot {
     /// vcpu: signal to this server's own attending thread, the one behind the control thread, with the bit
     /// [`super::vcpu_signal::TIMER`].
     pub const SELF: u64 = 7;
+    /// p2m, vcpu: the guest's sessions, slot `SESSION + n`; empty where nobody watches.
+    pub const SESSION: u64 = 8;
+    /// Monitor: what it has of each guest that it watches, see [`super::watched`].
+    pub const WATCHED: u64 = 64;
+}
+
+/// Capability slots of a monitor, for each guest that it watches ([`crate::plan::MonitorConfig::guests`]).
+///
+/// A thread of a guest's server is named by its vCPU; the one behind the last vCPU is the control thread, on root's CPU.
+/// A monitor's own threads: one on each CPU of a vCPU that it watches, and the control thread on root's CPU, the last,
+/// which root alone calls ([`badge::ROOT`]).
+pub mod watched {
+    use super::slot::WATCHED;
+
+    /// Slots of one guest.
+    const STRIDE: u64 = 64;
+
+    /// Slots of a monitor that watches so many guests.
+    pub const fn slots(guests: u64) -> u64 {
+        WATCHED + STRIDE * guests
+    }
+
+    /// The guest, with the rights that the manifest gives.
+    pub const fn guest(guest: u64) -> u64 {
+        slots(guest)
+    }
+
+    /// Portal to a thread of its p2m, with the badge [`super::badge::monitor`].
+    pub const fn p2m(guest: u64, thread: u64) -> u64 {
+        slots(guest) + 8 + thread
+    }
+
+    /// Portal to a thread of its vcpu server, with the same badge.
+    pub const fn vcpu_server(guest: u64, thread: u64) -> u64 {
+        slots(guest) + 24 + thread
+    }
+
+    /// One of its vCPUs.
+    pub const fn vcpu(guest: u64, vcpu: u64) -> u64 {
+        slots(guest) + 40 + vcpu
+    }
 }
 
 /// Capability slots that root starts with, made by the kernel.
@@ -214,8 +255,30 @@ pub mod badge {
     pub const VCPU_SERVER: u64 = 1 << 8;
     /// A call from root.
     pub const ROOT: u64 = 2 << 8;
+    /// A call from a monitor: see [`monitor`].
+    pub const MONITOR: u64 = 3 << 8;
 
-    /// Who asks: [`EXIT`], [`VCPU_SERVER`] or [`ROOT`].
+    /// p2m, vcpu: a call from the monitor that has this session of the guest, to this thread.
+    pub const fn monitor(session: u64, thread: u64) -> u64 {
+        MONITOR | (session & 15) << 4 | thread & 15
+    }
+
+    /// Whose call it is, of [`monitor`]: the session.
+    pub const fn session(badge: u64) -> u8 {
+        (badge >> 4) as u8 & 15
+    }
+
+    /// Monitor: an event of a vCPU of the guest that has this place among those that it watches. An [`EXIT`].
+    pub const fn event(guest: u64, vcpu: u64) -> u64 {
+        EXIT | (guest & 15) << 4 | vcpu & 15
+    }
+
+    /// The guest and the vCPU of [`event`].
+    pub const fn of_event(badge: u64) -> (usize, usize) {
+        ((badge >> 4) as usize & 15, badge as usize & 15)
+    }
+
+    /// Who asks: [`EXIT`], [`VCPU_SERVER`], [`ROOT`] or [`MONITOR`].
     pub const fn kind(badge: u64) -> u64 {
         badge & !0xff
     }
@@ -223,5 +286,36 @@ pub mod badge {
     /// The low 8 bits.
     pub const fn index(badge: u64) -> u8 {
         badge as u8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{badge, slot, watched};
+    use crate::plan::{MAX_VCPUS, MAX_WATCHED};
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn a_monitors_slots_are_each_for_one_thing() {
+        let (guests, threads) = (MAX_WATCHED as u64, MAX_VCPUS as u64 + 1);
+        let mut seen = BTreeSet::from([slot::NONE, slot::ROOT, slot::CONSOLE]);
+        for guest in 0..guests {
+            assert!(seen.insert(watched::guest(guest)));
+            for thread in 0..threads {
+                assert!(seen.insert(watched::p2m(guest, thread)) && seen.insert(watched::vcpu_server(guest, thread)));
+            }
+            assert!((0..threads - 1).all(|vcpu| seen.insert(watched::vcpu(guest, vcpu))));
+        }
+        assert!(seen.last().is_some_and(|last| *last < watched::slots(guests)));
+    }
+
+    #[test]
+    fn badges_say_what_they_were_made_of() {
+        for (a, b) in (0..4).flat_map(|a| (0..9).map(move |b| (a, b))) {
+            let call = badge::monitor(a, b);
+            assert_eq!((badge::kind(call), badge::session(call), u64::from(badge::index(call)) & 15), (badge::MONITOR, a as u8, b));
+            let event = badge::event(a, b);
+            assert_eq!((badge::kind(event), badge::of_event(event)), (badge::EXIT, (a as usize, b as usize)));
+        }
     }
 }

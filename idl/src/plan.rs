@@ -273,6 +273,64 @@ pub struct SourcePlan {
     pub direct: bool,
 }
 
+/// Most guests that one monitor watches.
+pub const MAX_WATCHED: usize = 8;
+/// Most rules of a monitor.
+pub const MAX_RULES: usize = 32;
+
+/// Configuration of a monitor.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MonitorConfig<'a> {
+    /// The guests that it watches; their order is the one of its capabilities ([`crate::layout::watched`]).
+    #[serde(borrow)]
+    pub guests: Vec<WatchedPlan<'a>, MAX_WATCHED>,
+    /// What it watches there; where more than one speaks of an access, the first counts.
+    pub rules: Vec<RulePlan, MAX_RULES>,
+    /// It gives what it has counted to the one that comes after it.
+    pub hands_over: bool,
+}
+
+/// A guest that a monitor watches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchedPlan<'a> {
+    /// The guest's name.
+    pub name: &'a str,
+    /// Which of the guest's sessions is this monitor's (below [`crate::kernel::SESSIONS`]).
+    pub session: u8,
+    /// The view of the guest in which it is watched; all its monitors name the same one, which no manifest describes.
+    pub view: u16,
+    /// vCPUs of the guest. The one behind the last means, in [`crate::layout::watched`], the control threads.
+    pub vcpus: u8,
+}
+
+/// What a monitor watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RulePlan {
+    /// Which guest, by its place in [`MonitorConfig::guests`].
+    pub guest: u8,
+    /// First guest page.
+    pub first: u64,
+    /// Pages.
+    pub pages: u64,
+    /// Accesses that are watched: bits of [`crate::kernel::Access`] (read, write, execute).
+    pub access: u8,
+    /// What is said to each.
+    pub verdict: RuleVerdict,
+    /// Each is written to the log.
+    pub log: bool,
+}
+
+/// What a rule says to an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RuleVerdict {
+    /// It happens.
+    Allow,
+    /// It does not happen, and the guest goes on behind it.
+    Deny,
+    /// The vCPU stops for good.
+    Stop,
+}
+
 /// Bytes to put into guest memory before it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Load {

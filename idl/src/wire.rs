@@ -264,6 +264,24 @@ pub enum P2mOp {
     LogStop = 33,
     /// Takes what was noted of 64 granules, and notes afresh: `m1` first granule, a multiple of 64. Back: `m1` = a bit each.
     LogTake = 34,
+
+    // Watching. Only a monitor calls these; which session it speaks for, its portal's badge says. Each says how it shall
+    // be, so that asking again changes nothing. A monitor may also ask `ViewAccess`, `ViewDefault`, `ViewOf` and `Ready`.
+    /// Watches in view `m1`, which is made, hidden and as the host map, if it is not there. Back: `m0`. Refused:
+    /// `BadArgument` (view 0), `Occupied` (it is there and not for watching), `OutOfRange` and `Quota` (as
+    /// [`P2mOp::ViewCreate`], or this session watches in too many).
+    WatchJoin = 48,
+    /// Allows only the access `m3` to `m2` pages at *where* `m1`; whatever else the guest tries is an event of the session.
+    /// `DEFAULT`: watches them no more. Back: `m1` = pages done; go on behind them. Refused: `MissingRight` (no such view,
+    /// or not one that this session watches in), `Occupied` (the page is another session's, or has something of its own),
+    /// `BadArgument` (an access with a name, or one that the CPU cannot give), `Quota`.
+    Watch = 49,
+    /// Puts vCPU `m1` (all ones: every vCPU) into view `m2`, one of the session's own or 0. Refused: `MissingRight` (not
+    /// its own), `Occupied` (it is in a view in which others watch too, or is none for watching).
+    WatchEnter = 50,
+    /// Watches in view `m1` no more. With its last session the view goes, and vCPUs in it go to view 0. `MissingRight`:
+    /// it is none of the session's.
+    WatchLeave = 51,
 }
 
 /// What a view lets the guest do with a page, as it travels: bits of [`crate::kernel::Access`] (`LEAF` without `NOTIFY`), or
@@ -340,6 +358,79 @@ impl IrqfwdOp {
     }
 }
 
+/// Operations of a monitor's control portal (`m0`); root calls them. `m1` of the first two is a guest by its place in
+/// [`crate::plan::MonitorConfig::guests`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Schema)]
+#[repr(u64)]
+pub enum MonitorOp {
+    /// The guest begins anew, in view 0 and with nothing watched; it starts when this is answered. The monitor asks p2m
+    /// for what it watches. Back: `m0` = 0 or 1 + a refusal.
+    Begin = 1,
+    /// The guest runs already, and what an earlier monitor asked of p2m stands; this monitor makes it what it wants.
+    /// Back: `m0`.
+    Adopt = 2,
+    /// What the monitor knows beyond its configuration, for the one that comes after it. Back: a [`MonitorState`], as
+    /// `runtime::message` says. `Unsupported`: it hands nothing over.
+    Export = 3,
+    /// Takes over what an earlier monitor exported: a [`MonitorState`]. Before `Adopt`. Back: nothing. Refused:
+    /// `Unsupported` (another version of it), `BadArgument` (it is no such state); then the monitor is as before.
+    Import = 4,
+    /// What rule `m1` did. Back: `m0`, `m1` = accesses seen, `m2` = allowed, `m3` = denied, `m4` = stopped, `m5` = lines
+    /// that its log was spared.
+    Count = 5,
+}
+
+impl MonitorOp {
+    /// The operation with this number.
+    pub const fn from_number(number: u64) -> Option<MonitorOp> {
+        match number {
+            1 => Some(MonitorOp::Begin),
+            2 => Some(MonitorOp::Adopt),
+            3 => Some(MonitorOp::Export),
+            4 => Some(MonitorOp::Import),
+            5 => Some(MonitorOp::Count),
+            _ => None,
+        }
+    }
+}
+
+/// Most bytes of a monitor's state.
+pub const MAX_STATE: usize = 3072;
+
+/// What a monitor hands over; root only carries it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct MonitorState {
+    /// Which monitor's, and how it is written: chosen by its author.
+    pub version: u32,
+    /// In postcard.
+    pub body: Vec<u8, MAX_STATE>,
+}
+
+/// What a monitor says to an event. Each is complete and of this event alone: what was said before plays no part.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// The access happens, and nothing else does.
+    Allow,
+    /// It does not happen, and the guest goes on behind it: a write changes no memory, a read finds zero. What it would
+    /// execute, it is told it may not.
+    Deny,
+    /// The guest tries again; for a monitor that has changed what is allowed.
+    Retry,
+    /// The vCPU stops for good.
+    Stop,
+}
+
+impl From<crate::plan::RuleVerdict> for Verdict {
+    fn from(rule: crate::plan::RuleVerdict) -> Verdict {
+        use crate::plan::RuleVerdict;
+        match rule {
+            RuleVerdict::Allow => Verdict::Allow,
+            RuleVerdict::Deny => Verdict::Deny,
+            RuleVerdict::Stop => Verdict::Stop,
+        }
+    }
+}
+
 /// Guest pages: the first, and how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
 pub struct PageRange {
@@ -377,6 +468,10 @@ impl P2mOp {
             5 => Some(P2mOp::Blank),
             6 => Some(P2mOp::PopulateAll),
             16..=34 => Some(VIEW_OPERATIONS[number as usize - 16]),
+            48 => Some(P2mOp::WatchJoin),
+            49 => Some(P2mOp::Watch),
+            50 => Some(P2mOp::WatchEnter),
+            51 => Some(P2mOp::WatchLeave),
             _ => None,
         }
     }
@@ -428,6 +523,14 @@ mod tests {
             assert!(P2mOp::from_number(number).is_none_or(|op| op as u64 == number));
         }
         assert_eq!((16..35).filter(|n| P2mOp::from_number(*n).is_some()).count(), 19);
+    }
+
+    #[test]
+    fn a_monitors_operations_are_their_numbers() {
+        for number in 0..64 {
+            assert!(MonitorOp::from_number(number).is_none_or(|op| op as u64 == number));
+        }
+        assert_eq!((48..64).filter(|n| P2mOp::from_number(*n).is_some()).count(), 4);
     }
 
     #[test]

@@ -5,10 +5,10 @@ use heapless::{String, Vec};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
-use trellis_idl::interface::{HOST, IRQFWD, Interface, P2M, VCPU};
-use trellis_idl::plan::{Budget, OnReset, Populate};
+use trellis_idl::interface::{HOST, IRQFWD, Interface, MONITOR, P2M, VCPU};
+use trellis_idl::plan::{Budget, MonitorConfig, OnReset, Populate, RulePlan, RuleVerdict, WatchedPlan};
 use trellis_idl::trace::{Record, TraceKind, Who};
-use trellis_idl::wire::{Crash, Fault, GuestEnd, IrqfwdOp, P2mOp, PageRange, PageRanges, Report, ToRoot, VcpuOp};
+use trellis_idl::wire::{Crash, Fault, GuestEnd, IrqfwdOp, MonitorOp, MonitorState, P2mOp, PageRange, PageRanges, Report, ToRoot, VcpuOp};
 
 fn is<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &T, golden: &str) {
     let mut buffer = [0; 1024];
@@ -68,7 +68,25 @@ fn messages_keep_their_bytes() {
     is(&ranges(), "018080108004");
     is(&[Populate::Eager, Populate::Lazy], "0001");
     is(&[OnReset::Reboot, OnReset::End], "0001");
+    is(&MonitorState { version: 1, body: Vec::from_slice(&[1, 2, 200]).expect("three fit") }, "01030102c8");
+    is(&[RuleVerdict::Allow, RuleVerdict::Deny, RuleVerdict::Stop], "000102");
     is(&Budget { time_us: 4_000, period_us: 10_000 }, "a01f904e");
+}
+
+#[test]
+fn a_monitors_configuration_keeps_its_bytes() {
+    let guest = WatchedPlan { name: "web", session: 0, view: 1, vcpus: 2 };
+    let rule = RulePlan { guest: 0, first: 0x4_0200, pages: 1, access: 2, verdict: RuleVerdict::Deny, log: true };
+    let config = MonitorConfig {
+        guests: Vec::from_slice(&[guest]).expect("one fits"),
+        rules: Vec::from_slice(&[rule]).expect("one fits"),
+        hands_over: true,
+    };
+    let mut buffer = [0; 64];
+    let bytes = postcard::to_slice(&config, &mut buffer).expect("it fits");
+    let hex: std::string::String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(hex, "010377656200010201008084100102010101");
+    assert_eq!(postcard::from_bytes(bytes), Ok(config));
 }
 
 #[test]
@@ -83,16 +101,25 @@ fn operations_keep_their_numbers() {
     for (number, op) in (1..).zip([IrqfwdOp::Bind, IrqfwdOp::Unbind, IrqfwdOp::Count]) {
         assert_eq!((IrqfwdOp::from_number(number), op as u64), (Some(op), number));
     }
+    let monitor = [MonitorOp::Begin, MonitorOp::Adopt, MonitorOp::Export, MonitorOp::Import, MonitorOp::Count];
+    for (number, op) in (1..).zip(monitor) {
+        assert_eq!((MonitorOp::from_number(number), op as u64), (Some(op), number));
+    }
+    for (number, op) in (48..).zip([P2mOp::WatchJoin, P2mOp::Watch, P2mOp::WatchEnter, P2mOp::WatchLeave]) {
+        assert_eq!((P2mOp::from_number(number), op as u64), (Some(op), number));
+    }
     assert_eq!((VcpuOp::from_number(0), P2mOp::from_number(0), IrqfwdOp::from_number(0)), (None, None, None), "0 is ATTACH");
+    assert_eq!(MonitorOp::from_number(0), None, "0 is ATTACH");
 }
 
 /// Who changes a type that crosses changes a hash here, on purpose; who changes what one means counts its version up.
 #[test]
 fn interfaces_keep_their_schema() {
     let golden = [
-        (P2M, Interface { number: 1, version: 1, schema: 0x4aa5_27d6_7f0d_71e9 }),
+        (P2M, Interface { number: 1, version: 1, schema: 0x0d76_dc75_b95e_876e }),
         (VCPU, Interface { number: 2, version: 1, schema: 0x984e_a9ea_81b7_730a }),
         (IRQFWD, Interface { number: 4, version: 1, schema: 0x433e_9c10_5888_1edb }),
+        (MONITOR, Interface { number: 5, version: 1, schema: 0xf47c_2337_bd4e_1be9 }),
         (HOST, Interface { number: 3, version: 1, schema: 0x9944_f0b1_4d44_ccac }),
     ];
     for (now, then) in golden {

@@ -142,6 +142,7 @@ impl P2m {
             P2mOp::LogStart => views.log_start(system, map).map(|pages| [pages, 0]).map_err(fail),
             P2mOp::LogStop => views.log_stop(system, map).map(done).map_err(fail),
             P2mOp::LogTake => views.log_take(system, map, a).map(|bits| [bits, 0]).map_err(fail),
+            P2mOp::WatchJoin | P2mOp::Watch | P2mOp::WatchEnter | P2mOp::WatchLeave => Err(fail(Refusal::Unsupported)),
             P2mOp::Ready | P2mOp::Populate | P2mOp::PopulateAll | P2mOp::Protect | P2mOp::Blank | P2mOp::Reset => {
                 Err(fail(Refusal::NoOperation))
             }
