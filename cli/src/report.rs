@@ -53,6 +53,9 @@ fn ended(guest: u8, end: &GuestEnd, names: &Names) -> Vec<String> {
         GuestEnd::Server(server) => {
             vec![format!("guest {name} ended because its server {} stopped", names.server(*server))]
         }
+        GuestEnd::Stopped(server) => {
+            vec![format!("guest {name} was stopped by {}, which watches it", names.server(*server))]
+        }
     }
 }
 

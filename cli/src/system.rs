@@ -75,6 +75,7 @@ impl Host {
             p2m: server("p2m")?,
             vcpu: server("vcpu")?,
             irqfwd: server("irqfwd")?,
+            monitor: if system.monitors().is_empty() { Vec::new() } else { server("monitor")? },
             trace,
         };
         Ok(system.compose(&programs)?)

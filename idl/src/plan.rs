@@ -5,11 +5,12 @@
 //! it; root checks again whatever an index could break.
 
 use heapless::Vec;
+use crate::kernel::SESSIONS;
 use crate::wire::ViewAccess;
 use serde::{Deserialize, Serialize};
 
 /// Version of this file's types.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 /// Most servers in an image (root's signal word has one bit each).
 pub const MAX_SERVERS: usize = 48;
 /// Most guests in an image.
@@ -37,7 +38,8 @@ pub struct Plan<'a> {
     pub version: u16,
     /// The manifest's name.
     pub name: &'a str,
-    /// In order of start: console first, then p2m and vcpu of each guest, then irqfwd if a guest owns a device.
+    /// In order of start: console first, then p2m and vcpu of each guest, then irqfwd if a guest owns a device,
+    /// then monitors.
     #[serde(borrow)]
     pub servers: Vec<ServerPlan<'a>, MAX_SERVERS>,
     /// The guests.
@@ -75,6 +77,8 @@ pub enum Role {
     Vcpu(u8),
     /// The interrupts of all devices that guests own. Rank 2.
     Irqfwd,
+    /// Watches guests. Rank 3.
+    Monitor,
 }
 
 impl Role {
@@ -83,6 +87,7 @@ impl Role {
         match self {
             Role::P2m(_) => 1,
             Role::Vcpu(_) | Role::Irqfwd => 2,
+            Role::Monitor => 3,
             Role::Console => 5,
         }
     }
@@ -101,14 +106,15 @@ pub struct ServerPlan<'a> {
     pub segments: Vec<Segment, 6>,
     /// CPU of each thread. For p2m and vcpu: thread `i` serves vCPU `i`, and one more, the last, is the control
     /// thread on root's CPU. Root adds to each vcpu server a thread of index vCPUs + 1 on root's CPU that attends to
-    /// input and timers. For irqfwd: one for each CPU that devices interrupt, and the control thread on root's CPU. For
-    /// the console: one thread.
+    /// input and timers. For irqfwd: one for each CPU that devices interrupt, and the control thread on root's CPU. For a
+    /// monitor: one for each CPU on which a vCPU is watched, each once, and the control thread on root's CPU. For the
+    /// console: one thread.
     pub cpus: Vec<u8, 9>,
     /// Pages of page tables.
     pub table_pages: u16,
     /// Capability slots.
     pub slots: u16,
-    /// Its configuration ([`P2mConfig`], [`VcpuConfig`], [`IrqfwdConfig`] or [`ConsoleConfig`]), if any.
+    /// Its configuration ([`P2mConfig`], [`VcpuConfig`], [`IrqfwdConfig`], [`MonitorConfig`] or [`ConsoleConfig`]), if any.
     pub config: Part,
     /// Each of its threads has floating-point registers of its own; otherwise their use is a fault.
     pub float: bool,
@@ -158,6 +164,34 @@ pub struct GuestPlan<'a> {
     pub sve: Sve,
     /// Its devices, by their place in [`crate::boot::BootHeader::devices`]; p2m's configuration says where they are.
     pub devices: Vec<u8, MAX_DEVICES>,
+    /// Who watches it: each has the session of its place here.
+    pub watchers: Vec<WatcherPlan, { SESSIONS as usize }>,
+}
+
+/// A monitor of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatcherPlan {
+    /// Index of the monitor's server.
+    pub server: u8,
+    /// The guest's place in [`MonitorConfig::guests`].
+    pub place: u8,
+    /// Microseconds that it may take for a verdict.
+    pub deadline_us: u32,
+    /// What becomes of the guest while there is no monitor.
+    pub without: Without,
+    /// It may read the guest's memory.
+    pub reads: bool,
+}
+
+/// What becomes of a watched guest whose monitor is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Without {
+    /// A vCPU that does what is watched waits for the next monitor. Where there will be none, the guest ends.
+    Hold,
+    /// The guest ends.
+    Stop,
+    /// It goes on, unwatched until the next monitor is there.
+    Allow,
 }
 
 /// Scalable vectors of a guest.
@@ -275,6 +309,8 @@ pub struct SourcePlan {
 
 /// Most guests that one monitor watches.
 pub const MAX_WATCHED: usize = 8;
+/// Most monitors in an image.
+pub const MAX_MONITORS: usize = 8;
 /// Most rules of a monitor.
 pub const MAX_RULES: usize = 32;
 

@@ -135,6 +135,8 @@ pub enum GuestEnd {
         /// Lengths that every CPU has: bit n for n + 1 lanes.
         lengths: u16,
     },
+    /// A monitor stopped it: index of the monitor's server in the plan.
+    Stopped(u8),
 }
 
 /// Why a guest crashed, with its registers.
@@ -180,7 +182,7 @@ pub struct Fault {
     pub general: Vec<u64, 31>,
 }
 
-/// What a vcpu or p2m server tells root; in the report ring, one record a length byte pair and postcard.
+/// What a server tells root; in the report ring, one record a length byte pair and postcard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
 pub enum ToRoot {
     /// The guest ended; every vCPU is stopped or will find itself stopped.
@@ -191,6 +193,8 @@ pub enum ToRoot {
     Ready,
     /// The server cannot go on.
     Failed(String<96>),
+    /// Monitor: a verdict ends the guest of this place ([`crate::plan::MonitorConfig::guests`]).
+    Stop(u8),
 }
 
 /// Operations of a vcpu server's control portal (`m0`); root calls them.

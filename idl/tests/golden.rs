@@ -65,6 +65,8 @@ fn messages_keep_their_bytes() {
     is(&ToRoot::Reset, "01");
     is(&ToRoot::Ready, "02");
     is(&ToRoot::Failed(String::try_from("no memory").expect("short")), "03096e6f206d656d6f7279");
+    is(&ToRoot::Stop(1), "0401");
+    is(&ToRoot::Ended(GuestEnd::Stopped(5)), "000605");
     is(&ranges(), "018080108004");
     is(&[Populate::Eager, Populate::Lazy], "0001");
     is(&[OnReset::Reboot, OnReset::End], "0001");
@@ -116,11 +118,11 @@ fn operations_keep_their_numbers() {
 #[test]
 fn interfaces_keep_their_schema() {
     let golden = [
-        (P2M, Interface { number: 1, version: 1, schema: 0x0d76_dc75_b95e_876e }),
-        (VCPU, Interface { number: 2, version: 1, schema: 0x984e_a9ea_81b7_730a }),
-        (IRQFWD, Interface { number: 4, version: 1, schema: 0x433e_9c10_5888_1edb }),
-        (MONITOR, Interface { number: 5, version: 1, schema: 0xf47c_2337_bd4e_1be9 }),
-        (HOST, Interface { number: 3, version: 1, schema: 0x9944_f0b1_4d44_ccac }),
+        (P2M, Interface { number: 1, version: 1, schema: 0x0135_024b_772c_d1a9 }),
+        (VCPU, Interface { number: 2, version: 1, schema: 0x2609_f78f_131c_26cd }),
+        (IRQFWD, Interface { number: 4, version: 1, schema: 0x3cba_fe64_b8e1_482e }),
+        (MONITOR, Interface { number: 5, version: 1, schema: 0xdc33_40e9_c202_3588 }),
+        (HOST, Interface { number: 3, version: 1, schema: 0x69dc_5bdc_224c_0b85 }),
     ];
     for (now, then) in golden {
         assert_eq!(now, then, "{:#x}", now.schema);

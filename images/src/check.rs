@@ -8,7 +8,10 @@ use crate::device;
 use crate::device_tree::{MEMORY_BASE, Platform};
 use crate::guest::Guest;
 use crate::kernel_file::{Flaw, KernelFile};
+use crate::compose::SERVER_PIECES;
 use crate::manifest::{GuestEntry, Kind, Origin};
+use crate::monitor::{Image, Monitor, ServerEntry};
+use crate::program::{ComposeError, Program};
 use crate::place::{BLOCK, Placement, place};
 use crate::problem::{Code, Problem, nearest};
 use crate::quantity::show_size;
@@ -84,10 +87,43 @@ impl Checker<'_> {
             sve: sve?,
             views: entry.views.clone(),
             devices,
+            monitors: entry.monitors.clone(),
             placement,
             kernel,
             initrd,
         })
+    }
+
+    /// One monitor, its guests by their places among the guests' names.
+    pub fn monitor(&self, entry: &ServerEntry, guests: &[GuestEntry], problems: &mut Problems) -> Option<Monitor> {
+        let program = match &entry.image.as_ref()?.value {
+            Image::Standard => None,
+            Image::File(path) => Some(self.program(path, entry.image.as_ref()?.span.clone(), problems)?),
+        };
+        let watched = guests.iter().enumerate();
+        let watched = watched.filter_map(|(index, guest)| Some((index, guest.watcher(&entry.name.value)? as u8)));
+        Some(Monitor { name: entry.name.value.clone(), program, guests: watched.collect(), rules: entry.rules.clone() })
+    }
+
+    /// The ELF file of a server.
+    fn program(&self, path: &str, span: Span, problems: &mut Problems) -> Option<Vec<u8>> {
+        let hint = "a path is relative to this manifest; the one that comes with Trellis is \"monitor-standard\"";
+        let refused = |why: String| Problem::new(Code::BadProgram, format!("`{path}` cannot be a server: {why}")).at(span, "this program");
+        let bytes = match self.source.read(&self.folder.join(path)) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                problems.push(refused(error.to_string()).hint(hint));
+                return None;
+            }
+        };
+        match Program::parse("server", &bytes, SERVER_PIECES) {
+            Ok(_) => Some(bytes),
+            Err(why) => {
+                let why = if let ComposeError::Program(_, why) = why { why } else { why.to_string() };
+                problems.push(refused(why).hint("an ELF file for AArch64, linked as docs/watch.md says"));
+                None
+            }
+        }
     }
 
     fn kind(&self, entry: &GuestEntry, problems: &mut Problems) -> Option<Kind> {

@@ -5,12 +5,18 @@
 //! program through its header; root finds the rest through the plan.
 
 use crate::guest::Guest;
+use crate::monitor::Monitor;
 use crate::payload::Payload;
 use crate::program::{ComposeError, Program};
 use crate::system::{System, bounded};
+use crate::watch::RuleEntry;
 use trellis_idl::boot::{self, BootHeader, HEADER_OFFSET};
 use trellis_idl::kernel::PAGE;
-use trellis_idl::plan::{ConsoleConfig, DevicePages, IrqfwdConfig, Load, P2mConfig, Part, Plan, Role, Segment, ServerPlan, SourcePlan, Sve, VcpuConfig};
+use std::collections::BTreeMap;
+use trellis_idl::plan::{
+    ConsoleConfig, DevicePages, IrqfwdConfig, Load, MonitorConfig, P2mConfig, Part, Plan, Role, RulePlan, Segment,
+    ServerPlan, SourcePlan, Sve, VcpuConfig, WatchedPlan,
+};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Where the arm64 Image header says how much memory the kernel takes.
@@ -19,7 +25,7 @@ const IMAGE_MAGIC: std::ops::Range<usize> = 56..60;
 /// Most pieces of root's program: the header's.
 const ROOT_PIECES: usize = 4;
 /// Most pieces of a server's program: the plan's.
-const SERVER_PIECES: usize = 6;
+pub const SERVER_PIECES: usize = 6;
 /// A GICv2 guest's CPU interface.
 const GICC_PAGE: u64 = trellis_idl::layout::platform::CPU_INTERFACE / PAGE;
 
@@ -38,6 +44,8 @@ pub struct Programs {
     pub vcpu: Vec<u8>,
     /// irqfwd's; used where a guest owns a device.
     pub irqfwd: Vec<u8>,
+    /// The standard monitor's; used where a manifest names it.
+    pub monitor: Vec<u8>,
     /// The image shall send its trace to the host.
     pub trace: bool,
 }
@@ -62,6 +70,7 @@ impl System {
             Some(_) => Some(place(&mut payload, "irqfwd", &programs.irqfwd, SERVER_PIECES)?),
             None => None,
         };
+        let monitors = self.place_monitors(&programs.monitor, &mut payload)?;
         let mut plan = Plan { manifest, trace: programs.trace, ..self.plan() };
         for server in &mut plan.servers {
             let program = match server.role {
@@ -69,6 +78,7 @@ impl System {
                 Role::P2m(_) => &p2m,
                 Role::Vcpu(_) => &vcpu,
                 Role::Irqfwd => irqfwd.as_ref().ok_or(ComposeError::Encoding("irqfwd"))?,
+                Role::Monitor => monitors.get(server.name).ok_or(ComposeError::Encoding("monitor"))?,
             };
             self.fill(server, program, &mut payload)?;
         }
@@ -92,6 +102,10 @@ impl System {
                 payload.add_config(server.name, &vcpu_config(guest, loads))?
             }
             Role::Irqfwd => payload.add_config(server.name, &self.irqfwd_config())?,
+            Role::Monitor => {
+                let monitor = self.monitor_named(server.name).ok_or(ComposeError::Encoding("monitor"))?;
+                payload.add_config(server.name, &self.monitor_config(monitor))?
+            }
         };
         Ok(())
     }
@@ -132,6 +146,33 @@ impl System {
         IrqfwdConfig { guests: bounded(self.guests.iter().map(cpus)), sources: bounded(lines) }
     }
 
+    /// The programs of the monitors, by the monitors' names.
+    fn place_monitors(&self, standard: &[u8], payload: &mut Payload) -> Result<BTreeMap<&str, Placed>, ComposeError> {
+        let place = |monitor: &'_ Monitor, payload: &mut Payload| match &monitor.program {
+            Some(program) => place_as(payload, "server", &monitor.name, program, SERVER_PIECES),
+            None => place(payload, "monitor", standard, SERVER_PIECES),
+        };
+        self.monitors.iter().map(|monitor| Ok((monitor.name.as_str(), place(monitor, payload)?))).collect()
+    }
+
+    fn monitor_config(&self, monitor: &Monitor) -> MonitorConfig<'_> {
+        let guest = |(index, session): &(usize, u8)| {
+            let guest = &self.guests[*index];
+            WatchedPlan { name: &guest.name, session: *session, view: guest.watched_view(), vcpus: guest.cpus.len() as u8 }
+        };
+        let place = |name: &str| monitor.guests.iter().position(|(index, _)| self.guests[*index].name == name);
+        let rule = |rule: &RuleEntry| {
+            let (first, pages) = rule.pages.value;
+            let (access, verdict) = (rule.access.value.0 as u8, rule.verdict.value);
+            Some(RulePlan { guest: place(&rule.guest.value)? as u8, first, pages, access, verdict, log: rule.log })
+        };
+        MonitorConfig {
+            guests: bounded(monitor.guests.iter().map(guest)),
+            rules: bounded(monitor.rules.iter().filter_map(rule)),
+            hands_over: true,
+        }
+    }
+
     fn check_room(&self, image_bytes: u64) -> Result<(), ComposeError> {
         // Each has a page of zeroes besides its memory and its page tables.
         let of = |guest: &Guest| guest.memory_bytes + (u64::from(guest.table_pages()) + 1) * PAGE;
@@ -167,9 +208,16 @@ fn kernel_pages(file: &[u8]) -> Result<Vec<u8>, ComposeError> {
 }
 
 fn place(payload: &mut Payload, name: &'static str, file: &[u8], most: usize) -> Result<Placed, ComposeError> {
+    place_as(payload, name, name, file, most)
+}
+
+/// The same under another name in the image's index.
+fn place_as(
+    payload: &mut Payload, name: &'static str, shown: &str, file: &[u8], most: usize,
+) -> Result<Placed, ComposeError> {
     let program = Program::parse(name, file, most)?;
     let segments = program.pieces.iter().enumerate().map(|(index, piece)| Segment {
-        part: payload.add(format!("program.{name}.{index}"), &piece.bytes),
+        part: payload.add(format!("program.{shown}.{index}"), &piece.bytes),
         address: piece.address,
         memory_bytes: piece.memory_bytes,
         access: piece.access.0,
@@ -185,7 +233,7 @@ fn p2m_config(guest: &Guest) -> P2mConfig<'_> {
         populate: guest.populate,
         vcpus: guest.cpus.len() as u8,
         gicv_page: (guest.gic == 2).then_some(GICC_PAGE),
-        views: guest.views.count,
+        views: guest.views_count(),
         view: bounded(guest.views.planned.iter().map(|view| view.value.clone())),
         devices: bounded(guest.devices.iter().map(|owned| DevicePages {
             page: owned.address / PAGE,

@@ -2,6 +2,7 @@
 //! Who may do what to whom, in words.
 
 use crate::guest::Guest;
+use crate::monitor::Monitor;
 use crate::quantity::{show_size, show_time};
 use crate::system::System;
 use crate::view::word;
@@ -19,7 +20,7 @@ pub(crate) struct Duty {
     pub may: Vec<String>,
 }
 
-pub(crate) fn duty(system: &System, role: Role) -> Duty {
+pub(crate) fn duty(system: &System, name: &str, role: Role) -> Duty {
     let guest = |index: u8| system.guests()[usize::from(index)].name.clone();
     match role {
         Role::Console => Duty {
@@ -37,7 +38,12 @@ pub(crate) fn duty(system: &System, role: Role) -> Duty {
                 format!("hand exits that are not its own on to {}", system.guests()[usize::from(index)].vcpu_name()),
                 "be called by the guest's vcpu server and by root".into(),
                 "signal root and console".into(),
-            ],
+            ]
+            .into_iter()
+            .chain(system.guests()[usize::from(index)].monitors.iter().map(|monitor| {
+                format!("hand exits from pages that {0} watches on to it; be called by {0}", monitor.server.value)
+            }))
+            .collect(),
         },
         Role::Vcpu(index) => Duty {
             purpose: format!("processor and platform of guest {}", guest(index)),
@@ -47,6 +53,10 @@ pub(crate) fn duty(system: &System, role: Role) -> Duty {
                 "be called by root".into(),
                 "signal root and console".into(),
             ],
+        },
+        Role::Monitor => Duty {
+            purpose: "watches guests: is asked about what they do to watched pages, and decides".into(),
+            may: system.monitor_named(name).map_or(Vec::new(), |monitor| monitor_may(system, monitor)),
         },
         Role::Irqfwd => Duty {
             purpose: "forwards the interrupts of devices that guests own".into(),
@@ -58,6 +68,21 @@ pub(crate) fn duty(system: &System, role: Role) -> Duty {
                 .collect(),
         },
     }
+}
+
+/// What a monitor's capabilities allow.
+fn monitor_may(system: &System, monitor: &Monitor) -> Vec<String> {
+    let guests = monitor.guests.iter().map(|(index, _)| &system.guests()[*index]);
+    let mut may = Vec::new();
+    for guest in guests {
+        may.push(format!("call {} and {} on each of their CPUs, about its own watches", guest.p2m_name(), guest.vcpu_name()));
+        may.push(format!("read the registers of guest {}'s stopped vCPUs", guest.name));
+        if guest.monitors.iter().any(|entry| entry.server.value == monitor.name && entry.reads) {
+            may.push(format!("read guest {}'s memory", guest.name));
+        }
+    }
+    may.extend(["be called by root".into(), "signal root and console".into()]);
+    may
 }
 
 impl System {
@@ -89,25 +114,43 @@ impl System {
         format!(
             "\nserver root (rank {ROOT_RANK}) on CPU 0\n  starts the system from its plan and supervises it\n  \
              holds all free memory; devices: {}\n  may create and destroy everything, and switch the machine off\n  \
-             calls every p2m and vcpu server (lower ranks)\n",
-            devices.join(", ")
+             calls every p2m and vcpu server{} (lower ranks)\n",
+            devices.join(", "),
+            if self.monitors.is_empty() { "" } else { ", and every monitor" }
         )
     }
 
     fn explain_server(&self, name: &str, role: Role) -> String {
-        let duty = duty(self, role);
-        let mut text = format!("\nserver {name} (rank {}) on {}\n  {}\n", role.rank(), cpu_list(&self.server_cpus(role)), duty.purpose);
+        let duty = duty(self, name, role);
+        let cpus = cpu_list(&self.server_cpus(name, role));
+        let mut text = format!("\nserver {name} (rank {}) on {cpus}\n  {}\n", role.rank(), duty.purpose);
+        for watch in self.monitor_named(name).map_or(Vec::new(), |monitor| self.explain_watches(monitor)) {
+            text += &format!("  {watch}\n");
+        }
         for may in duty.may {
             text += &format!("  may {may}\n");
         }
         text
     }
 
-    pub(crate) fn server_cpus(&self, role: Role) -> Vec<u8> {
+    /// What a monitor watches, guest by guest.
+    fn explain_watches(&self, monitor: &Monitor) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (index, _) in &monitor.guests {
+            let guest = &self.guests[*index];
+            lines.push(format!("watches guest {}, in view {} of its memory:", guest.name, guest.watched_view()));
+            let rules = monitor.rules.iter().enumerate().filter(|(_, rule)| rule.guest.value == guest.name);
+            lines.extend(rules.map(|(number, rule)| format!("  rule {number}: {}", rule.describe())));
+        }
+        lines
+    }
+
+    pub(crate) fn server_cpus(&self, name: &str, role: Role) -> Vec<u8> {
         match role {
             Role::Console => vec![0],
             Role::P2m(guest) | Role::Vcpu(guest) => self.guests[usize::from(guest)].server_cpus().collect(),
             Role::Irqfwd => self.irqfwd_cpus(),
+            Role::Monitor => self.monitor_named(name).map_or(Vec::new(), |monitor| self.monitor_cpus(monitor)),
         }
     }
 
@@ -182,6 +225,9 @@ fn explain_guest(guest: &Guest) -> String {
         text += &format!("  owns {}: {pages} page(s) at {page:#x}, seen at {:#x}; {lines}\n", device.name, owned.address);
     }
     text += &format!("  exits: memory faults go to {}, all others to {}\n", guest.p2m_name(), guest.vcpu_name());
+    for monitor in &guest.monitors {
+        text += &format!("  watched by {}, in view {}: {}\n", monitor.server.value, guest.watched_view(), monitor.describe());
+    }
     text += &format!(
         "  after a reset it {}; it is {}essential\n",
         if guest.on_reset == OnReset::Reboot { "starts again" } else { "has ended" },

@@ -8,8 +8,9 @@ use crate::place::BLOCK;
 use crate::problem::{Code, Problem};
 use crate::quantity::show_size;
 use crate::table::{Problems, Span};
+use crate::watch;
 use std::collections::BTreeMap;
-use trellis_idl::plan::MAX_SERVERS;
+use trellis_idl::plan::{MAX_MONITORS, MAX_SERVERS};
 
 /// Most guests: the console has a channel for root, for itself, and for each guest and its two servers.
 pub const MAX_GUESTS: usize = (MAX_SERVERS - 2) / 3;
@@ -24,10 +25,12 @@ const SYSTEM_VMIDS: u64 = 3;
 pub fn check(manifest: &Manifest, board: Option<&Board>, problems: &mut Problems) {
     count(manifest, problems);
     essential(manifest, problems);
+    servers(manifest, problems);
     overbooked(&manifest.guests, problems);
+    watch::check(manifest, problems);
     if let (Some(board), Some(name)) = (board, &manifest.board) {
         memory(&manifest.guests, board, &name.span, problems);
-        vmids(&manifest.guests, board, &name.span, problems);
+        vmids(manifest, board, &name.span, problems);
         device::check(&manifest.guests, board, problems);
     }
 }
@@ -50,6 +53,24 @@ fn count(manifest: &Manifest, problems: &mut Problems) {
     }
 }
 
+/// Servers that are no guest's come on top: each has a channel of the console.
+fn servers(manifest: &Manifest, problems: &mut Problems) {
+    let room = (MAX_SERVERS - 1).saturating_sub(3 * manifest.guests.len().min(MAX_GUESTS) + has_devices(manifest));
+    let room = room.min(MAX_MONITORS);
+    if let Some(server) = manifest.servers.get(room) {
+        problems.push(
+            Problem::new(Code::TooManyServers, format!("{} servers are too many", manifest.servers.len()))
+                .at(server.name.span.clone(), "the first one too many")
+                .hint(format!("beside these guests an image holds {room}; one monitor can watch several guests")),
+        );
+    }
+}
+
+/// Whether irqfwd is needed: 1 or 0.
+fn has_devices(manifest: &Manifest) -> usize {
+    usize::from(manifest.guests.iter().any(|guest| !guest.devices.is_empty()))
+}
+
 fn essential(manifest: &Manifest, problems: &mut Problems) {
     let flags: Option<Vec<Span>> = manifest
         .guests
@@ -67,8 +88,7 @@ fn overbooked(guests: &[GuestEntry], problems: &mut Problems) {
     for guest in guests {
         let Some(budget) = &guest.budget else { continue };
         let share = budget.time.value * 1_000_000 / budget.period.value.max(1);
-        let cpus = guest.cpus.as_ref().map_or(vec![0], |cpus| cpus.value.iter().map(|cpu| cpu.value).collect());
-        for cpu in cpus {
+        for cpu in guest.cpu_numbers() {
             booked.entry(cpu).or_default().push((share, guest));
         }
     }
@@ -114,9 +134,9 @@ fn memory(guests: &[GuestEntry], board: &Board, board_span: &Span, problems: &mu
     }
 }
 
-fn vmids(guests: &[GuestEntry], board: &Board, board_span: &Span, problems: &mut Problems) {
-    let has_devices = guests.iter().any(|guest| !guest.devices.is_empty());
-    let needed = guests.len() as u64 * 3 + SYSTEM_VMIDS + u64::from(has_devices);
+fn vmids(manifest: &Manifest, board: &Board, board_span: &Span, problems: &mut Problems) {
+    let others = (has_devices(manifest) + manifest.servers.len()) as u64;
+    let needed = manifest.guests.len() as u64 * 3 + SYSTEM_VMIDS + others;
     let have = 1u64 << board.vmid_bits;
     if needed > have {
         problems.push(

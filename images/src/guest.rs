@@ -4,6 +4,7 @@
 use crate::device::Owned;
 use crate::device_tree::MEMORY_BASE;
 use crate::manifest::Kind;
+use crate::monitor::MonitorEntry;
 use crate::place::Placement;
 use crate::view::ViewsEntry;
 use trellis_idl::plan::{Budget, OnReset, Populate, Sve};
@@ -41,6 +42,8 @@ pub struct Guest {
     pub views: ViewsEntry,
     /// Devices that it owns.
     pub devices: Vec<Owned>,
+    /// Who watches it: each has the session of its place here.
+    pub monitors: Vec<MonitorEntry>,
     /// What lies where in its memory.
     pub placement: Placement,
     /// The kernel file.
@@ -58,10 +61,20 @@ impl Guest {
     /// shows is filled in as it is touched, and dropped where room is needed.
     pub fn table_pages(&self) -> u32 {
         let giants = self.memory_bytes.div_ceil(1 << 30);
-        let others = u64::from(self.views.count - 1);
+        let others = u64::from(self.views_count() - 1);
         let views = if others == 0 { 0 } else { others * (giants + 9) + 2 };
         let tables = self.memory_bytes.div_ceil(2 << 20) + giants + 24 + views;
         u32::try_from(tables + self.float_pages()).unwrap_or(u32::MAX)
+    }
+
+    /// Views it may have, that in which it is watched among them.
+    pub fn views_count(&self) -> u16 {
+        self.views.count + u16::from(!self.monitors.is_empty())
+    }
+
+    /// The view in which it is watched: the one behind those that the manifest describes.
+    pub fn watched_view(&self) -> u16 {
+        self.views.planned.len() as u16 + 1
     }
 
     /// Save areas of its vCPUs' scalable vectors: 32 vectors, 17 predicates an eighth as long, and 64 bytes.

@@ -3,8 +3,8 @@
 //!
 //! [`System::load`] reads and checks a manifest and all it names, or says in a [`Report`] what is wrong;
 //! [`System::compose`] makes the image; [`query()`] reads an image back; [`System::explain`] and [`System::picture`]
-//! say who may do what to whom. Read in this order: `manifest` (what is written), `check` and `fit` (whether it makes
-//! sense), `kernel_file` and `place` (what lies where in a guest), `system`, `compose`.
+//! say who may do what to whom. Read in this order: `manifest` (what is written), `check`, `watch` and `fit` (whether it
+//! makes sense), `kernel_file` and `place` (what lies where in a guest), `system`, `compose`.
 #![forbid(unsafe_code)]
 
 pub mod board;
@@ -17,6 +17,7 @@ mod fit;
 mod guest;
 mod kernel_file;
 mod manifest;
+mod monitor;
 mod payload;
 mod picture;
 
@@ -29,6 +30,7 @@ pub mod source;
 mod system;
 mod table;
 mod view;
+mod watch;
 
 pub use board::Board;
 pub use compose::Programs;

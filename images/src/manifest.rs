@@ -8,6 +8,7 @@ use crate::source::{Download, OUR_GUESTS};
 use crate::table::{Later, Placed, Problems, Span, Table, not_there_yet};
 use toml::de::{DeTable, DeValue};
 use crate::view::{self, ViewsEntry};
+use crate::monitor::{self, MonitorEntry, ServerEntry};
 use trellis_idl::plan::{OnReset, Populate, Sve};
 
 /// Longest manifest.
@@ -26,6 +27,8 @@ pub struct Manifest {
     pub server_float: bool,
     /// Each `[guest.NAME]`, in the order of the text.
     pub guests: Vec<GuestEntry>,
+    /// Each `[server.NAME]`, in the order of the text.
+    pub servers: Vec<ServerEntry>,
 }
 
 /// How a guest's kernel is packed.
@@ -143,6 +146,20 @@ pub struct GuestEntry {
     pub views: ViewsEntry,
     /// Each `[[guest.NAME.device]]`.
     pub devices: Vec<DeviceEntry>,
+    /// `[guest.NAME.monitor]`, one or several.
+    pub monitors: Vec<MonitorEntry>,
+}
+
+impl GuestEntry {
+    /// CPU of each vCPU.
+    pub fn cpu_numbers(&self) -> Vec<u64> {
+        self.cpus.as_ref().map_or(vec![0], |cpus| cpus.value.iter().map(|cpu| cpu.value).collect())
+    }
+
+    /// Which of its monitors a server is.
+    pub fn watcher(&self, server: &str) -> Option<usize> {
+        self.monitors.iter().position(|monitor| monitor.server.value == server)
+    }
 }
 
 /// One `[[guest.NAME.device]]`.
@@ -156,18 +173,14 @@ pub struct DeviceEntry {
     pub unprotected: Option<Span>,
 }
 
-const SYSTEM_KEYS: [&str; 5] = ["name", "board", "control", "server-float", "guest"];
-const SYSTEM_LATER: [Later; 1] = [("server", "servers of your own, such as monitors, and swapping them")];
-const GUEST_KEYS: [&str; 18] = [
+const SYSTEM_KEYS: [&str; 6] = ["name", "board", "control", "server-float", "guest", "server"];
+const GUEST_KEYS: [&str; 19] = [
     "kind", "kernel", "initrd", "command-line", "memory", "load-offset", "populate", "cpus", "priority", "budget", "gic",
-    "on-reset", "essential", "sve", "views", "views-inside", "view", "device",
+    "on-reset", "essential", "sve", "views", "views-inside", "view", "device", "monitor",
 ];
 const DEVICE_KEYS: [&str; 3] = ["device", "forward", "dma"];
 const DEVICE_LATER: [Later; 1] = [("msi", "message-signalled interrupts")];
-const GUEST_LATER: [Later; 2] = [
-    ("monitor", "watching a guest"),
-    ("swap", "swapping servers at runtime"),
-];
+const GUEST_LATER: [Later; 1] = [("swap", "swapping servers at runtime")];
 
 impl Manifest {
     /// Reads the text; what is wrong goes into `problems`, and what could be read comes back.
@@ -182,10 +195,10 @@ impl Manifest {
         }
         // What follows a syntax error is guesswork, and guesses should not be complained about.
         if !errors.is_empty() {
-            return Manifest { name: None, board: None, server_float: false, guests: Vec::new() };
+            return Manifest { name: None, board: None, server_float: false, guests: Vec::new(), servers: Vec::new() };
         }
         let top = Table::new(table.get_ref(), "the manifest", 0..0);
-        top.allow(&SYSTEM_KEYS, &SYSTEM_LATER, problems);
+        top.allow(&SYSTEM_KEYS, &[], problems);
         top.require("name", "name = \"my-system\"", problems);
         top.require("board", "board = \"virt\"", problems);
         control(&top, problems);
@@ -194,12 +207,11 @@ impl Manifest {
             check_name("a system", name, problems);
         }
         let server_float = top.choice("server-float", &[("fault", false), ("own", true)], problems);
-        Manifest {
-            name,
-            board: top.text("board", "board = \"virt\"", problems),
-            server_float: server_float.is_some_and(|choice| choice.value),
-            guests: guests(&top, problems),
-        }
+        let board = top.text("board", "board = \"virt\"", problems);
+        let (guests, servers) = (guests(&top, problems), servers(&top, problems));
+        let names = servers.iter().map(|server| ("server", &server.name));
+        distinct(guests.iter().map(|guest| ("guest", &guest.name)).chain(names).collect(), problems);
+        Manifest { name, board, server_float: server_float.is_some_and(|choice| choice.value), guests, servers }
     }
 }
 
@@ -247,32 +259,53 @@ fn control(top: &Table<'_, '_>, problems: &mut Problems) {
 fn guests(top: &Table<'_, '_>, problems: &mut Problems) -> Vec<GuestEntry> {
     let table = top.table("guest", "guest".into(), "[guest.NAME]", problems);
     let entries = table.map(|table| table.entries()).unwrap_or_default();
-    let guests: Vec<_> = entries.into_iter().filter_map(|(name, value)| guest(name, &value, problems)).collect();
-    for (index, one) in guests.iter().enumerate() {
-        let same = |other: &&GuestEntry| other.name.value.eq_ignore_ascii_case(&one.name.value);
-        if let Some(other) = guests[..index].iter().find(same) {
+    entries.into_iter().filter_map(|(name, value)| guest(name, &value, problems)).collect()
+}
+
+fn servers(top: &Table<'_, '_>, problems: &mut Problems) -> Vec<ServerEntry> {
+    let table = top.table("server", "server".into(), "[server.NAME]", problems);
+    let entries = table.map(|table| table.entries()).unwrap_or_default();
+    let one = |(name, value)| {
+        let table = named("server", &name, &value, problems)?;
+        Some(monitor::server(name, &table, problems))
+    };
+    entries.into_iter().filter_map(one).collect()
+}
+
+/// Complains about names that logs would not tell apart.
+fn distinct(names: Vec<(&str, &Placed<String>)>, problems: &mut Problems) {
+    for (index, (kind, one)) in names.iter().enumerate() {
+        let same = |other: &&(&str, &Placed<String>)| other.1.value.eq_ignore_ascii_case(&one.value);
+        if let Some((other_kind, other)) = names[..index].iter().find(same) {
+            let who = if kind == other_kind { format!("two {kind}s are") } else { format!("a {other_kind} and a {kind} are") };
             problems.push(
-                Problem::new(Code::DuplicateName, format!("two guests are called `{}`", one.name.value))
-                    .at(one.name.span.clone(), "this one")
-                    .at(other.name.span.clone(), "and this one")
+                Problem::new(Code::DuplicateName, format!("{who} called `{}`", one.value))
+                    .at(one.span.clone(), "this one")
+                    .at(other.span.clone(), "and this one")
                     .hint("names must differ in more than capitals, since logs are read by people"),
             );
         }
     }
-    guests
 }
 
-fn guest(name: Placed<String>, value: &Placed<&DeValue<'_>>, problems: &mut Problems) -> Option<GuestEntry> {
-    check_name("a guest", &name, problems);
+/// The table of a guest or server, whose name is one.
+fn named<'a, 'i>(
+    kind: &str, name: &Placed<String>, value: &Placed<&'a DeValue<'i>>, problems: &mut Problems,
+) -> Option<Table<'a, 'i>> {
+    check_name(&format!("a {kind}"), name, problems);
     let Some(table) = value.value.as_table() else {
         problems.push(
-            Problem::new(Code::WrongType, format!("guest `{}` must be a table", name.value))
+            Problem::new(Code::WrongType, format!("{kind} `{}` must be a table", name.value))
                 .at(value.span.clone(), "this is not one")
-                .hint(format!("write it as: [guest.{}]", name.value)),
+                .hint(format!("write it as: [{kind}.{}]", name.value)),
         );
         return None;
     };
-    let table = Table::new(table, format!("guest `{}`", name.value), name.span.clone());
+    Some(Table::new(table, format!("{kind} `{}`", name.value), name.span.clone()))
+}
+
+fn guest(name: Placed<String>, value: &Placed<&DeValue<'_>>, problems: &mut Problems) -> Option<GuestEntry> {
+    let table = named("guest", &name, value, problems)?;
     table.allow(&GUEST_KEYS, &GUEST_LATER, problems);
     table.require("kernel", "kernel = \"hello\", or a path relative to this file", problems);
     table.require("memory", "memory = \"64M\"", problems);
@@ -293,6 +326,7 @@ fn guest(name: Placed<String>, value: &Placed<&DeValue<'_>>, problems: &mut Prob
         sve: sve(&table, problems),
         views: view::read(&table, problems),
         devices: devices(&table, problems),
+        monitors: monitor::read(&table, problems),
         name,
     })
 }
@@ -375,7 +409,7 @@ fn check_name(what: &str, name: &Placed<String>, problems: &mut Problems) {
                 .at(name.span.clone(), "not a name")
                 .hint(format!("letters, digits and hyphens, a letter or digit first, at most {MAX_NAME}")),
         );
-    } else if what == "a guest" && RESERVED.contains(&text.to_ascii_lowercase().as_str()) {
+    } else if what != "a system" && RESERVED.contains(&text.to_ascii_lowercase().as_str()) {
         problems.push(
             Problem::new(Code::ReservedName, format!("`{text}` is a name of the system's own"))
                 .at(name.span.clone(), "taken")

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Who may do what to whom, as a picture in SVG.
 //!
-//! A band for each rank, the highest at the top; a column for each guest with its two servers; a row for each CPU at
+//! A band for each rank, the highest at the top, monitors above what they watch; a column for each guest with its two servers; a row for each CPU at
 //! the foot. Calls go down, signals go up, exits come from the guests.
 
 use crate::explain::{ROOT_RANK, show_budget};
@@ -19,31 +19,48 @@ const SERVER_WIDTH: f64 = 190.0;
 const CONSOLE_Y: f64 = 90.0;
 const ROOT_Y: f64 = 205.0;
 const BUS_Y: f64 = 335.0;
-const VCPU_Y: f64 = 380.0;
-const P2M_Y: f64 = 540.0;
-const GUEST_Y: f64 = 720.0;
+const MONITOR_Y: f64 = 380.0;
 const BOX_HEIGHT: f64 = 80.0;
 
 const CALL: &str = "#1f5fbf";
 const EXIT: &str = "#c0392b";
 const SIGNAL: &str = "#8a6d00";
 const MAP: &str = "#1e8449";
+const WATCH: &str = "#8e44ad";
 const INK: &str = "#1c2833";
+
+/// Where the rows below root begin: one more where somebody watches.
+#[derive(Clone, Copy)]
+struct Rows {
+    vcpu: f64,
+    p2m: f64,
+    guest: f64,
+}
+
+impl Rows {
+    fn of(system: &System) -> Rows {
+        let shift = if system.monitors().is_empty() { 0.0 } else { 130.0 };
+        Rows { vcpu: MONITOR_Y + shift, p2m: 540.0 + shift, guest: 720.0 + shift }
+    }
+}
 
 impl System {
     /// Who may do what to whom, as SVG.
     pub fn picture(&self) -> String {
-        let width = LEFT + COLUMN * (self.guests.len().max(2)) as f64 + 90.0;
-        let guest_height = self.guests.iter().map(guest_height).fold(0.0, f64::max);
-        let cpus_y = GUEST_Y + guest_height + 100.0;
+        let width = LEFT + COLUMN * (self.guests.len().max(self.monitors.len()).max(2)) as f64 + 90.0;
+        let rows = Rows::of(self);
+        let lines: Vec<_> = self.guests.iter().map(|guest| self.guest_lines(guest)).collect();
+        let guest_height = lines.iter().map(|lines| 44.0 + 18.0 * lines.len() as f64).fold(0.0, f64::max);
+        let cpus_y = rows.guest + guest_height + 100.0;
         let height = cpus_y + 46.0 * (self.cpus() + 1) as f64 + 20.0;
         let mut group = Group::new().set("font-family", "DejaVu Sans, Helvetica, sans-serif");
-        group = self.bands(group, width, guest_height);
+        group = self.bands(group, width, guest_height, rows);
         group = self.system_servers(group, width);
-        for (index, guest) in self.guests.iter().enumerate() {
-            group = column(group, LEFT + COLUMN * index as f64, guest, guest_height);
+        for (index, (guest, lines)) in self.guests.iter().zip(&lines).enumerate() {
+            group = column(group, LEFT + COLUMN * index as f64, guest, (guest_height, lines), rows);
         }
-        group = kernel_bar(group, width, GUEST_Y + guest_height + 30.0);
+        group = self.watchers_row(group, rows);
+        group = kernel_bar(group, width, rows.guest + guest_height + 30.0);
         group = self.cpu_rows(group, width, cpus_y);
         group = self.memory_row(group, width, cpus_y + 46.0 * self.cpus() as f64);
         Document::new()
@@ -56,19 +73,22 @@ impl System {
             .to_string()
     }
 
-    fn bands(&self, group: Group, width: f64, guest_height: f64) -> Group {
+    fn bands(&self, group: Group, width: f64, guest_height: f64, rows: Rows) -> Group {
         let title = format!("system {}", self.name);
         let group = group.add(text(20.0, 36.0, 22, INK, &title).set("font-weight", "bold"));
         let group = group.add(text(20.0, 60.0, 13, INK, &self.describe_board()));
-        let group = legend(group, width - 560.0);
+        let watched = !self.monitors.is_empty();
+        let group = legend(group, width - 560.0, watched);
         let bands = [
             (CONSOLE_Y, BOX_HEIGHT, format!("rank {}", Role::Console.rank()), "console"),
             (ROOT_Y, BOX_HEIGHT, format!("rank {ROOT_RANK}"), "root"),
-            (VCPU_Y, BOX_HEIGHT, format!("rank {}", Role::Vcpu(0).rank()), "vcpu"),
-            (P2M_Y, BOX_HEIGHT, format!("rank {}", Role::P2m(0).rank()), "p2m"),
-            (GUEST_Y, guest_height, "guests".into(), "EL1, EL0"),
+            (rows.vcpu, BOX_HEIGHT, format!("rank {}", Role::Vcpu(0).rank()), "vcpu"),
+            (rows.p2m, BOX_HEIGHT, format!("rank {}", Role::P2m(0).rank()), "p2m"),
+            (rows.guest, guest_height, "guests".into(), "EL1, EL0"),
         ];
-        bands.into_iter().fold(group, |group, (y, height, rank, what)| {
+        let monitors = (MONITOR_Y, BOX_HEIGHT, format!("rank {}", Role::Monitor.rank()), "monitors");
+        let monitors = (!self.monitors.is_empty()).then_some(monitors);
+        bands.into_iter().chain(monitors).fold(group, |group, (y, height, rank, what)| {
             group
                 .add(rectangle(10.0, y - 12.0, width - 20.0, height + 24.0, "#f4f6f7", "none").set("rx", 8))
                 .add(text(22.0, y + height / 2.0, 14, "#566573", &rank).set("font-weight", "bold"))
@@ -101,6 +121,37 @@ impl System {
             SIGNAL,
             "signal: drain before power-off",
         ))
+    }
+
+    /// The monitors, and which guests' watched pages each is asked about.
+    fn watchers_row(&self, mut group: Group, rows: Rows) -> Group {
+        let foot = MONITOR_Y + BOX_HEIGHT;
+        for (index, monitor) in self.monitors.iter().enumerate() {
+            let left = LEFT + COLUMN * index as f64 + SERVER_X;
+            let names = monitor.guests.iter().map(|(guest, _)| shorten(&self.guests[*guest].name, 12)).collect::<Vec<_>>().join(", ");
+            group = node(group, left, MONITOR_Y, SERVER_WIDTH, BOX_HEIGHT, "#f6e9f3", &monitor.name, &[
+                format!("watches {names}"),
+                format!("{} rule{}; is called by root", monitor.rules.len(), if monitor.rules.len() == 1 { "" } else { "s" }),
+            ]);
+            for (guest, _) in &monitor.guests {
+                let lane = LEFT + COLUMN * *guest as f64 + 8.0;
+                let (level, end) = (foot + 12.0 + 5.0 * index as f64, left + 20.0);
+                let way = [(lane + SERVER_X - 8.0, rows.p2m + 20.0), (lane, rows.p2m + 20.0), (lane, level), (end, level), (end, foot)];
+                group = group.add(arrow(&way, WATCH, false));
+            }
+        }
+        group
+    }
+
+    fn guest_lines(&self, guest: &Guest) -> Vec<String> {
+        let mut lines = guest_lines(guest);
+        for monitor in &guest.monitors {
+            lines.push(format!("watched by {}, in view {}:", shorten(&monitor.server.value, 16), guest.watched_view()));
+            let rules = self.monitor_named(&monitor.server.value).into_iter().flat_map(|monitor| &monitor.rules);
+            let rules = rules.filter(|rule| rule.guest.value == guest.name);
+            lines.extend(rules.map(|rule| format!("   {}", rule.describe())));
+        }
+        lines
     }
 
     fn cpu_rows(&self, mut group: Group, width: f64, top: f64) -> Group {
@@ -153,46 +204,46 @@ fn short_budget(guest: &Guest) -> String {
 }
 
 /// One guest with its servers and every arrow between them.
-fn column(group: Group, x: f64, guest: &Guest, height: f64) -> Group {
+fn column(group: Group, x: f64, guest: &Guest, (height, lines): (f64, &[String]), rows: Rows) -> Group {
+    let Rows { vcpu, p2m, guest: foot } = rows;
     let (server, root_end) = (x + SERVER_X, ROOT_Y + BOX_HEIGHT);
     let right = server + SERVER_WIDTH;
-    let group = node(group, server, VCPU_Y, SERVER_WIDTH, BOX_HEIGHT, "#e9f3ec", &guest.vcpu_name(), &[
+    let group = node(group, server, vcpu, SERVER_WIDTH, BOX_HEIGHT, "#e9f3ec", &guest.vcpu_name(), &[
         "processor and platform:".into(),
         "vCPUs, lines, memory r/w".into(),
     ]);
-    let group = node(group, server, P2M_Y, SERVER_WIDTH, BOX_HEIGHT, "#e9f3ec", &guest.p2m_name(), &[
+    let group = node(group, server, p2m, SERVER_WIDTH, BOX_HEIGHT, "#e9f3ec", &guest.p2m_name(), &[
         "owns the guest's maps".into(),
         format!("tables: {} pages", guest.table_pages()),
     ]);
-    let lines = guest_lines(guest);
-    let group = node(group, x, GUEST_Y, COLUMN - 30.0, height, "#fbfcfc", &guest.name, &lines);
+    let group = node(group, x, foot, COLUMN - 30.0, height, "#fbfcfc", &guest.name, lines);
     let up = |from: f64, to: f64, at: f64| [(at, from), (at, to)];
     let (signal_lane, call_lane) = (right + 22.0, right + 50.0);
-    let p2m_signal = [(right, P2M_Y + 20.0), (signal_lane, P2M_Y + 20.0), (signal_lane, root_end)];
-    let p2m_call = [(call_lane, root_end), (call_lane, P2M_Y + 58.0), (right, P2M_Y + 58.0)];
-    let exit_lane = [(x + 22.0, GUEST_Y), (x + 22.0, VCPU_Y + 40.0), (server, VCPU_Y + 40.0)];
+    let p2m_signal = [(right, p2m + 20.0), (signal_lane, p2m + 20.0), (signal_lane, root_end)];
+    let p2m_call = [(call_lane, root_end), (call_lane, p2m + 58.0), (right, p2m + 58.0)];
+    let exit_lane = [(x + 22.0, foot), (x + 22.0, vcpu + 40.0), (server, vcpu + 40.0)];
     group
-        .add(arrow(&up(root_end, VCPU_Y, server + 40.0), CALL, false))
+        .add(arrow(&up(root_end, vcpu, server + 40.0), CALL, false))
         .add(text(server + 46.0, root_end + 26.0, 11, CALL, "call"))
-        .add(arrow(&up(VCPU_Y, root_end, server + 150.0), SIGNAL, true))
+        .add(arrow(&up(vcpu, root_end, server + 150.0), SIGNAL, true))
         .add(dot(server + 150.0, BUS_Y))
         .add(text(server + 104.0, root_end + 26.0, 11, SIGNAL, "signal"))
         .add(arrow(&p2m_signal, SIGNAL, true))
         .add(dot(signal_lane, BUS_Y))
         .add(arrow(&p2m_call, CALL, false))
         .add(text(call_lane - 24.0, root_end + 26.0, 11, CALL, "call"))
-        .add(arrow(&up(VCPU_Y + BOX_HEIGHT, P2M_Y, server + 95.0), CALL, false))
-        .add(text(server + 102.0, P2M_Y - 36.0, 11, CALL, "call: populate"))
-        .add(arrow(&up(P2M_Y, VCPU_Y + BOX_HEIGHT, server + 40.0), EXIT, false))
-        .add(text(server + 46.0, P2M_Y - 36.0, 11, EXIT, "exit"))
-        .add(arrow(&up(P2M_Y + BOX_HEIGHT, GUEST_Y, server + 40.0), MAP, false))
-        .add(text(server - 14.0, GUEST_Y - 46.0, 11, MAP, "map,").set("text-anchor", "start"))
-        .add(text(server - 14.0, GUEST_Y - 32.0, 11, MAP, "unmap"))
-        .add(arrow(&up(GUEST_Y, P2M_Y + BOX_HEIGHT, server + 120.0), EXIT, false))
-        .add(text(server + 127.0, GUEST_Y - 40.0, 11, EXIT, "exit: memory faults"))
+        .add(arrow(&up(vcpu + BOX_HEIGHT, p2m, server + 95.0), CALL, false))
+        .add(text(server + 102.0, p2m - 36.0, 11, CALL, "call: populate"))
+        .add(arrow(&up(p2m, vcpu + BOX_HEIGHT, server + 40.0), EXIT, false))
+        .add(text(server + 46.0, p2m - 36.0, 11, EXIT, "exit"))
+        .add(arrow(&up(p2m + BOX_HEIGHT, foot, server + 40.0), MAP, false))
+        .add(text(server - 14.0, foot - 46.0, 11, MAP, "map,").set("text-anchor", "start"))
+        .add(text(server - 14.0, foot - 32.0, 11, MAP, "unmap"))
+        .add(arrow(&up(foot, p2m + BOX_HEIGHT, server + 120.0), EXIT, false))
+        .add(text(server + 127.0, foot - 40.0, 11, EXIT, "exit: memory faults"))
         .add(arrow(&exit_lane, EXIT, false))
-        .add(text(x + 28.0, VCPU_Y + BOX_HEIGHT + 24.0, 11, EXIT, "exit: all"))
-        .add(text(x + 28.0, VCPU_Y + BOX_HEIGHT + 38.0, 11, EXIT, "others"))
+        .add(text(x + 28.0, vcpu + BOX_HEIGHT + 24.0, 11, EXIT, "exit: all"))
+        .add(text(x + 28.0, vcpu + BOX_HEIGHT + 38.0, 11, EXIT, "others"))
 }
 
 fn guest_lines(guest: &Guest) -> Vec<String> {
@@ -214,19 +265,17 @@ fn guest_lines(guest: &Guest) -> Vec<String> {
     lines
 }
 
-fn guest_height(guest: &Guest) -> f64 {
-    44.0 + 18.0 * guest_lines(guest).len() as f64
-}
-
 fn kernel_bar(group: Group, width: f64, y: f64) -> Group {
     let sentence = "kernel, EL2: carries every call, signal, exit and map; checks each capability; allocates nothing after boot";
     group.add(rectangle(10.0, y, width - 20.0, 42.0, "#34495e", "none").set("rx", 6)).add(text(22.0, y + 26.0, 13, "#ffffff", sentence))
 }
 
-fn legend(group: Group, x: f64) -> Group {
+fn legend(group: Group, x: f64, watched: bool) -> Group {
     let kinds = [("call (down only)", CALL, false), ("signal", SIGNAL, true), ("exit", EXIT, false), ("map", MAP, false)];
-    kinds.into_iter().enumerate().fold(group, |group, (index, (name, colour, dashed))| {
-        let at = x.max(330.0) + 140.0 * index as f64 + if index > 0 { 40.0 } else { 0.0 };
+    let kinds = kinds.into_iter().chain(watched.then_some(("event", WATCH, false)));
+    kinds.enumerate().fold(group, |group, (index, (name, colour, dashed))| {
+        let apart = if watched { 105.0 } else { 140.0 };
+        let at = x.max(330.0) + apart * index as f64 + if index > 0 { 40.0 } else { 0.0 };
         group.add(arrow(&[(at, 32.0), (at + 36.0, 32.0)], colour, dashed)).add(text(at + 44.0, 36.0, 12, colour, name))
     })
 }
@@ -266,7 +315,7 @@ fn dot(x: f64, y: f64) -> Line {
 }
 
 fn arrow_heads() -> Definitions {
-    [CALL, EXIT, SIGNAL, MAP].into_iter().fold(Definitions::new(), |heads, colour| {
+    [CALL, EXIT, SIGNAL, MAP, WATCH].into_iter().fold(Definitions::new(), |heads, colour| {
         let head = Path::new().set("d", "M0,0 L8,4 L0,8 z").set("fill", colour);
         let marker = Marker::new().set("id", format!("head-{}", colour.trim_start_matches('#')));
         let marker = marker.set("markerWidth", 8).set("markerHeight", 8).set("refX", 7).set("refY", 4);

@@ -96,6 +96,30 @@ codes! {
     DeviceLine = "trellis::device::line",
     /// More devices, or larger ones, than there is room for.
     TooManyDevices = "trellis::device::too_many",
+    /// No such server.
+    UnknownServer = "trellis::server::unknown",
+    /// A server that has nothing to do.
+    IdleServer = "trellis::server::idle",
+    /// More servers than an image holds.
+    TooManyServers = "trellis::server::too_many",
+    /// A server's program that cannot be one.
+    BadProgram = "trellis::server::program",
+    /// Not a range of pages that could be watched.
+    WatchPages = "trellis::watch::pages",
+    /// A rule for a guest that is not there.
+    WatchUnknownGuest = "trellis::watch::unknown_guest",
+    /// A rule for a guest that another monitor watches, or none.
+    WatchNotItsMonitor = "trellis::watch::not_its_monitor",
+    /// Watched pages that are no memory of the guest's.
+    WatchOutsideMemory = "trellis::watch::outside_memory",
+    /// Two rules that contradict each other.
+    WatchContradiction = "trellis::watch::contradiction",
+    /// A guest that could leave the view in which it is watched.
+    WatchEvaded = "trellis::watch::evaded",
+    /// More rules than a monitor holds.
+    TooManyRules = "trellis::watch::too_many_rules",
+    /// More guests than a monitor can watch, or more monitors than a guest can have.
+    TooManyWatched = "trellis::watch::too_many",
     /// More vCPUs than a guest may have.
     TooManyVcpus = "trellis::guest::too_many_vcpus",
     /// No vCPU.

@@ -9,6 +9,7 @@ use crate::device::Owned;
 use crate::fit;
 use crate::guest::Guest;
 use crate::manifest::{MAX_BYTES, Manifest};
+use crate::monitor::{Monitor, MonitorEntry};
 use crate::problem::{Code, Problem, Report, Text, nearest};
 use crate::source::Source;
 use crate::table::{Placed, Problems};
@@ -19,7 +20,8 @@ use std::path::Path;
 use std::sync::Arc;
 use trellis_idl::boot::{BootHeader, Range};
 use trellis_idl::kernel::PAGE;
-use trellis_idl::plan::{Channel, GuestPlan, MAX_SERVERS, Part, Plan, Role, ServerPlan, VERSION};
+use trellis_idl::layout::watched;
+use trellis_idl::plan::{Channel, GuestPlan, MAX_SERVERS, MAX_WATCHED, Part, Plan, Role, ServerPlan, VERSION, WatcherPlan};
 
 /// Capability slots of every server.
 const SLOTS: u16 = 64;
@@ -38,6 +40,7 @@ pub struct System {
     pub(crate) guests: Vec<Guest>,
     pub(crate) servers: Vec<(String, Role)>,
     pub(crate) server_float: bool,
+    pub(crate) monitors: Vec<Monitor>,
 }
 
 impl System {
@@ -118,6 +121,34 @@ impl System {
         }
     }
 
+    /// The monitors, in the plan's order.
+    pub fn monitors(&self) -> &[Monitor] {
+        &self.monitors
+    }
+
+    pub(crate) fn monitor_named(&self, name: &str) -> Option<&Monitor> {
+        self.monitors.iter().find(|monitor| monitor.name == name)
+    }
+
+    /// CPUs of the vCPUs that a monitor watches, each once, and root's, where its control thread is.
+    pub(crate) fn monitor_cpus(&self, monitor: &Monitor) -> Vec<u8> {
+        let watched = monitor.guests.iter().filter_map(|(guest, _)| self.guests.get(*guest));
+        let cpus: BTreeSet<u8> = watched.flat_map(|guest| guest.cpus.iter().copied()).collect();
+        cpus.into_iter().chain([0]).collect()
+    }
+
+    /// Who watches a guest, in the order of its sessions.
+    fn watchers(&self, guest: usize) -> Vec<WatcherPlan> {
+        let first = self.servers.len() - self.monitors.len();
+        let one = |entry: &MonitorEntry| {
+            let index = self.monitors.iter().position(|monitor| monitor.name == entry.server.value)?;
+            let place = self.monitors[index].place_of(guest)?;
+            let deadline_us = entry.deadline as u32;
+            Some(WatcherPlan { server: (first + index) as u8, place, deadline_us, without: entry.without, reads: entry.reads })
+        };
+        self.guests[guest].monitors.iter().filter_map(one).collect()
+    }
+
     /// The console's channels: one for each server's log, then one for each guest's serial port.
     pub fn channels(&self) -> Vec<Channel<'_>> {
         let logs = self.servers.iter().map(|(name, _)| Channel { name, is_guest: false });
@@ -130,6 +161,7 @@ impl System {
         let first_run = self.board.fixed_devices().len() as u8;
         let guests = self.guests.iter().enumerate().map(|(index, guest)| GuestPlan {
             devices: bounded(self.owned().zip(first_run..).filter(|((owner, _), _)| *owner == index).map(|(_, run)| run)),
+            watchers: bounded(self.watchers(index)),
             ..guest_plan(index, guest)
         });
         Plan {
@@ -148,6 +180,7 @@ impl System {
             Role::Console => bounded([0]),
             Role::P2m(guest) | Role::Vcpu(guest) => bounded(self.guests[usize::from(guest)].server_cpus()),
             Role::Irqfwd => bounded(self.irqfwd_cpus()),
+            Role::Monitor => bounded(self.monitor_named(name).map_or(Vec::new(), |monitor| self.monitor_cpus(monitor))),
         };
         ServerPlan {
             name,
@@ -156,7 +189,11 @@ impl System {
             segments: Bounded::new(),
             cpus,
             table_pages: TABLE_PAGES,
-            slots: if role == Role::Irqfwd { IRQFWD_SLOTS } else { SLOTS },
+            slots: match role {
+                Role::Irqfwd => IRQFWD_SLOTS,
+                Role::Monitor => watched::slots(MAX_WATCHED as u64) as u16,
+                _ => SLOTS,
+            },
             config: Part::default(),
             float: self.server_float,
         }
@@ -177,7 +214,7 @@ fn guest_plan(index: usize, guest: &Guest) -> GuestPlan<'_> {
         priority: guest.priority,
         budget: guest.budget,
         table_pages: guest.table_pages(),
-        views: guest.views.count,
+        views: guest.views_count(),
         inside: guest.views.inside.0 as u8,
         essential: guest.essential,
         on_reset: guest.on_reset,
@@ -186,6 +223,7 @@ fn guest_plan(index: usize, guest: &Guest) -> GuestPlan<'_> {
         manifest_line: guest.manifest_line,
         sve: guest.sve,
         devices: Bounded::new(),
+        watchers: Bounded::new(),
     }
 }
 
@@ -222,15 +260,17 @@ fn check(path: &Path, text: String, source: &dyn Source, problems: &mut Problems
         .iter()
         .filter_map(|guest| checker.guest(guest, line(guest.name.span.start), problems))
         .collect();
+    let monitors: Vec<Monitor> = manifest.servers.iter().filter_map(|server| checker.monitor(server, &manifest.guests, problems)).collect();
     let (board, board_text) = board?;
     let servers = std::iter::once(("console".to_string(), Role::Console))
         .chain(guests.iter().enumerate().flat_map(|(index, guest)| {
             [(guest.p2m_name(), Role::P2m(index as u8)), (guest.vcpu_name(), Role::Vcpu(index as u8))]
         }))
         .chain(guests.iter().any(|guest| !guest.devices.is_empty()).then(|| ("irqfwd".to_string(), Role::Irqfwd)))
+        .chain(monitors.iter().map(|monitor| (monitor.name.clone(), Role::Monitor)))
         .collect();
     let server_float = manifest.server_float;
-    Some(System { name: manifest.name?.value, text, board, board_text, guests, servers, server_float })
+    Some(System { name: manifest.name?.value, text, board, board_text, guests, servers, server_float, monitors })
 }
 
 fn board(name: &Placed<String>, folder: &Path, source: &dyn Source, problems: &mut Problems) -> Option<(Board, String)> {

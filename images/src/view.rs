@@ -2,7 +2,7 @@
 //! What a manifest says of a guest's views: how many, what the guest itself may do, and those that are there from the start.
 
 use crate::problem::{Code, Problem};
-use crate::table::{Placed, Problems, Table};
+use crate::table::{Placed, Problems, Span, Table};
 use toml::de::DeValue;
 use trellis_idl::kernel::{Inside, MAX_VIEWS, PAGE};
 use trellis_idl::plan::{MAX_PLANNED_PAGES, MAX_PLANNED_VIEWS, PagesPlan, ViewPlan};
@@ -15,13 +15,15 @@ pub struct ViewsEntry {
     pub count: u16,
     /// What the guest itself may do.
     pub inside: Inside,
+    /// Where that stands.
+    pub inside_span: Option<Span>,
     /// Views 1, 2, … with where each stands.
     pub planned: Vec<Placed<ViewPlan>>,
 }
 
 impl Default for ViewsEntry {
     fn default() -> Self {
-        ViewsEntry { count: 1, inside: Inside::NONE, planned: Vec::new() }
+        ViewsEntry { count: 1, inside: Inside::NONE, inside_span: None, planned: Vec::new() }
     }
 }
 
@@ -59,7 +61,8 @@ pub fn read(table: &Table<'_, '_>, problems: &mut Problems) -> ViewsEntry {
                 .hint(format!("view 0 is the guest's own memory; write: views = {}", planned.len() + 1)),
         );
     }
-    ViewsEntry { count: most, inside: inside.map_or(Inside::NONE, |inside| inside.value), planned }
+    let inside_span = inside.as_ref().map(|inside| inside.span.clone());
+    ViewsEntry { count: most, inside: inside.map_or(Inside::NONE, |inside| inside.value), inside_span, planned }
 }
 
 /// The `[[guest.NAME.view]]` tables.
@@ -146,7 +149,7 @@ fn address(text: &str) -> Option<u64> {
 }
 
 /// First page and pages of `"0x40200000..0x40201000"`.
-fn range_of(text: &str) -> Option<(u64, u64)> {
+pub fn range_of(text: &str) -> Option<(u64, u64)> {
     let (first, end) = text.split_once("..")?;
     let (first, end) = (address(first)?, address(end)?);
     (first < end).then(|| (first, end - first))

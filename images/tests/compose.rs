@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use trellis_idl::boot::{BootHeader, HEADER_OFFSET, MAGIC};
 use trellis_idl::kernel::{Access, PAGE};
 use trellis_idl::layout::PROGRAM;
-use trellis_idl::plan::{ConsoleConfig, DevicePages, IrqfwdConfig, P2mConfig, Part, Plan, Role, SourcePlan, VcpuConfig};
+use trellis_idl::plan::{
+    ConsoleConfig, DevicePages, IrqfwdConfig, MonitorConfig, P2mConfig, Part, Plan, Role, RulePlan, RuleVerdict, SourcePlan,
+    VcpuConfig, WatchedPlan, WatcherPlan, Without,
+};
 use trellis_images::{ComposeError, Download, Programs, Source, System, query};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -59,7 +62,7 @@ fn kernel(version: u32, magic: u64) -> Vec<u8> {
 
 fn programs() -> Programs {
     let program = program(6);
-    Programs { kernel: kernel(1, 0), root: program.clone(), console: program.clone(), p2m: program.clone(), vcpu: program.clone(), irqfwd: program, trace: false }
+    Programs { kernel: kernel(1, 0), root: program.clone(), console: program.clone(), p2m: program.clone(), vcpu: program.clone(), irqfwd: program.clone(), monitor: program, trace: false }
 }
 
 fn header(image: &[u8]) -> BootHeader {
@@ -122,7 +125,7 @@ fn root_finds_servers_and_guests_through_the_plan() {
                 let config: P2mConfig<'_> = postcard::from_bytes(config(&image, server.config)).expect("a configuration");
                 assert_eq!((config.first_page, config.pages, config.gicv_page), (0x40000, 4096, None));
             }
-            Role::Irqfwd => panic!("no guest of it owns a device"),
+            Role::Irqfwd | Role::Monitor => panic!("no guest of it owns a device or is watched"),
             Role::Vcpu(_) => {
                 let config: VcpuConfig<'_> = postcard::from_bytes(config(&image, server.config)).expect("a configuration");
                 assert_eq!((config.entry, config.x0), (0x4020_0000, 0x4000_0000));
@@ -171,6 +174,96 @@ fn root_finds_devices_through_header_plan_and_configurations() {
     assert_eq!((header(&hello.compose(&programs()).expect("an image")).devices[1].bytes, hello.plan().servers.len()), (0, 5));
 }
 
+/// Two guests, one of them watched by two monitors, of which one is a program of its own and watches both.
+const WATCHED: &str = r#"
+name = "watched"
+board = "virt"
+[guest.web]
+kernel = "hello"
+memory = "16M"
+cpus = [1, 2, 1]
+views = 3
+[[guest.web.view]]
+default = "rx"
+[[guest.web.monitor]]
+server = "own"
+verdict-deadline = "50ms"
+without-monitor = { memory = "stop" }
+reads-memory = true
+[[guest.web.monitor]]
+server = "watchdog"
+[guest.db]
+kernel = "hello"
+memory = "16M"
+[guest.db.monitor]
+server = "own"
+without-monitor = { memory = "allow" }
+[server.watchdog]
+image = "monitor-standard"
+[server.watchdog.config]
+watch = [{ guest = "web", pages = "0x40800000..0x40802000", access = "rx", verdict = "stop", log = true }]
+[server.own]
+image = "OWN"
+[server.own.config]
+watch = [
+    { guest = "db", pages = "0x40200000..0x40201000", access = "w", verdict = "deny" },
+    { guest = "web", pages = "0x40200000..0x40201000", access = "w", verdict = "allow" },
+]
+"#;
+
+#[test]
+fn root_finds_monitors_through_plan_and_configurations() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    std::fs::write(folder.join("own.elf"), program(6)).expect("a program in the folder for temporary files");
+    let text = WATCHED.replace("OWN", &folder.join("own.elf").display().to_string());
+    let system = System::from_text(Path::new("watched.toml"), text, &Shelf).unwrap_or_else(|report| panic!("{}", report.render(false)));
+    let image = system.compose(&Programs { monitor: program(4 | 2), ..programs() }).expect("an image");
+    let found = header(&image).plan;
+    let plan: Plan<'_> = postcard::from_bytes(part(&image, Part { offset: found.base, bytes: found.bytes })).expect("a plan");
+    let names: Vec<_> = plan.servers.iter().map(|server| (server.name, server.role)).skip(5).collect();
+    assert_eq!(names, [("watchdog", Role::Monitor), ("own", Role::Monitor)]);
+    assert_eq!((&plan.servers[5].cpus[..], &plan.servers[6].cpus[..]), (&[1, 2, 0][..], &[0, 1, 2, 0][..]));
+    let watcher = |server, place, deadline_us, without, reads| WatcherPlan { server, place, deadline_us, without, reads };
+    let second = watcher(5, 0, 1_000_000, Without::Hold, false);
+    assert_eq!(plan.guests[0].watchers[..], [watcher(6, 0, 50_000, Without::Stop, true), second]);
+    assert_eq!(plan.guests[1].watchers[..], [watcher(6, 1, 1_000_000, Without::Allow, false)]);
+    assert_eq!((plan.guests[0].views, plan.guests[1].views), (4, 2), "one more, to be watched in");
+
+    let rule = |guest, first, pages, access, verdict, log| RulePlan { guest, first, pages, access, verdict, log };
+    let standard: MonitorConfig<'_> = postcard::from_bytes(config(&image, plan.servers[5].config)).expect("a configuration");
+    assert_eq!(standard.guests[..], [WatchedPlan { name: "web", session: 1, view: 2, vcpus: 3 }]);
+    assert_eq!(standard.rules[..], [rule(0, 0x40800, 2, 5, RuleVerdict::Stop, true)]);
+    let own: MonitorConfig<'_> = postcard::from_bytes(config(&image, plan.servers[6].config)).expect("a configuration");
+    let db = WatchedPlan { name: "db", session: 0, view: 1, vcpus: 1 };
+    assert_eq!(own.guests[..], [WatchedPlan { name: "web", session: 0, view: 2, vcpus: 3 }, db]);
+    let rules = [rule(1, 0x40200, 1, 2, RuleVerdict::Deny, false), rule(0, 0x40200, 1, 2, RuleVerdict::Allow, false)];
+    assert_eq!(own.rules[..], rules);
+    let queried = query(&image).expect("an image of ours");
+    for part in ["program.monitor.0", "program.own.0", "config.watchdog", "config.own"] {
+        assert!(queried.parts.iter().any(|known| known.name == part), "{part}");
+    }
+
+    let said = system.explain();
+    for words in [
+        "server own (rank 3) on CPUs 0, 1, 2",
+        "watches guest web, in view 2 of its memory:\n    rule 1: 0x40200000..0x40201000 w: allowed\n",
+        "rule 0: 0x40800000..0x40802000 rx: stops, and logged",
+        "watched by own, in view 2: a verdict within 50ms; without it, the guest ends; it reads the guest's memory",
+        "watched by own, in view 1: a verdict within 1s; without it, the guest goes on unwatched",
+        "may hand exits from pages that watchdog watches on to it",
+    ] {
+        assert!(said.contains(words), "{words} in {said}");
+    }
+    let picture = system.picture();
+    for words in ["watches web, db", "2 rules", "watched by own, in view 2:", "0x40800000..0x40802000 rx"] {
+        assert!(picture.contains(words), "{words}");
+    }
+    if let Ok(folder) = std::env::var("TRELLIS_PICTURES") {
+        std::fs::write(format!("{folder}/watched.svg"), picture).expect("the picture is written");
+        std::fs::write(format!("{folder}/watched.txt"), said).expect("the text is written");
+    }
+}
+
 #[test]
 fn an_image_says_what_it_consists_of() {
     let mut image = system("linux.toml").compose(&programs()).expect("an image");
@@ -203,7 +296,7 @@ fn unfit_programs_are_refused() {
 
 #[test]
 fn the_examples_are_good_and_explained() {
-    for path in ["hello.toml", "linux.toml", "u-boot.toml", "devices.toml", "devices-direct.toml"] {
+    for path in ["hello.toml", "linux.toml", "u-boot.toml", "devices.toml", "devices-direct.toml", "monitor.toml"] {
         let system = system(path);
         let text = system.explain();
         for (name, _) in system.servers() {

@@ -6,7 +6,7 @@
 use crate::system::System;
 use core::marker::PhantomData;
 use trellis_idl::kernel::{
-    ANY_VIEW, Access, ExitClass, Fact, Groups, Inside, LineField, LineState, Op, PLACE, Refusal, Rights, Service,
+    ANY_VIEW, Access, ExitClass, Fact, Groups, Inside, LineField, LineState, Op, PLACE, Refusal, Rights, Seat, Service,
     ThreadFault, VcpuRegister, WORDS,
 };
 
@@ -39,6 +39,9 @@ pub mod kind {
     /// The machine itself.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub enum Machine {}
+    /// Who watches a guest.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub enum Session {}
 }
 
 /// A capability of a known kind: a slot of this server's table.
@@ -66,6 +69,8 @@ pub type Frames = Handle<kind::Frames>;
 pub type Line = Handle<kind::Line>;
 /// The machine itself.
 pub type Machine = Handle<kind::Machine>;
+/// Who watches a guest.
+pub type Session = Handle<kind::Session>;
 
 /// What an operation without results says.
 pub type Done = Result<(), Refusal>;
@@ -571,6 +576,52 @@ impl Vcpu {
     /// [`Op::LinesEnable`].
     pub fn lines_enable(self, system: &impl System, enabled: bool) -> Done {
         tell(system, Op::LinesEnable, [self.slot, enabled.into()])
+    }
+}
+
+/// Who is asked in a session, and what is owed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SessionInfo {
+    /// Counts changes of who is asked.
+    pub epoch: u64,
+    /// Who is.
+    pub seat: Seat,
+    /// vCPUs whose event is owed, one bit each.
+    pub owed: u64,
+}
+
+impl Session {
+    /// [`Op::SessionCreate`].
+    pub fn create(system: &impl System, guest: Guest, number: u64, slot: u64) -> Result<Session, Refusal> {
+        tell(system, Op::SessionCreate, [guest.slot, number, slot])?;
+        Ok(Session::at(slot))
+    }
+
+    /// [`Op::SessionPlace`].
+    pub fn place(self, system: &impl System, vcpu: u64, seat: u64, portal: Option<Portal>) -> Done {
+        tell(system, Op::SessionPlace, [self.slot, vcpu, seat, portal.map_or(0, Portal::slot)])
+    }
+
+    /// [`Op::SessionCommit`] from whatever it is now, whoever changes it meanwhile.
+    pub fn commit(self, system: &impl System, seat: Seat) -> Done {
+        loop {
+            let epoch = self.info(system)?.epoch;
+            match tell(system, Op::SessionCommit, [self.slot, epoch, seat as u64]) {
+                Err(Refusal::Gone) => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// [`Op::SessionSettle`].
+    pub fn settle(self, system: &impl System, vcpu: u64) -> Result<u64, Refusal> {
+        ask(system, Op::SessionSettle, [self.slot, vcpu]).map(|[what, ..]| what)
+    }
+
+    /// [`Op::SessionInfo`].
+    pub fn info(self, system: &impl System) -> Result<SessionInfo, Refusal> {
+        let [epoch, seat, owed] = ask(system, Op::SessionInfo, [self.slot])?;
+        Ok(SessionInfo { epoch, seat: Seat::from_number(seat).ok_or(Refusal::BadState)?, owed })
     }
 }
 

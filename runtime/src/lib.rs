@@ -34,7 +34,7 @@ pub mod start;
 #[cfg(target_os = "none")]
 pub mod svc;
 
-pub use handle::{Domain, Frames, Guest, Line, Machine, Portal, Signal, Thread, Vcpu};
+pub use handle::{Domain, Frames, Guest, Line, Machine, Portal, Session, Signal, Thread, Vcpu};
 pub use ring::{Consumer, Producer, RingPage};
 pub use serve::dispatch;
 pub use shared::{Once, Shared};

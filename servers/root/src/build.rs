@@ -148,7 +148,7 @@ pub fn times(role: Role, planned: usize, attending: Time) -> Vec<Time, MAX_THREA
     let lent = core::iter::repeat_n(LENT, planned);
     match role {
         Role::Console => core::iter::repeat_n(attending, planned).take(MAX_THREADS).collect(),
-        Role::P2m(_) => lent.take(MAX_THREADS).collect(),
+        Role::P2m(_) | Role::Monitor => lent.take(MAX_THREADS).collect(),
         Role::Vcpu(_) => lent.chain([attending]).take(MAX_THREADS).collect(),
         Role::Irqfwd => {
             let posts = core::iter::repeat_n(attending, planned.saturating_sub(1));

@@ -3,7 +3,8 @@
 
 use crate::StartError;
 use trellis_idl::layout::PROGRAM;
-use trellis_idl::plan::{GuestPlan, Plan, Role, ServerPlan, VERSION};
+use crate::watch;
+use trellis_idl::plan::{GuestPlan, MAX_MONITORS, MAX_WATCHED, Plan, Role, ServerPlan, VERSION};
 
 /// Devices of a boot header.
 const DEVICES: u8 = 16;
@@ -24,11 +25,28 @@ pub fn check(plan: &Plan<'_>) -> Result<(), StartError> {
     let consoles = plan.servers.iter().filter(|server| server.role == Role::Console).count();
     let owners = plan.guests.iter().any(|guest| !guest.devices.is_empty());
     let forwarders = plan.servers.iter().filter(|server| server.role == Role::Irqfwd).count();
-    if forwarders != usize::from(owners) || owners && plan.servers.last().map(|last| last.role) != Some(Role::Irqfwd) {
+    let behind = plan.servers.get(1 + 2 * plan.guests.len()).map(|server| server.role);
+    if forwarders != usize::from(owners) || owners && behind != Some(Role::Irqfwd) {
         return Err(StartError::Plan("devices without irqfwd, or irqfwd without devices"));
     }
-    if consoles != 1 || plan.servers.len() != 1 + 2 * plan.guests.len() + forwarders {
+    let monitors = plan.servers.iter().filter(|server| server.role == Role::Monitor).count();
+    if consoles != 1 || plan.servers.len() != 1 + 2 * plan.guests.len() + forwarders + monitors {
         return Err(StartError::Plan("servers that belong to nobody"));
+    }
+    if monitors > MAX_MONITORS {
+        return Err(StartError::Plan("too many monitors"));
+    }
+    (0..plan.servers.len()).try_for_each(|number| monitor(plan, number))
+}
+
+/// A monitor's guests have its places in their order, and it has a thread on each of their CPUs.
+fn monitor(plan: &Plan<'_>, number: usize) -> Result<(), StartError> {
+    let is_monitor = plan.servers.get(number).is_some_and(|server| server.role == Role::Monitor);
+    let watched = watch::watched_by(plan, number);
+    let in_order = watched.enumerate().all(|(place, (.., watcher))| usize::from(watcher.place) == place);
+    let count = watch::watched_by(plan, number).count();
+    if !in_order || count > MAX_WATCHED || is_monitor != (count > 0) {
+        return Err(StartError::Plan("a monitor that watches nobody, or a guest watched by no monitor"));
     }
     Ok(())
 }
@@ -64,6 +82,12 @@ fn guest(plan: &Plan<'_>, index: usize, guest: &GuestPlan<'_>) -> Result<(), Sta
     if !guest.devices.iter().all(own) || others.any(|device| guest.devices.contains(device)) {
         return Err(StartError::Plan("a device that is not the guest's own"));
     }
+    let mut watchers = guest.watchers.iter().enumerate();
+    let is_monitor = |server: u8| plan.servers.get(usize::from(server)).is_some_and(|server| server.role == Role::Monitor);
+    let twice = |index: usize, server: u8| guest.watchers.iter().take(index).any(|other| other.server == server);
+    if !watchers.all(|(index, watcher)| is_monitor(watcher.server) && !twice(index, watcher.server)) {
+        return Err(StartError::Plan("a guest watched by no monitor, or twice by one"));
+    }
     if guest.memory_bytes == 0 || !guest.memory_bytes.is_multiple_of(2 << 20) {
         return Err(StartError::Plan("guest memory that is no multiple of 2 MiB"));
     }
@@ -73,7 +97,8 @@ fn guest(plan: &Plan<'_>, index: usize, guest: &GuestPlan<'_>) -> Result<(), Sta
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::{plan, plan_with_device};
+    use crate::fake::{MONITOR, plan, plan_with_device, plan_with_monitor};
+    use trellis_idl::plan::Without;
 
     #[test]
     fn a_device_needs_irqfwd_and_one_owner() {
@@ -88,6 +113,29 @@ mod tests {
         ];
         for (index, spoil) in spoilt.iter().enumerate() {
             let mut plan = plan_with_device();
+            spoil(&mut plan);
+            assert!(check(&plan).is_err(), "{index}");
+        }
+    }
+
+    #[test]
+    fn who_is_watched_has_a_monitor_and_each_monitor_its_guests_in_order() {
+        for guests in [&[0][..], &[1], &[0, 1]] {
+            assert_eq!(check(&plan_with_monitor(guests, Without::Hold)), Ok(()));
+        }
+        let spoilt: [fn(&mut Plan<'_>); 6] = [
+            |plan| drop(plan.servers.pop()),
+            |plan| plan.guests.iter_mut().for_each(|guest| guest.watchers.clear()),
+            |plan| plan.guests[0].watchers[0].server = 0,
+            |plan| plan.guests[1].watchers[0].place = 0,
+            |plan| plan.guests[1].watchers[0].server = MONITOR as u8 + 1,
+            |plan| {
+                let again = plan.guests[1].watchers[0];
+                plan.guests[1].watchers.push(again).unwrap();
+            },
+        ];
+        for (index, spoil) in spoilt.iter().enumerate() {
+            let mut plan = plan_with_monitor(&[0, 1], Without::Hold);
             spoil(&mut plan);
             assert!(check(&plan).is_err(), "{index}");
         }

@@ -90,7 +90,7 @@ fn server(
             let priority = u64::from(guest.priority.min(guest::MAX_PRIORITY)) + 1;
             (Time { priority, budget: guest::time(guest) }, guest::load_tables(&guest::config(board, server)?))
         }
-        Role::P2m(_) | Role::Console | Role::Irqfwd => (LENT, 0),
+        Role::P2m(_) | Role::Console | Role::Irqfwd | Role::Monitor => (LENT, 0),
     };
     let times = build::times(server.role, server.cpus.len(), attending);
     build::server(system, board, supply, server, &times, tables)

@@ -32,6 +32,8 @@ pub enum Object {
     Guest(usize),
     Vcpu(usize),
     Line(u64),
+    /// Guest and number.
+    Session(usize, u64),
     System,
 }
 
@@ -49,6 +51,8 @@ pub struct FakeDomain {
     pub started: Vec<(u64, u64, u64)>,
     /// Threads with a supervisor's bits.
     pub supervised: BTreeMap<usize, u64>,
+    /// Microseconds that each may take for an answer.
+    pub patience: Vec<u64>,
     /// Where the floating-point registers of its threads are saved.
     pub float: BTreeMap<usize, usize>,
 }
@@ -60,8 +64,23 @@ struct Run {
     parent: Option<usize>,
 }
 
+/// Who watches a guest.
+#[derive(Clone, Debug, Default)]
+pub struct FakeSession {
+    pub epoch: u64,
+    /// As a number of [`trellis_idl::kernel::Seat`].
+    pub seat: u64,
+    /// Who sits where: by vCPU and seat.
+    pub places: BTreeMap<(u64, u64), Object>,
+    /// Every seat that was committed, in order.
+    pub commits: Vec<u64>,
+    /// The seats it had when a vCPU was settled.
+    pub settled: Vec<(u64, u64)>,
+}
+
 #[derive(Default)]
 struct State {
+    sessions: BTreeMap<(usize, u64), FakeSession>,
     domains: Vec<FakeDomain>,
     runs: Vec<Run>,
     guests: usize,
@@ -86,6 +105,8 @@ pub struct Fake {
     pub calls: RefCell<Vec<(Object, u64)>>,
     /// The next call to this domain is refused.
     pub refuse_calls: Cell<Option<usize>>,
+    /// So many of the next calls to monitors are refused.
+    pub refuse_monitors: Cell<usize>,
     /// This domain has another interface than root expects.
     pub disagrees: Cell<Option<usize>>,
 }
@@ -118,6 +139,7 @@ impl Fake {
             waited: RefCell::default(),
             calls: RefCell::default(),
             refuse_calls: Cell::new(None),
+            refuse_monitors: Cell::new(0),
             disagrees: Cell::new(None),
         }
     }
@@ -145,6 +167,11 @@ impl Fake {
     /// Domain `index`: 0 is root, then the servers in order.
     pub fn domain(&self, index: usize) -> FakeDomain {
         self.state.borrow().domains[index].clone()
+    }
+
+    /// Session `number` of a guest.
+    pub fn session(&self, guest: usize, number: u64) -> FakeSession {
+        self.state.borrow().sessions[&(guest, number)].clone()
     }
 
     /// Where this class of a vCPU's exits goes: portal, groups, badge.
@@ -203,6 +230,29 @@ impl State {
             Object::Run(index) => Ok(index),
             _ => Err(Refusal::WrongKind),
         }
+    }
+
+    fn session(&mut self, slot: u64) -> Result<&mut FakeSession, Refusal> {
+        let Object::Session(guest, number) = self.cap(slot)? else { return Err(Refusal::WrongKind) };
+        self.sessions.get_mut(&(guest, number)).ok_or(Refusal::Gone)
+    }
+
+    fn watch(&mut self, op: Op, a: [u64; 6]) -> Result<[u64; 3], Refusal> {
+        let portal = if op == Op::SessionPlace { Some(self.cap(a[3])?) } else { None };
+        let session = self.session(a[0])?;
+        match (op, portal) {
+            (Op::SessionPlace, Some(portal @ Object::Portal(..))) => drop(session.places.insert((a[1], a[2]), portal)),
+            (Op::SessionPlace, _) => return Err(Refusal::WrongKind),
+            (Op::SessionCommit, _) if a[1] != session.epoch => return Err(Refusal::Gone),
+            (Op::SessionCommit, _) => {
+                (session.epoch, session.seat) = (session.epoch + 1, a[2]);
+                session.commits.push(a[2]);
+                return Ok([session.epoch, 0, 0]);
+            }
+            (Op::SessionSettle, _) => session.settled.push((a[1], session.seat)),
+            _ => return Ok([session.epoch, session.seat, 0]),
+        }
+        Ok([0; 3])
     }
 
     fn split(&mut self, a: [u64; 6]) -> Result<[u64; 3], Refusal> {
@@ -293,6 +343,7 @@ impl State {
                 let (domain, index) = self.thread(a[0])?;
                 let Object::Signal(0, 0, bits) = self.cap(a[1])? else { return Err(Refusal::WrongKind) };
                 self.domains[domain].supervised.insert(index, bits);
+                self.domains[domain].patience.push(a[2]);
                 Ok([0; 3])
             }
             Op::ThreadFloat => {
@@ -330,6 +381,12 @@ impl State {
                 self.windows[vcpu].push((a[2], a[3], a[4]));
                 Ok([0; 3])
             }
+            Op::SessionCreate => {
+                let Object::Guest(guest) = self.cap(a[0])? else { return Err(Refusal::WrongKind) };
+                self.sessions.insert((guest, a[1]), FakeSession { seat: 2, ..FakeSession::default() });
+                self.put(a[2], Object::Session(guest, a[1]))
+            }
+            Op::SessionPlace | Op::SessionCommit | Op::SessionSettle | Op::SessionInfo => self.watch(op, a),
             Op::LineCreate => self.put(a[2], Object::Line(a[1])),
             Op::LineBind => {
                 let (Object::Line(line), signal) = (self.cap(a[0])?, self.cap(a[1])?) else { return Err(Refusal::WrongKind) };
@@ -395,6 +452,11 @@ impl System for Fake {
             return Ok(answer);
         }
         self.calls.borrow_mut().push((object, words[0]));
+        let refused = self.refuse_monitors.get();
+        if refused > 0 && self.state.borrow().domains[domain].rank == 3 {
+            self.refuse_monitors.set(refused - 1);
+            return Err(Refusal::Gone);
+        }
         if self.refuse_calls.get() == Some(domain) {
             return Err(Refusal::Gone);
         }
@@ -484,6 +546,7 @@ fn server(name: &'static str, role: Role, threads: usize, config: Part) -> Serve
         Role::P2m(_) => 4,
         Role::Vcpu(_) => 7,
         Role::Irqfwd => 0x1a,
+        Role::Monitor => 0x1d,
     };
     let segments = [
         segment(part(page, 5000), PROGRAM, 5000, 5),
@@ -509,6 +572,21 @@ pub fn plan_with_device() -> Plan<'static> {
     let mut plan = plan();
     plan.servers.push(server("irqfwd", Role::Irqfwd, 2, IRQFWD_CONFIG)).unwrap();
     plan.guests[1].devices.push(1).unwrap();
+    plan
+}
+
+/// Root's, the console's and both guests' servers come first.
+pub const MONITOR: usize = 5;
+
+/// The same as [`plan`]; a monitor watches the second guest, or both.
+pub fn plan_with_monitor(guests: &[usize], without: Without) -> Plan<'static> {
+    let mut plan = plan();
+    plan.servers.push(server("watchdog", Role::Monitor, 2, part(0xd, 30))).unwrap();
+    plan.servers[MONITOR].slots = 300;
+    for (place, guest) in (0..).zip(guests) {
+        let watcher = WatcherPlan { server: MONITOR as u8, place, deadline_us: 50_000, without, reads: place == 0 };
+        plan.guests[*guest].watchers.push(watcher).unwrap();
+    }
     plan
 }
 
@@ -538,6 +616,7 @@ pub fn plan() -> Plan<'static> {
         manifest_line: 1,
         sve: Sve::Off,
         devices: Default::default(),
+        watchers: Default::default(),
     };
     Plan {
         version: VERSION,

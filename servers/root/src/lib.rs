@@ -3,7 +3,7 @@
 //!
 //! [`check`] trusts nothing in the plan that an index could break. [`supply`] hands out memory, [`build`] makes the
 //! servers and [`guest`] the guests, [`wire`] the rings between them, [`estate`] all that belongs to one guest together,
-//! [`forward`] the server that hands devices' interrupts to guests. Then [`policy`] decides what follows from what
+//! [`forward`] the server that hands devices' interrupts to guests, [`watch`] the monitors. Then [`policy`] decides what follows from what
 //! happens, a value without any system call, and [`run`] carries it out. [`trace`] sends what CPUs did last.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -18,6 +18,7 @@ pub mod policy;
 pub mod run;
 pub mod supply;
 pub mod trace;
+pub mod watch;
 pub mod wire;
 #[cfg(test)]
 mod fake;

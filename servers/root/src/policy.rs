@@ -16,6 +16,8 @@ pub enum Event {
     NotStarted(u8),
     /// A server stopped, at this second.
     ServerStopped(u8, Death, u64),
+    /// A guest cannot go on: its monitor says so, or there is none any more.
+    Condemned(u8, GuestEnd),
 }
 
 /// How a server stopped.
@@ -43,6 +45,10 @@ pub enum Action {
     Reboot(u8),
     /// Make irqfwd anew: its guests go on.
     Revive(u8),
+    /// Make a monitor anew: what its guests do meanwhile is as the manifest says.
+    Relieve(u8),
+    /// A monitor is not made again: its guests go on or not, as the manifest says.
+    Abandon(u8),
     /// Switch the machine off.
     Off,
 }
@@ -79,8 +85,8 @@ pub struct Policy {
     guests: Vec<Life, MAX_GUESTS>,
     /// Each server's role, and whether it stopped.
     servers: Vec<(Role, bool), MAX_SERVERS>,
-    /// How often in a row irqfwd died, and when it did last.
-    forward: (u32, u64),
+    /// How often in a row irqfwd or a monitor died, and when it did last.
+    deaths: Vec<(u32, u64), MAX_SERVERS>,
     off: bool,
 }
 
@@ -102,7 +108,7 @@ impl Policy {
         Policy {
             guests: guests.collect(),
             servers: plan.servers.iter().map(|server| (server.role, false)).collect(),
-            forward: (0, 0),
+            deaths: plan.servers.iter().map(|_| (0, 0)).collect(),
             off: false,
         }
     }
@@ -128,6 +134,7 @@ impl Policy {
                 self.end(guest, GuestEnd::Server(vcpu), &mut actions);
             }
             Event::ServerStopped(server, death, now) => self.server_stopped(server, death, now, &mut actions),
+            Event::Condemned(guest, end) => self.condemned(guest, end, &mut actions),
         }
         actions
     }
@@ -180,21 +187,37 @@ impl Policy {
             // Nobody hears reports any more; the guests go on.
             Role::Console => {}
             Role::P2m(guest) | Role::Vcpu(guest) => self.lost(guest, server, now, actions),
-            Role::Irqfwd => self.revive(server, now, actions),
+            Role::Irqfwd if self.again(server, now) => push(actions, Action::Revive(server)),
+            // Guests go on without what their devices have to say.
+            Role::Irqfwd => {}
+            Role::Monitor if self.again(server, now) => push(actions, Action::Relieve(server)),
+            Role::Monitor => push(actions, Action::Abandon(server)),
         }
     }
 
-    /// irqfwd is made again, unless it dies too often; then guests go on without what their devices have to say.
-    fn revive(&mut self, server: u8, now: u64, actions: &mut Actions) {
-        let (deaths, died) = self.forward;
-        let deaths = if now.saturating_sub(died) > CALM { 1 } else { deaths.saturating_add(1) };
-        self.forward = (deaths, now);
-        if deaths <= MOST_DEATHS {
-            if let Some((_, stopped)) = self.servers.get_mut(usize::from(server)) {
-                *stopped = false;
-            }
-            push(actions, Action::Revive(server));
+    /// Whether a server that guests can wait for is made again: it does not die too often in a row.
+    fn again(&mut self, server: u8, now: u64) -> bool {
+        let index = usize::from(server);
+        let Some((deaths, died)) = self.deaths.get_mut(index) else { return false };
+        *deaths = if now.saturating_sub(*died) > CALM { 1 } else { deaths.saturating_add(1) };
+        *died = now;
+        let again = *deaths <= MOST_DEATHS;
+        if let Some((_, stopped)) = self.servers.get_mut(index) {
+            *stopped = !again;
         }
+        again
+    }
+
+    /// A guest ends that has done nothing wrong itself.
+    fn condemned(&mut self, guest: u8, end: GuestEnd, actions: &mut Actions) {
+        let Some(life) = self.guests.get(usize::from(guest)).filter(|life| life.ended.is_none()) else { return };
+        for server in life.servers {
+            if let Some((_, stopped)) = self.servers.get_mut(usize::from(server)) {
+                *stopped = true;
+            }
+        }
+        push(actions, Action::Stop(guest));
+        self.end(guest, end, actions);
     }
 
     /// A guest has lost a server: it gets both anew and starts again, unless the manifest or too many deaths forbid it.
@@ -235,7 +258,8 @@ fn push_first(actions: &mut Actions, action: Action) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::plan;
+    use crate::fake::{MONITOR, plan, plan_with_monitor};
+    use trellis_idl::plan::Without;
     use proptest::prelude::*;
 
     fn ended(guest: u8, end: GuestEnd) -> Action {
@@ -319,6 +343,37 @@ mod tests {
         assert!(policy.has_stopped(1) && policy.has_stopped(2));
     }
 
+    #[test]
+    fn a_monitor_is_made_again_until_it_dies_too_often_in_a_row() {
+        let mut policy = Policy::new(&plan_with_monitor(&[0, 1], Without::Hold));
+        let mut now = 100;
+        let monitor = MONITOR as u8;
+        for death in 1..=7 {
+            // Each third death comes after a calm time.
+            now += if death % 3 == 1 { CALM + 1 } else { 5 };
+            assert_eq!(policy.decide(Event::ServerStopped(monitor, Death::Ended, now)), [Action::Relieve(monitor)]);
+            assert!(!policy.has_stopped(MONITOR));
+        }
+        for death in 2..=MOST_DEATHS {
+            let seen = policy.decide(Event::ServerStopped(monitor, Death::Late(None), now));
+            let report = Action::Report(Report::ServerLate { server: monitor, exit: None });
+            assert_eq!(seen, [report, Action::Relieve(monitor)], "{death}");
+        }
+        assert_eq!(policy.decide(Event::ServerStopped(monitor, Death::Ended, now)), [Action::Abandon(monitor)]);
+        assert!(policy.has_stopped(MONITOR));
+        assert_eq!(policy.decide(Event::ServerStopped(monitor, Death::Ended, now)), []);
+    }
+
+    #[test]
+    fn a_guest_is_condemned_once_and_its_servers_go_with_it() {
+        let mut policy = Policy::new(&plan());
+        let end = GuestEnd::Stopped(5);
+        assert_eq!(policy.decide(Event::Condemned(1, end.clone())), [Action::Stop(1), ended(1, end.clone())]);
+        assert_eq!(policy.decide(Event::Condemned(1, end)), []);
+        assert_eq!(policy.decide(Event::ServerStopped(3, Death::Ended, 0)), [], "it was stopped");
+        assert_eq!(policy.decide(Event::Ended(0, GuestEnd::Off))[1..], off(false));
+    }
+
     fn event() -> impl Strategy<Value = Event> {
         let end = prop_oneof![Just(GuestEnd::Off), Just(GuestEnd::Status(1)), Just(GuestEnd::Reset)];
         let fault = Fault { syndrome: 0, address: 0, pc: 0, sp: 0, general: Vec::new() };
@@ -326,6 +381,7 @@ mod tests {
             (0u8..4, end).prop_map(|(guest, end)| Event::Ended(guest, end)),
             (0u8..4).prop_map(Event::Reset),
             (0u8..4).prop_map(Event::NotStarted),
+            (0u8..4).prop_map(|guest| Event::Condemned(guest, GuestEnd::Stopped(5))),
             (0u8..8, 0u8..3, 0u64..200).prop_map(move |(server, how, now)| {
                 let deaths = [Death::Ended, Death::Faulted(fault.clone()), Death::Late(None)];
                 Event::ServerStopped(server, deaths[usize::from(how)].clone(), now)

@@ -8,13 +8,14 @@ use crate::guest::{self, Made};
 use crate::policy::{Action, Death, Event, Policy};
 use crate::supply::{Lot, Supply};
 use crate::trace::{self, Tracer};
+use crate::watch::{self, Monitor, Ways};
 use crate::wire::Rings;
 use crate::{Board, StartError, Step, check, wire};
 use heapless::Vec;
 use trellis_idl::kernel::{Fact, Refusal, Rights, ThreadFault, WORDS};
 use trellis_idl::interface;
 use trellis_idl::layout::{DEVICE, console_signal, ring, root_signal, root_slot, slot};
-use trellis_idl::plan::{MAX_GUESTS, MAX_SERVERS, Plan, Role};
+use trellis_idl::plan::{MAX_GUESTS, MAX_MONITORS, MAX_SERVERS, Plan, Role};
 use trellis_idl::wire::{Fault, GuestEnd, IrqfwdOp, P2mOp, Report, ToRoot, VcpuOp, from_answer};
 use trellis_runtime::handle::clock;
 use trellis_runtime::{Consumer, Frames, Machine, Portal, Producer, Signal, System, Thread, log, message};
@@ -41,6 +42,11 @@ pub struct Root<'a, B> {
     lots: Vec<(Lot, Rings), MAX_GUESTS>,
     /// irqfwd, if a guest owns a device.
     forward: Option<Forward>,
+    /// What each guest's monitors have of it.
+    ways: Vec<Ways, MAX_GUESTS>,
+    monitors: Vec<Monitor, MAX_MONITORS>,
+    /// Which guests run, one bit each: a new monitor finds them so.
+    running: u32,
     /// Wakes the console: output; and the end.
     console: [Signal; 2],
     policy: Policy,
@@ -72,11 +78,12 @@ impl<'a, B: Board> Root<'a, B> {
         let cpus = if plan.trace { MACHINE.fact(system, Fact::Cpus, 0).unwrap_or(0) } else { 0 };
         let tracer = Tracer::new(cpus);
         let mut root =
-            Root { board, plan, supply, servers, guests, lots, console: output, policy, unheard: 0, tracer, forward: None, faulted: None, off: false };
+            Root { board, plan, supply, servers, guests, lots, console: output, policy, unheard: 0, tracer, forward: None, ways: Vec::new(), monitors: Vec::new(), running: 0, faulted: None, off: false };
         for index in 0..plan.guests.len() {
             root.make_guest(system, index)?;
         }
         root.make_forward(system)?;
+        root.make_monitors(system)?;
         root.begin(system)?;
         Ok(root)
     }
@@ -90,7 +97,10 @@ impl<'a, B: Board> Root<'a, B> {
         self.supply.begin();
         let made = self.make_whole(system, index, &rings)?;
         let lot = self.supply.end()?;
-        let room = self.guests.push(made).is_ok() && self.lots.push((lot, rings)).is_ok();
+        let servers = [plan.p2m, plan.vcpu].map(|number| self.servers.get(usize::from(number)));
+        let [Some(p2m), Some(vcpu)] = servers else { return Err(StartError::Plan("a guest without servers")) };
+        let ways = watch::ways(system, &mut self.supply, plan, &made, [p2m, vcpu])?;
+        let room = self.guests.push(made).is_ok() && self.lots.push((lot, rings)).is_ok() && self.ways.push(ways).is_ok();
         if room { Ok(()) } else { Err(StartError::Plan("too many guests")) }
     }
 
@@ -178,6 +188,7 @@ impl<'a, B: Board> Root<'a, B> {
         if let Some(forward) = &self.forward {
             forward.attach(system)?;
         }
+        self.attach_monitors(system);
         for guest in 0..self.guests.len() {
             if self.policy.has_ended(guest) {
                 continue;
@@ -231,13 +242,14 @@ impl<'a, B: Board> Root<'a, B> {
         // The console has no such ring.
         let guest = match role {
             Role::P2m(guest) | Role::Vcpu(guest) => guest,
-            Role::Irqfwd => u8::MAX,
+            Role::Irqfwd | Role::Monitor => u8::MAX,
             Role::Console => return None,
         };
         let report = Consumer::new(self.board.ring(ring::root_report(index))).receive::<ToRoot>()?;
         Some(match (report, role) {
             (Ok(ToRoot::Ended(end)), Role::Vcpu(_)) => Some(Event::Ended(guest, end)),
             (Ok(ToRoot::Reset), Role::Vcpu(_)) => Some(Event::Reset(guest)),
+            (Ok(ToRoot::Stop(place)), Role::Monitor) => self.condemned(index, place),
             (Ok(ToRoot::Ready), _) => None,
             (Ok(ToRoot::Failed(why)), _) => {
                 log!("server {} failed: {why}", self.name(index));
@@ -295,6 +307,8 @@ impl<'a, B: Board> Root<'a, B> {
                             log!("irqfwd cannot be made again: {why:?}");
                         }
                     }
+                    Action::Relieve(server) => next = self.relieve_or_not(system, server),
+                    Action::Abandon(server) => self.abandon(system, server.into()),
                     Action::Off => self.off(system),
                 }
             }
@@ -302,12 +316,24 @@ impl<'a, B: Board> Root<'a, B> {
     }
 
     /// Starts a guest whose memory is empty.
-    fn start_guest(&self, system: &impl System, index: usize) -> Result<(), StartError> {
+    fn start_guest(&mut self, system: &impl System, index: usize) -> Result<(), StartError> {
         let guest = self.guests.get(index).ok_or(StartError::Plan("no such guest"))?;
         message::attach(system, guest.p2m, interface::P2M).step("agree with p2m")?;
         message::attach(system, guest.vcpu, interface::VCPU).step("agree with vcpu")?;
         ask(system, guest.p2m, P2mOp::Ready as u64).step("wait for p2m")?;
-        ask(system, guest.vcpu, VcpuOp::Start as u64).step("start a guest")
+        self.launch(system, index)
+    }
+
+    /// Lets a guest run whose servers are ready, once its monitors watch it.
+    fn launch(&mut self, system: &impl System, index: usize) -> Result<(), StartError> {
+        self.have_watched(system, index)?;
+        if self.policy.has_ended(index) {
+            return Ok(());
+        }
+        let guest = self.guests.get(index).ok_or(StartError::Plan("no such guest"))?;
+        ask(system, guest.vcpu, VcpuOp::Start as u64).step("start a guest")?;
+        self.running |= 1 << index;
+        Ok(())
     }
 
     fn not_started(&mut self, system: &impl System, index: usize, why: StartError) {
@@ -321,14 +347,15 @@ impl<'a, B: Board> Root<'a, B> {
     }
 
     /// Starts a guest again: empty memory, forgotten platform, then as at first.
-    fn reboot(&self, system: &impl System, index: usize) -> Result<(), StartError> {
+    fn reboot(&mut self, system: &impl System, index: usize) -> Result<(), StartError> {
+        self.running &= !(1 << index);
         let guest = self.guests.get(index).ok_or(StartError::Plan("no such guest"))?;
         let p2m = self.plan.guests.get(index).and_then(|plan| self.servers.get(usize::from(plan.p2m)));
         ask(system, guest.vcpu, VcpuOp::Reset as u64).step("reset a guest")?;
         guest.memory.reclaim(system).step("reclaim memory")?;
         guest::grant_memory(system, guest.memory, p2m.ok_or(StartError::Plan("no p2m"))?)?;
         ask(system, guest.p2m, P2mOp::Reset as u64).step("reset maps")?;
-        ask(system, guest.vcpu, VcpuOp::Start as u64).step("start a guest")
+        self.launch(system, index)
     }
 
     /// Makes a guest and its servers anew, of the same memory, and starts it.
@@ -339,12 +366,16 @@ impl<'a, B: Board> Root<'a, B> {
         let (plan, made) = (self.plan.guests.get(index).ok_or(missing)?, self.guests.get(index).ok_or(missing)?);
         let numbers = [usize::from(plan.p2m), usize::from(plan.vcpu)];
         let [Some(p2m), Some(vcpu)] = numbers.map(|number| self.servers.get(number)) else { return Err(missing) };
+        self.running &= !(1 << index);
+        let ways = self.ways.get(index).ok_or(missing)?;
         self.forward(system, IrqfwdOp::Unbind, index);
+        watch::bar(system, plan, made, ways)?;
         for vcpu in made.vcpus.iter().filter(|_| !plan.devices.is_empty()) {
             // irqfwd has copies, which nothing else would take out of their slots.
             vcpu.revoke(system).step("revoke a vCPU")?;
         }
         estate::take_apart(system, &lot, [p2m, vcpu], made)?;
+        watch::clear(system, ways);
         // What the dead ones still had to say is not the new ones'.
         for number in numbers {
             Consumer::new(self.board.ring(ring::root_report(number))).clear();
@@ -364,6 +395,7 @@ impl<'a, B: Board> Root<'a, B> {
             forward::grant_guest(system, self.plan, index, made, built)?;
         }
         self.forward(system, IrqfwdOp::Bind, index);
+        self.ways_again(system, index)?;
         self.start_guest(system, index)
     }
 
@@ -375,7 +407,8 @@ impl<'a, B: Board> Root<'a, B> {
     }
 
     /// Stops a guest, and what is left of its servers: one that hangs would go on for ever.
-    fn stop_guest(&self, system: &impl System, index: usize) {
+    fn stop_guest(&mut self, system: &impl System, index: usize) {
+        self.running &= !(1 << index);
         for vcpu in self.guests.get(index).into_iter().flat_map(|guest| &guest.vcpus) {
             if let Err(refusal) = vcpu.stop(system) {
                 log!("a vCPU of guest {index} cannot be stopped: {refusal:?}");
@@ -516,5 +549,6 @@ fn console_device(system: &impl System, supply: &mut Supply, console: &Built, ua
     MACHINE.grant(system, console.domain, slot::SYSTEM, Rights::READ).step("grant the kernel's log")
 }
 
+mod relief;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
 use trellis_idl::plan::{
-    Channel, ConsoleConfig, GuestPlan, Load, OnReset, P2mConfig, PagesPlan, Part, Plan, Populate, Role, Segment, ServerPlan, Sve,
+    Channel, ConsoleConfig, GuestPlan, Load, MonitorConfig, OnReset, P2mConfig, PagesPlan, Part, Plan, Populate, Role, Segment, ServerPlan, Sve,
     VERSION, VcpuConfig, ViewPlan,
 };
 use trellis_idl::wire::ViewAccess;
@@ -12,7 +12,7 @@ use trellis_idl::wire::ViewAccess;
 /// The first byte says which type the others are.
 pub fn run(bytes: &[u8]) {
     let Some((which, bytes)) = bytes.split_first() else { return };
-    match which % 4 {
+    match which % 5 {
         0 => {
             if let Some(plan) = decoded::<Plan<'_>>(bytes) {
                 // Root starts from what passes; either word is an answer.
@@ -21,7 +21,8 @@ pub fn run(bytes: &[u8]) {
         }
         1 => drop(decoded::<P2mConfig<'_>>(bytes)),
         2 => drop(decoded::<VcpuConfig<'_>>(bytes)),
-        _ => drop(decoded::<ConsoleConfig<'_>>(bytes)),
+        3 => drop(decoded::<ConsoleConfig<'_>>(bytes)),
+        _ => drop(decoded::<MonitorConfig<'_>>(bytes)),
     }
 }
 
@@ -70,6 +71,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         on_reset: OnReset::End,
         sve: Sve::Off,
         devices: Default::default(),
+        watchers: Default::default(),
         p2m: 1,
         vcpu: 2,
         manifest_line: 3,

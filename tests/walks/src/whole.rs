@@ -181,6 +181,7 @@ pub fn plan(on_reset: OnReset) -> Plan<'static> {
         on_reset,
         sve: Sve::Off,
         devices: Default::default(),
+        watchers: Default::default(),
         p2m: 1,
         vcpu: 2,
         views: 1,

@@ -444,3 +444,284 @@ fn a_guest_that_ends_lets_its_lines_go() {
         assert_eq!(fake.calls.borrow().contains(&unbind), lines, "only the guest that has some");
     }
 }
+
+mod watched {
+    //! Guests with a monitor.
+
+    use super::*;
+    use crate::fake::{FakeSession, MONITOR, plan_with_monitor};
+    use trellis_idl::kernel::Seat;
+    use trellis_idl::layout::watched as place;
+    use trellis_idl::plan::Without;
+    use trellis_idl::wire::MonitorOp;
+
+    /// Its domain in the fake kernel.
+    const DOMAIN: usize = MONITOR + 1;
+
+    /// A system whose second guest, with two vCPUs, is watched.
+    fn one(fake: &Fake, without: Without) -> (Root<'static, FakeBoard>, FakeBoard) {
+        let (root, board) = start_plan(fake, plan_with_monitor(&[1], without));
+        reports(&board);
+        (root, board)
+    }
+
+    /// A thread of the monitor in this domain stops, and root hears of it.
+    fn dies(fake: &Fake, root: &mut Root<'static, FakeBoard>, domain: usize, how: u64) {
+        fake.stopped.borrow_mut().insert((domain, 0), how);
+        fake.bits.borrow_mut().push_back(root_signal::server(MONITOR));
+        root.step(fake);
+    }
+
+    fn expect_admitted(fake: &Fake, domain: usize, at: u64, (guest, vcpus, p2m): (usize, &[usize], usize)) {
+        let table = fake.domain(domain).table;
+        if at == 0 {
+            assert_eq!(table[&place::guest(0)], (Object::Guest(guest), Rights::READ));
+        }
+        for (number, vcpu) in (0..).zip(vcpus) {
+            assert_eq!(table[&place::vcpu(at, number)], (Object::Vcpu(*vcpu), Rights::READ));
+        }
+        for thread in 0..=vcpus.len() {
+            let badge = badge::monitor(0, thread as u64);
+            let way = |server: usize| (Object::Portal(server, thread, badge), Rights::USE);
+            assert_eq!(table[&place::p2m(at, thread as u64)], way(p2m));
+            assert_eq!(table[&place::vcpu_server(at, thread as u64)], way(p2m + 1));
+        }
+    }
+
+    /// Who is asked about the guest: the monitor in this domain, at this seat, which was settled.
+    fn expect_asked(session: &FakeSession, domain: usize, at: u64, seat: Seat, vcpus: u64) {
+        assert_eq!(session.seat, seat as u64);
+        for vcpu in 0..vcpus {
+            let portal = Object::Portal(domain, 0, badge::event(at, vcpu));
+            assert_eq!(session.places[&(vcpu, seat as u64)], portal);
+            assert!(session.settled.contains(&(vcpu, seat as u64)));
+        }
+    }
+
+    fn control(domain: usize, thread: usize, op: u64) -> (Object, u64) {
+        (Object::Portal(domain, thread, badge::ROOT), op)
+    }
+
+    #[test]
+    fn a_monitor_gets_what_the_layout_says_and_nothing_else() {
+        let fake = Fake::new();
+        start_plan(&fake, plan_with_monitor(&[0, 1], Without::Hold));
+        let monitor = fake.domain(DOMAIN);
+        assert_eq!(monitor.rank, 3);
+        assert_eq!(monitor.table[&slot::ROOT], (Object::Signal(0, 0, root_signal::server(MONITOR)), Rights::USE));
+        assert_eq!(monitor.table[&slot::CONSOLE], (Object::Signal(CONSOLE_DOMAIN, 0, console_signal::OUTPUT), Rights::USE));
+        expect_admitted(&fake, DOMAIN, 0, (0, &[0], 2));
+        expect_admitted(&fake, DOMAIN, 1, (1, &[1, 2], 4));
+        // Two signals, the first guest's memory, three vCPUs, and ways into two and three threads of two servers.
+        assert_eq!(monitor.table.len(), 2 + 1 + 3 + 2 * (2 + 3));
+        assert_eq!(monitor.threads, [(PASSIVE, 0), (PASSIVE, 0)]);
+        for (guest, servers) in [(0, [2, 3]), (1, [4, 5])] {
+            for server in servers {
+                assert_eq!(fake.domain(server).table[&slot::SESSION], (Object::Session(guest, 0), Rights::USE));
+            }
+        }
+        expect_asked(&fake.session(0, 0), DOMAIN, 0, Seat::First, 1);
+        expect_asked(&fake.session(1, 0), DOMAIN, 1, Seat::First, 2);
+        assert_eq!(monitor.patience, [50_000, 10_000_000]);
+        fake.check_runs_do_not_overlap();
+    }
+
+    #[test]
+    fn a_guest_runs_once_its_monitor_watches_it() {
+        let fake = Fake::new();
+        one(&fake, Without::Hold);
+        let (ready, start, begin) = (P2mOp::Ready as u64, VcpuOp::Start as u64, MonitorOp::Begin as u64);
+        let expected = [
+            control(2, 1, ready), control(3, 1, start), control(4, 2, ready), control(DOMAIN, 1, begin), control(5, 2, start),
+        ];
+        assert_eq!(*fake.calls.borrow(), expected);
+    }
+
+    #[test]
+    fn a_monitor_that_dies_is_made_again_of_the_same_memory_and_settles_what_its_guests_are_owed() {
+        for how in [1, 2, 3] {
+            let fake = Fake::new();
+            let (mut root, board) = one(&fake, Without::Hold);
+            let (runs, before) = (fake.runs(), fake.domain(DOMAIN));
+            fake.calls.borrow_mut().clear();
+            dies(&fake, &mut root, DOMAIN, how);
+            match (&reports(&board)[..], how) {
+                ([], 1) => {}
+                ([Report::ServerFaulted { server: 5, .. }, ..], 2) | ([Report::ServerLate { server: 5, .. }], 3) => {}
+                other => panic!("{other:?}"),
+            }
+            let new = DOMAIN + 1;
+            assert_eq!(*fake.calls.borrow(), [control(new, 1, MonitorOp::Adopt as u64)]);
+            expect_admitted(&fake, new, 0, (1, &[1, 2], 4));
+            expect_asked(&fake.session(1, 0), new, 0, Seat::Second, 2);
+            assert_eq!((&fake.domain(new).maps, &fake.domain(new).supervised), (&before.maps, &before.supervised));
+            assert!(fake.domain(new).table.keys().eq(before.table.keys()));
+            assert_eq!(fake.runs(), runs, "no memory more and no memory less");
+            assert_eq!((fake.count(Op::VcpuStop), fake.count(Op::DomainDestroy)), (0, 1), "its guest goes on");
+            // Held, then the first seat at the beginning; held and the second now.
+            assert_eq!(fake.session(1, 0).epoch, 3);
+            // Once more, and it sits where the first one sat.
+            dies(&fake, &mut root, new, how);
+            expect_asked(&fake.session(1, 0), new + 1, 0, Seat::First, 2);
+        }
+    }
+
+    #[test]
+    fn while_there_is_no_monitor_a_guest_waits_or_goes_on_as_the_manifest_says() {
+        for (without, seat) in [(Without::Hold, Seat::Held), (Without::Allow, Seat::Nobody)] {
+            let fake = Fake::new();
+            let (mut root, _) = one(&fake, without);
+            // The first new one does not begin; then its guest has been without a monitor twice.
+            fake.refuse_monitors.set(1);
+            dies(&fake, &mut root, DOMAIN, 2);
+            let commits = [Seat::First, seat, seat, Seat::First].map(|seat| seat as u64);
+            assert_eq!(fake.session(1, 0).commits, commits);
+        }
+    }
+
+    #[test]
+    fn a_monitor_that_dies_while_it_begins_is_made_again_before_its_guest_starts() {
+        let fake = Fake::new();
+        fake.refuse_monitors.set(2);
+        let (_, board) = start_plan(&fake, plan_with_monitor(&[1], Without::Hold));
+        let begin = |domain| control(domain, 1, MonitorOp::Begin as u64);
+        let last = [begin(DOMAIN), begin(DOMAIN + 1), begin(DOMAIN + 2), control(5, 2, VcpuOp::Start as u64)];
+        assert_eq!(fake.calls.borrow()[3..], last);
+        expect_asked(&fake.session(1, 0), DOMAIN + 2, 0, Seat::First, 2);
+        assert!(matches!(reports(&board)[..], [Report::Started { .. }]));
+    }
+
+    #[test]
+    fn a_monitor_with_another_interface_is_lost_before_its_guest_starts() {
+        let fake = Fake::new();
+        fake.disagrees.set(Some(DOMAIN));
+        start_plan(&fake, plan_with_monitor(&[1], Without::Hold));
+        assert_eq!(fake.calls.borrow()[3], control(DOMAIN + 1, 1, MonitorOp::Begin as u64));
+        expect_asked(&fake.session(1, 0), DOMAIN + 1, 0, Seat::Second, 2);
+    }
+
+    #[test]
+    fn a_monitor_that_dies_again_and_again_leaves_its_guest_to_the_manifest() {
+        for without in [Without::Hold, Without::Allow] {
+            let fake = Fake::new();
+            let (mut root, board) = one(&fake, without);
+            for life in 0..4 {
+                assert_eq!(fake.count(Op::VcpuStop), 0);
+                dies(&fake, &mut root, DOMAIN + life, 1);
+            }
+            assert_eq!(fake.count(Op::DomainDestroy), 3, "the fourth death in a row is the last");
+            let (ends, stops) = if without == Without::Hold { (1, 2) } else { (0, 0) };
+            let seen = reports(&board);
+            assert_eq!(seen.len(), ends, "{seen:?}");
+            assert!(seen.iter().all(|report| *report == Report::GuestEnded { guest: 1, end: GuestEnd::Server(5) }));
+            assert_eq!(fake.count(Op::VcpuStop), stops);
+            if without == Without::Allow {
+                assert_eq!(fake.session(1, 0).seat, Seat::Nobody as u64);
+                // It may start again, and nobody is asked.
+                fake.calls.borrow_mut().clear();
+                assert!(Producer::new(board.ring(ring::root_report(4))).send(&ToRoot::Reset));
+                fake.bits.borrow_mut().push_back(root_signal::server(4));
+                root.step(&fake);
+                assert_eq!(fake.calls.borrow().last(), Some(&control(5, 2, VcpuOp::Start as u64)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_new_monitor_that_cannot_begin_counts_as_one_that_died() {
+        let fake = Fake::new();
+        let (mut root, board) = one(&fake, Without::Hold);
+        fake.refuse_monitors.set(usize::MAX);
+        dies(&fake, &mut root, DOMAIN, 2);
+        let seen = reports(&board);
+        assert_eq!(seen.last(), Some(&Report::GuestEnded { guest: 1, end: GuestEnd::Server(5) }), "{seen:?}");
+        assert_eq!(fake.count(Op::DomainDestroy), 3);
+        // Nothing of it is heard any more.
+        dies(&fake, &mut root, DOMAIN + 3, 2);
+        assert!(reports(&board).is_empty());
+    }
+
+    #[test]
+    fn a_guest_that_shall_not_be_without_its_monitor_ends_with_it_and_others_go_on() {
+        let fake = Fake::new();
+        let mut plan = plan_with_monitor(&[0, 1], Without::Stop);
+        plan.guests[0].watchers[0].without = Without::Hold;
+        let (mut root, board) = start_plan(&fake, plan);
+        reports(&board);
+        dies(&fake, &mut root, DOMAIN, 1);
+        assert_eq!(reports(&board)[..], [Report::GuestEnded { guest: 1, end: GuestEnd::Server(5) }]);
+        assert_eq!(fake.count(Op::VcpuStop), 2);
+        expect_asked(&fake.session(0, 0), DOMAIN + 1, 0, Seat::Second, 1);
+        assert!(!fake.domain(DOMAIN + 1).table.contains_key(&place::vcpu(1, 0)), "it has nothing of who has ended");
+    }
+
+    #[test]
+    fn a_guest_that_reboots_is_watched_before_it_runs_again() {
+        let fake = Fake::new();
+        let (mut root, board) = one(&fake, Without::Hold);
+        fake.calls.borrow_mut().clear();
+        assert!(Producer::new(board.ring(ring::root_report(4))).send(&ToRoot::Reset));
+        fake.bits.borrow_mut().push_back(root_signal::server(4));
+        root.step(&fake);
+        let expected = [
+            control(5, 2, VcpuOp::Reset as u64), control(4, 2, P2mOp::Reset as u64),
+            control(DOMAIN, 1, MonitorOp::Begin as u64), control(5, 2, VcpuOp::Start as u64),
+        ];
+        assert_eq!(*fake.calls.borrow(), expected);
+        assert_eq!(reports(&board)[..], [Report::GuestRebooted { guest: 1, times: 1 }]);
+    }
+
+    #[test]
+    fn a_guest_that_is_made_again_is_watched_by_the_same_monitor() {
+        let fake = Fake::new();
+        let (mut root, board) = one(&fake, Without::Hold);
+        let runs = fake.runs();
+        for life in 0..3 {
+            let (p2m, guest) = (if life == 0 { 4 } else { DOMAIN - 1 + 2 * life }, 2 + life);
+            fake.calls.borrow_mut().clear();
+            fake.stopped.borrow_mut().insert((p2m + 1, 1), 3);
+            fake.bits.borrow_mut().push_back(root_signal::server(4));
+            root.step(&fake);
+            let new = DOMAIN + 1 + 2 * life;
+            assert!(reports(&board).contains(&Report::GuestRebooted { guest: 1, times: 1 + life as u32 }));
+            let expected = [
+                control(new, 2, P2mOp::Ready as u64), control(DOMAIN, 1, MonitorOp::Begin as u64),
+                control(new + 1, 2, VcpuOp::Start as u64),
+            ];
+            assert_eq!(*fake.calls.borrow(), expected);
+            let vcpus = [1 + 2 * (life + 1), 2 + 2 * (life + 1)];
+            expect_admitted(&fake, DOMAIN, 0, (guest, &vcpus, new));
+            expect_asked(&fake.session(guest, 0), DOMAIN, 0, Seat::First, 2);
+            assert_eq!(fake.runs(), runs, "no memory more and no memory less");
+        }
+    }
+
+    #[test]
+    fn the_monitor_of_a_guest_that_has_ended_is_not_made_again() {
+        let fake = Fake::new();
+        let (mut root, board) = one(&fake, Without::Hold);
+        assert!(Producer::new(board.ring(ring::root_report(4))).send(&ToRoot::Ended(GuestEnd::Off)));
+        fake.bits.borrow_mut().push_back(root_signal::server(4));
+        root.step(&fake);
+        dies(&fake, &mut root, DOMAIN, 1);
+        assert_eq!((fake.count(Op::DomainDestroy), fake.count(Op::DomainCreate)), (0, 6));
+        assert_eq!(reports(&board)[..], [Report::GuestEnded { guest: 1, end: GuestEnd::Off }]);
+    }
+
+    #[test]
+    fn a_verdict_ends_the_guest_and_no_other() {
+        let fake = Fake::new();
+        let (mut root, board) = one(&fake, Without::Hold);
+        let mut says = |report: &ToRoot| {
+            assert!(Producer::new(board.ring(ring::root_report(MONITOR))).send(report));
+            fake.bits.borrow_mut().push_back(root_signal::server(MONITOR));
+            root.step(&fake);
+            reports(&board)
+        };
+        assert!(says(&ToRoot::Stop(1)).is_empty(), "it has no such guest");
+        assert!(says(&ToRoot::Ended(GuestEnd::Off)).is_empty(), "this is not its to say");
+        assert_eq!(says(&ToRoot::Stop(0))[..], [Report::GuestEnded { guest: 1, end: GuestEnd::Stopped(5) }]);
+        assert!(says(&ToRoot::Stop(0)).is_empty());
+        assert_eq!(fake.count(Op::VcpuStop), 2);
+    }
+}

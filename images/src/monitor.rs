@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a manifest says of monitors: the servers that it names, what each watches, and which guest has which.
+//!
+//! Here it is read; `watch` asks whether it makes sense together with the guests.
+
+use crate::quantity::show_time;
+use crate::table::{Later, Placed, Problems, Table};
+use crate::watch::{self, RuleEntry};
+use trellis_idl::plan::Without;
+
+/// Times that a monitor may take for a verdict, in microseconds: the kernel's own limits are wider.
+const DEADLINES: std::ops::Range<u64> = 1_000..60_000_001;
+/// What it may take where the manifest says nothing.
+pub const DEADLINE: u64 = 1_000_000;
+/// The monitor that comes with Trellis.
+pub const STANDARD: &str = "monitor-standard";
+
+const SERVER_KEYS: [&str; 2] = ["image", "config"];
+const SERVER_LATER: [Later; 2] = [
+    ("swap", "memory in reserve for a successor, and signatures of it"),
+    ("interfaces", "a look at a program's interfaces before it boots (root compares them when it starts)"),
+];
+const MONITOR_KEYS: [&str; 4] = ["server", "verdict-deadline", "without-monitor", "reads-memory"];
+const WITHOUT_KEYS: [&str; 1] = ["memory"];
+const WITHOUT_LATER: [Later; 1] = [("register", "watching registers")];
+
+/// A guest's `[guest.NAME.monitor]`, or one of them.
+#[derive(Clone, Debug)]
+pub struct MonitorEntry {
+    /// `server`: the name of a `[server.NAME]`.
+    pub server: Placed<String>,
+    /// `verdict-deadline`, in microseconds.
+    pub deadline: u64,
+    /// `without-monitor`.
+    pub without: Without,
+    /// `reads-memory`.
+    pub reads: bool,
+}
+
+/// What a server's program is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Image {
+    /// The monitor that comes with Trellis.
+    Standard,
+    /// An ELF file, relative to the manifest.
+    File(String),
+}
+
+/// One `[server.NAME]`.
+#[derive(Clone, Debug)]
+pub struct ServerEntry {
+    /// Its name.
+    pub name: Placed<String>,
+    /// `image`.
+    pub image: Option<Placed<Image>>,
+    /// `config.watch`.
+    pub rules: Vec<RuleEntry>,
+}
+
+/// A monitor as it is put into the image: its server, and the guests that it watches.
+#[derive(Clone, Debug)]
+pub struct Monitor {
+    /// Its name.
+    pub name: String,
+    /// Its program, where it is not the one that comes with Trellis.
+    pub program: Option<Vec<u8>>,
+    /// The guests by their index, each with the session that this monitor has.
+    pub guests: Vec<(usize, u8)>,
+    /// What it watches.
+    pub rules: Vec<RuleEntry>,
+}
+
+impl MonitorEntry {
+    /// What it has for a verdict, and what becomes of the guest without it.
+    pub fn describe(&self) -> String {
+        let without = match self.without {
+            Without::Hold => "without it, who does what is watched waits for the next one, and the guest ends if there is none",
+            Without::Stop => "without it, the guest ends",
+            Without::Allow => "without it, the guest goes on unwatched",
+        };
+        let reads = if self.reads { "; it reads the guest's memory" } else { "" };
+        format!("a verdict within {}; {without}{reads}", show_time(self.deadline))
+    }
+}
+
+impl Monitor {
+    /// The place of a guest among those that it watches.
+    pub fn place_of(&self, guest: usize) -> Option<u8> {
+        self.guests.iter().position(|(index, _)| *index == guest).map(|place| place as u8)
+    }
+}
+
+/// Reads a guest's key `monitor`: one table, or several.
+pub fn read(table: &Table<'_, '_>, problems: &mut Problems) -> Vec<MonitorEntry> {
+    let name = format!("the monitor of {}", table.name);
+    let is_list = table.get("monitor").is_some_and(|(_, value)| value.value.is_array());
+    let tables = match is_list {
+        true => table.tables("monitor", &name, "[[guest.NAME.monitor]]", problems),
+        false => table.table("monitor", name, "[guest.NAME.monitor]", problems).into_iter().collect(),
+    };
+    tables.iter().filter_map(|table| one(table, problems)).collect()
+}
+
+fn one(table: &Table<'_, '_>, problems: &mut Problems) -> Option<MonitorEntry> {
+    table.allow(&MONITOR_KEYS, &[], problems);
+    table.require("server", "server = \"watchdog\", which is a [server.watchdog]", problems);
+    let deadline = table.time("verdict-deadline", DEADLINES, problems);
+    let without = without(table, problems);
+    let reads = table.flag("reads-memory", problems);
+    Some(MonitorEntry {
+        server: table.text("server", "server = \"watchdog\"", problems)?,
+        deadline: deadline.map_or(DEADLINE, |deadline| deadline.value),
+        without,
+        reads: reads.is_some_and(|reads| reads.value),
+    })
+}
+
+fn without(table: &Table<'_, '_>, problems: &mut Problems) -> Without {
+    let name = format!("`without-monitor` of {}", table.name);
+    let Some(table) = table.table("without-monitor", name, "without-monitor = { memory = \"hold\" }", problems) else {
+        return Without::Hold;
+    };
+    table.allow(&WITHOUT_KEYS, &WITHOUT_LATER, problems);
+    let words = [("hold", Without::Hold), ("stop", Without::Stop), ("allow", Without::Allow)];
+    table.choice("memory", &words, problems).map_or(Without::Hold, |word| word.value)
+}
+
+/// Reads one `[server.NAME]`.
+pub fn server(name: Placed<String>, table: &Table<'_, '_>, problems: &mut Problems) -> ServerEntry {
+    table.allow(&SERVER_KEYS, &SERVER_LATER, problems);
+    table.require("image", &format!("image = \"{STANDARD}\""), problems);
+    let image = table.text("image", &format!("image = \"{STANDARD}\""), problems);
+    let image = image.map(|text| text.map(|text| if text == STANDARD { Image::Standard } else { Image::File(text) }));
+    let config = table.table("config", format!("the configuration of {}", table.name), "[server.NAME.config]", problems);
+    let rules = config.map_or(Vec::new(), |config| watch::read(&config, problems));
+    ServerEntry { name, image, rules }
+}

@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Monitors as root makes them, and what each has of the guests that it watches.
+//!
+//! A guest's *ways* are its sessions and the portals into its servers that its monitors get. They belong to the guest: they
+//! are taken apart with it, and made again with it. A monitor is made again of the same slots and memory when it dies;
+//! what its guests were doing then is owed to them by the kernel, and settled with the next one.
+
+use crate::build::{self, Built, LENT};
+use crate::estate::{self, Ends};
+use crate::guest::Made;
+use crate::supply::{Lot, Supply};
+use crate::wire::{self, Pair};
+use crate::{Board, StartError, Step};
+use heapless::Vec;
+use trellis_idl::interface;
+use trellis_idl::kernel::{Refusal, Rights, SESSIONS, Seat, WORDS};
+use trellis_idl::layout::{badge, slot, watched};
+use trellis_idl::plan::{GuestPlan, MAX_VCPUS, MAX_WATCHED, Plan, Role, ServerPlan, WatcherPlan, Without};
+use trellis_idl::wire::{MonitorOp, from_answer};
+use trellis_runtime::{Frames, Portal, Session, System, message};
+
+/// Microseconds that a monitor's control thread may take for an answer: it asks p2m for every page of its rules.
+const CONTROL: u64 = 10_000_000;
+
+/// What a guest's monitors have of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ways {
+    lot: Lot,
+    /// The first slot of each session: the session, then for each thread a portal into p2m and one into vcpu.
+    first: [u64; SESSIONS as usize],
+}
+
+impl Ways {
+    /// A session of the guest.
+    pub fn session(&self, number: usize) -> Option<Session> {
+        self.first.get(number).filter(|first| **first != 0).map(|first| Session::at(*first))
+    }
+
+    /// The portals of a session's monitor into a thread of p2m, and into the same of vcpu.
+    fn portals(&self, session: usize, thread: u64) -> Option<[Portal; 2]> {
+        let first = self.session(session)?.slot() + 1 + 2 * thread;
+        Some([Portal::at(first), Portal::at(first + 1)])
+    }
+}
+
+/// Makes a guest's sessions, and the ways into its servers for those who will have them.
+pub fn ways(
+    system: &impl System, supply: &mut Supply, plan: &GuestPlan<'_>, made: &Made, servers: [&Built; 2],
+) -> Result<Ways, StartError> {
+    let mut ways = Ways::default();
+    if plan.watchers.is_empty() {
+        return Ok(ways);
+    }
+    supply.begin();
+    ways.first = sessions(system, supply, plan, made, servers)?;
+    ways.lot = supply.end()?;
+    Ok(ways)
+}
+
+/// Makes them again, of the same slots.
+pub fn ways_again(
+    system: &impl System, supply: &mut Supply, ways: &Ways, plan: &GuestPlan<'_>, made: &Made, servers: [&Built; 2],
+) -> Result<Ways, StartError> {
+    if plan.watchers.is_empty() {
+        return Ok(*ways);
+    }
+    let before = supply.repeat(&ways.lot);
+    let first = sessions(system, supply, plan, made, servers);
+    supply.go_on(before);
+    Ok(Ways { first: first?, ..*ways })
+}
+
+fn sessions(
+    system: &impl System, supply: &mut Supply, plan: &GuestPlan<'_>, made: &Made, [p2m, vcpu]: [&Built; 2],
+) -> Result<[u64; SESSIONS as usize], StartError> {
+    let mut first = [0; SESSIONS as usize];
+    for (number, first) in (0..plan.watchers.len() as u64).zip(&mut first) {
+        *first = supply.slot();
+        let session = Session::create(system, made.guest, number, *first).step("make a session")?;
+        for server in [p2m, vcpu] {
+            session.grant(system, server.domain, slot::SESSION + number, Rights::USE).step("grant a session")?;
+        }
+        for thread in 0..=plan.cpus.len() {
+            let badge = badge::monitor(number, thread as u64);
+            for server in [p2m, vcpu] {
+                let thread = server.threads.get(thread).ok_or(StartError::Plan("too few threads"))?;
+                thread.portal(system, badge, supply.slot()).step("make a portal")?;
+            }
+        }
+    }
+    Ok(first)
+}
+
+/// Takes everything of a guest from those who watch it: the guest is about to be taken apart.
+pub fn bar(system: &impl System, plan: &GuestPlan<'_>, made: &Made, ways: &Ways) -> Result<(), StartError> {
+    if plan.watchers.is_empty() {
+        return Ok(());
+    }
+    // Monitors have copies, which nothing else would take out of their slots.
+    made.guest.revoke(system).step("revoke a guest")?;
+    for vcpu in &made.vcpus {
+        vcpu.revoke(system).step("revoke a vCPU")?;
+    }
+    for session in 0..plan.watchers.len() {
+        for portal in (0..=plan.cpus.len() as u64).filter_map(|thread| ways.portals(session, thread)).flatten() {
+            portal.revoke(system).step("revoke a portal")?;
+        }
+    }
+    Ok(())
+}
+
+/// Empties the slots of a guest that was taken apart.
+pub fn clear(system: &impl System, ways: &Ways) {
+    for slot in ways.lot.objects() {
+        // What ended with the guest or its servers is out of its slot already.
+        let _ = Frames::at(slot).forget(system);
+    }
+}
+
+/// Whom a monitor watches: each guest's index, which of its sessions, and what the manifest says.
+pub fn watched_by<'p>(plan: &'p Plan<'_>, server: usize) -> impl Iterator<Item = (usize, usize, WatcherPlan)> + 'p {
+    plan.guests.iter().enumerate().flat_map(move |(index, guest)| {
+        let own = guest.watchers.iter().enumerate().filter(move |(_, watcher)| usize::from(watcher.server) == server);
+        own.map(move |(session, watcher)| (index, session, *watcher))
+    })
+}
+
+/// A monitor, and what it is made of.
+#[derive(Clone, Debug)]
+pub struct Monitor {
+    /// Its index in the plan.
+    pub number: usize,
+    lot: Lot,
+    rings: Pair,
+    portals: Portals,
+    /// Where its portals are in its guests' sessions.
+    seat: Seat,
+}
+
+/// Ways into a monitor.
+#[derive(Clone, Debug)]
+struct Portals {
+    control: Portal,
+    /// Of each guest by its place: the slot for events of the first vCPU, the others behind it.
+    events: Vec<u64, MAX_WATCHED>,
+}
+
+/// A guest of a monitor, as it is now.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'g> {
+    /// Its index.
+    pub index: usize,
+    /// Its plan.
+    pub plan: &'g GuestPlan<'g>,
+    /// Itself.
+    pub made: &'g Made,
+    /// Its sessions.
+    pub ways: &'g Ways,
+    /// Which of them is the monitor's.
+    pub session: usize,
+    /// What the manifest says.
+    pub watcher: WatcherPlan,
+}
+
+impl Subject<'_> {
+    fn own(&self) -> Result<Session, StartError> {
+        self.ways.session(self.session).ok_or(StartError::Plan("no such session"))
+    }
+
+    /// Says who is asked from now on.
+    pub fn commit(&self, system: &impl System, seat: Seat) -> Result<(), StartError> {
+        self.own()?.commit(system, seat).step("say who watches")
+    }
+
+    /// Gives every event that is open or owed to whoever is asked now.
+    pub fn settle(&self, system: &impl System) -> Result<(), StartError> {
+        for vcpu in 0..self.plan.cpus.len() as u64 {
+            self.own()?.settle(system, vcpu).step("settle what is owed")?;
+        }
+        Ok(())
+    }
+
+    /// The monitor is lost: who does what is watched waits, or goes on without being watched.
+    pub fn suspend(&self, system: &impl System) -> Result<(), StartError> {
+        match self.watcher.without {
+            Without::Allow => self.release(system),
+            Without::Hold | Without::Stop => self.commit(system, Seat::Held),
+        }
+    }
+
+    /// Nobody watches any more.
+    pub fn release(&self, system: &impl System) -> Result<(), StartError> {
+        self.commit(system, Seat::Nobody)?;
+        self.settle(system)
+    }
+}
+
+impl Monitor {
+    /// Makes a monitor for the first time. It does not run yet, and has nothing of its guests.
+    #[inline(never)]
+    pub fn make(
+        system: &impl System, board: &impl Board, supply: &mut Supply, plan: &Plan<'_>, number: usize, ends: Ends<'_>,
+    ) -> Result<(Monitor, Built), StartError> {
+        let rings = wire::pair(system, supply, ends.console.domain, number)?;
+        supply.begin();
+        let (built, portals) = server_of(system, board, supply, plan, number, &rings, ends)?;
+        let lot = supply.end()?;
+        Ok((Monitor { number, lot, rings, portals, seat: Seat::First }, built))
+    }
+
+    /// Makes it again, of the same, after it died.
+    #[inline(never)]
+    pub fn again(
+        &mut self, system: &impl System, board: &impl Board, supply: &mut Supply, plan: &Plan<'_>, dead: &Built, ends: Ends<'_>,
+    ) -> Result<Built, StartError> {
+        dead.domain.destroy(system).step("destroy a domain")?;
+        for slot in self.lot.objects() {
+            // What ended with its domain is out of its slot already.
+            let _ = Frames::at(slot).forget(system);
+        }
+        self.lot.runs().try_for_each(|run| run.reclaim(system)).step("reclaim memory")?;
+        let before = supply.repeat(&self.lot);
+        let made = server_of(system, board, supply, plan, self.number, &self.rings, ends);
+        supply.go_on(before);
+        let (built, portals) = made?;
+        self.portals = portals;
+        self.seat = if self.seat == Seat::First { Seat::Second } else { Seat::First };
+        Ok(built)
+    }
+
+    /// Whether it is a monitor as root knows them.
+    pub fn attach(&self, system: &impl System) -> Result<(), StartError> {
+        message::attach(system, self.portals.control, interface::MONITOR).step("agree with a monitor")
+    }
+
+    /// Gives it what it may have of a guest, and puts it where the guest's session will look.
+    pub fn admit(&self, system: &impl System, built: &Built, guest: &Subject<'_>) -> Result<(), StartError> {
+        let place = u64::from(guest.watcher.place);
+        if guest.watcher.reads {
+            guest.made.guest.grant(system, built.domain, watched::guest(place), Rights::READ).step("grant a guest")?;
+        }
+        for (number, vcpu) in (0..).zip(&guest.made.vcpus) {
+            vcpu.grant(system, built.domain, watched::vcpu(place, number), Rights::READ).step("grant a vCPU")?;
+        }
+        for thread in 0..=guest.made.vcpus.len() as u64 {
+            let [p2m, vcpu] = guest.ways.portals(guest.session, thread).ok_or(StartError::Plan("no such session"))?;
+            p2m.grant(system, built.domain, watched::p2m(place, thread), Rights::USE).step("grant a portal")?;
+            vcpu.grant(system, built.domain, watched::vcpu_server(place, thread), Rights::USE).step("grant a portal")?;
+        }
+        let session = guest.own()?;
+        let first = self.portals.events.get(place as usize).ok_or(StartError::Plan("no such place"))?;
+        for vcpu in 0..guest.made.vcpus.len() as u64 {
+            session.place(system, vcpu, self.seat as u64, Some(Portal::at(first + vcpu))).step("place a monitor")?;
+        }
+        Ok(())
+    }
+
+    /// Has it watch a guest that begins ([`MonitorOp::Begin`]) or runs already ([`MonitorOp::Adopt`]), then has it asked
+    /// about the guest.
+    pub fn watch(&self, system: &impl System, op: MonitorOp, guest: &Subject<'_>) -> Result<(), StartError> {
+        ask(system, self.portals.control, op, guest.watcher.place.into()).step("have a guest watched")?;
+        guest.commit(system, self.seat)?;
+        guest.settle(system)
+    }
+}
+
+/// Calls a monitor's control portal with an operation and a number.
+fn ask(system: &impl System, portal: Portal, op: MonitorOp, argument: u64) -> Result<(), Refusal> {
+    let mut words = [0; WORDS];
+    (words[0], words[1]) = (op as u64, argument);
+    from_answer(portal.call(system, words)?[0])
+}
+
+/// The server, without anything of its guests.
+fn server_of(
+    system: &impl System, board: &impl Board, supply: &mut Supply, plan: &Plan<'_>, number: usize, rings: &Pair,
+    ends: Ends<'_>,
+) -> Result<(Built, Portals), StartError> {
+    let server = plan.servers.get(number).filter(|server| server.role == Role::Monitor);
+    let server: &ServerPlan<'_> = server.ok_or(StartError::Plan("no such monitor"))?;
+    let times = build::times(server.role, server.cpus.len(), LENT);
+    let built = build::server(system, board, supply, server, &times, 0)?;
+    wire::attach_pair(system, rings, built.domain)?;
+    let control = built.threads.len().saturating_sub(1);
+    // A thread serves every guest on its CPU: the strictest counts.
+    let verdict = watched_by(plan, number).map(|(.., watcher)| u64::from(watcher.deadline_us)).min().unwrap_or(0);
+    estate::supervise(system, supply, number, &built, |thread| if thread == control { CONTROL } else { verdict })?;
+    ends.output.grant(system, built.domain, slot::CONSOLE, Rights::USE).step("grant a signal")?;
+    let thread = built.threads.get(control).ok_or(StartError::Plan("no control thread"))?;
+    let control = thread.portal(system, badge::ROOT, supply.slot()).step("make a portal")?;
+    let mut events = Vec::new();
+    for (guest, _, watcher) in watched_by(plan, number) {
+        let first = event_portals(system, supply, plan, (server, &built), guest, watcher.place)?;
+        events.push(first).map_err(|_| StartError::Plan("too many watched guests"))?;
+    }
+    Ok((built, Portals { control, events }))
+}
+
+/// Portals for the events of a guest's vCPUs, each into the monitor's thread on that vCPU's CPU.
+fn event_portals(
+    system: &impl System, supply: &mut Supply, plan: &Plan<'_>, (server, built): (&ServerPlan<'_>, &Built), guest: usize,
+    place: u8,
+) -> Result<u64, StartError> {
+    let cpus = plan.guests.get(guest).map_or(&[][..], |guest| &guest.cpus);
+    let mut first = 0;
+    for (vcpu, cpu) in cpus.iter().enumerate().take(MAX_VCPUS) {
+        // The last is the control thread, which serves no events.
+        let serving = &server.cpus[..server.cpus.len().saturating_sub(1)];
+        let thread = serving.iter().position(|at| at == cpu).and_then(|index| built.threads.get(index));
+        let thread = thread.ok_or(StartError::Plan("a monitor without a thread on a watched CPU"))?;
+        let slot = supply.slot();
+        thread.portal(system, badge::event(place.into(), vcpu as u64), slot).step("make a portal")?;
+        if vcpu == 0 {
+            first = slot;
+        }
+    }
+    Ok(first)
+}
