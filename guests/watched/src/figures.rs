@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a watched access costs, from the instruction that is watched to the one behind it.
+
+use core::arch::asm;
+
+use trellis_guest_platform::figure::mean_without_loop;
+use trellis_guest_platform::{cpu, println};
+
+/// Instructions of a pass that are not the access: the count and the way back.
+const LOOP: u64 = 2;
+
+/// Ticks that so many stores take in all.
+fn stores(address: u64, passes: u64) -> u64 {
+    let ticks: u64;
+    // SAFETY: the page lies behind the program, see `memory`.
+    unsafe {
+        asm!("isb", "mrs {begin}, cntvct_el0", "2:", "str xzr, [{address}]", "subs {left}, {left}, #1", "b.ne 2b", "isb",
+            "mrs {end}, cntvct_el0", "sub {end}, {end}, {begin}",
+            begin = out(reg) _, left = inout(reg) passes => _, end = out(reg) ticks, address = in(reg) address,
+            options(nostack));
+    }
+    ticks
+}
+
+/// Prints both figures: a store that is denied is the way there and back and nothing else; one that is allowed is
+/// executed on the way.
+pub fn print(allowed: u64, denied: u64, passes: u64) {
+    let unit = if cpu::frequency() == 1_000_000_000 { "instructions" } else { "ticks" };
+    for (name, address) in [("event_sync_roundtrip", denied), ("step_once", allowed)] {
+        // The first one finds nothing where the others find it.
+        stores(address, 1);
+        let mean = mean_without_loop(stores(address, passes), LOOP * passes, passes);
+        println!("figure {name} {mean} {unit}");
+    }
+}
