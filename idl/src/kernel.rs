@@ -141,7 +141,7 @@ pub enum Op {
     VcpuSet = 0x44,
     /// Makes a stopped vCPU run. `x0` vCPU. Refused `BadState` when it is not stopped.
     VcpuStart = 0x45,
-    /// Puts a vCPU's registers to their architectural reset values. `x0` vCPU, stopped.
+    /// Puts a vCPU's registers to their architectural reset values. `x0` vCPU, stopped. It stays in its view.
     VcpuReset = 0x46,
     /// Stops a vCPU: `x0` vCPU. It stays until [`Op::VcpuStart`].
     VcpuStop = 0x47,

@@ -15,7 +15,6 @@ use crate::schedule;
 use crate::session;
 use crate::shared::{GUEST_VCPUS, GUESTS};
 use crate::vcpu::{self, Route, Vcpu, VcpuState, WINDOWS, Window};
-use crate::view;
 use core::sync::atomic::Ordering;
 use trellis_idl::kernel::{EXIT_CLASSES, ExitClass, Kind, Op, PLACE, Refusal, Rights};
 
@@ -250,7 +249,7 @@ impl<M: Machine> Call<'_, M> {
         if self.local.vcpus.at(index).state != VcpuState::Stopped {
             return Err(Refusal::BadState);
         }
-        view::switch(self.local, self.shared, self.machine, index, 0, false)?;
+        // It stays in its view, as whoever put it there wants: its first instruction is watched as well.
         float::reset(self.local, self.machine, index);
         self.local.vcpus.at_mut(index).notice = Notice::NONE;
         // Lines first: what is in list registers is in the context.
