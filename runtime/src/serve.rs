@@ -45,6 +45,10 @@ pub fn serve<S: Server>(server: &S) -> ! {
             match server.exit(&system, badge, &Exit::from_words(words)) {
                 Reply::Exit(answer, words) => system.reply_and_wait(answer.0, words),
                 Reply::Forward(portal, words) => system.forward(portal, words),
+                Reply::Watched(session, words) => match system.forward(session, words) {
+                    asked if asked.refusal() == Some(Refusal::Gone) => unwatched(server, badge, words),
+                    asked => asked,
+                },
                 Reply::Call(words) | Reply::Letter(words, _) => system.reply_and_wait(0, words),
             }
         } else if asked.refusal().is_some() {
@@ -56,13 +60,26 @@ pub fn serve<S: Server>(server: &S) -> ! {
                 Reply::Exit(answer, words) => (answer.0, 0, words),
                 Reply::Call(words) => (0, 0, words),
                 Reply::Letter(words, bytes) => (0, bytes, words),
-                Reply::Forward(portal, words) => {
+                // A call is no event: what is refused is answered as `after` says.
+                Reply::Forward(portal, words) | Reply::Watched(portal, words) => {
                     asked = system.forward(portal, words);
                     continue;
                 }
             };
             system.reply_with_buffer(answer, words, bytes)
         };
+    }
+}
+
+/// Nobody need be asked: the server decides.
+#[cfg(target_os = "none")]
+#[cold]
+#[inline(never)]
+fn unwatched<S: Server>(server: &S, badge: u64, words: [u64; WORDS]) -> Asked {
+    match server.unwatched(&Svc, badge, &Exit::from_words(words)) {
+        Reply::Exit(answer, words) => Svc.reply_and_wait(answer.0, words),
+        Reply::Forward(portal, words) | Reply::Watched(portal, words) => Svc.forward(portal, words),
+        Reply::Call(words) | Reply::Letter(words, _) => Svc.reply_and_wait(0, words),
     }
 }
 

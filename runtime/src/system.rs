@@ -49,12 +49,20 @@ pub enum Reply {
     Letter([u64; WORDS], usize),
     /// Somebody of a higher rank shall answer: the portal's slot, and the words it gets.
     Forward(u64, [u64; WORDS]),
+    /// Whoever watches the guest shall answer: the session's slot, and the words it gets. Where nobody need be asked,
+    /// [`Server::unwatched`] answers.
+    Watched(u64, [u64; WORDS]),
 }
 
 /// A server: a value that is asked. Threads of one server share it, so it locks inside where it must.
 pub trait Server: Sync {
     /// A vCPU stopped; the badge is the route's.
     fn exit(&self, system: &impl System, badge: u64, exit: &Exit) -> Reply;
+
+    /// Nobody need be asked about an exit that [`Reply::Watched`] was said to: how this server decides it.
+    fn unwatched(&self, _system: &impl System, _badge: u64, _exit: &Exit) -> Reply {
+        Reply::Exit(Answer::STOP, [0; WORDS])
+    }
 
     /// Somebody called; the badge is the portal's.
     fn call(&self, system: &impl System, badge: u64, words: [u64; WORDS]) -> Reply;

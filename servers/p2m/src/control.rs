@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Answers calls of root and of the guest's vcpu server ([`P2mOp`]).
+//! Answers calls of root, of the guest's vcpu server and of its monitors ([`P2mOp`]).
 
 use crate::P2m;
 use crate::map::ANY;
@@ -24,10 +24,14 @@ impl P2m {
         if words[0] == ATTACH {
             return message::attached(interface::P2M, &words);
         }
-        if P2mOp::from_number(words[0]) == Some(P2mOp::PopulateAll) {
+        let is_monitor = badges::kind(badge) == badges::MONITOR;
+        if P2mOp::from_number(words[0]) == Some(P2mOp::PopulateAll) && !is_monitor {
             return message::answer(system, self.populate_all(system, &words, bytes));
         }
-        let result = self.perform(system, badges::kind(badge) == badges::ROOT, words);
+        let result = match is_monitor {
+            true => self.perform_for_monitor(system, badges::session(badge), words),
+            false => self.perform(system, badges::kind(badge) == badges::ROOT, words),
+        };
         let mut answer = [0; WORDS];
         answer[0] = to_answer(result.map(|_| ()).map_err(|failure| failure.refusal));
         match result {
@@ -66,7 +70,11 @@ impl P2m {
             _ if !is_root => Err(fail(Refusal::MissingRight)),
             P2mOp::Reset => {
                 self.refused.store(0, Ordering::Relaxed);
-                self.views.lock(system).end(system).map_err(fail)?;
+                let mut views = self.views.lock(system);
+                let ended = views.end(system);
+                self.recent.forget();
+                drop(views);
+                ended.map_err(fail)?;
                 self.map.clear(system).map_err(fail)?;
                 self.begin(system).map(done).map_err(fail)
             }
@@ -74,9 +82,34 @@ impl P2m {
                 let mut views = self.views.lock(system);
                 let result = self.perform_on_view(system, &mut views, op, words);
                 self.special.store(views.is_host_special(), Ordering::Release);
+                self.recent.forget();
                 result
             }
         }
+    }
+
+    /// What a monitor asks: it speaks for its own session alone.
+    fn perform_for_monitor(&self, system: &impl System, session: u8, words: [u64; WORDS]) -> Result<Values, Failure> {
+        let [number, a, b, c, ..] = words;
+        let fail = |refusal| Failure { refusal, page: a };
+        let op = P2mOp::from_number(number).ok_or(fail(Refusal::NoOperation))?;
+        let mut views = self.views.lock(system);
+        let result = match op {
+            P2mOp::Ready => Ok([0; 2]),
+            P2mOp::WatchJoin => views.join(system, session, a).map(done).map_err(fail),
+            P2mOp::Watch => {
+                let (range, access) = ((a & ((1 << 48) - 1), b), ViewAccess::from_word(c).map_err(fail)?);
+                views.watch(system, &self.map, session, a >> 48, range, access).map(|pages| [pages, 0])
+            }
+            P2mOp::WatchEnter => views.enter(system, session, a, b).map(done).map_err(fail),
+            P2mOp::WatchLeave => views.leave(system, session, a).map(done).map_err(fail),
+            P2mOp::ViewAccess | P2mOp::ViewDefault | P2mOp::ViewOf => {
+                return self.perform_on_view(system, &mut views, op, words);
+            }
+            _ => Err(fail(Refusal::MissingRight)),
+        };
+        self.recent.forget();
+        result
     }
 
     /// Gives pages of the host map an access.
@@ -142,7 +175,8 @@ impl P2m {
             P2mOp::LogStart => views.log_start(system, map).map(|pages| [pages, 0]).map_err(fail),
             P2mOp::LogStop => views.log_stop(system, map).map(done).map_err(fail),
             P2mOp::LogTake => views.log_take(system, map, a).map(|bits| [bits, 0]).map_err(fail),
-            P2mOp::WatchJoin | P2mOp::Watch | P2mOp::WatchEnter | P2mOp::WatchLeave => Err(fail(Refusal::Unsupported)),
+            // They are asked for a session.
+            P2mOp::WatchJoin | P2mOp::Watch | P2mOp::WatchEnter | P2mOp::WatchLeave => Err(fail(Refusal::MissingRight)),
             P2mOp::Ready | P2mOp::Populate | P2mOp::PopulateAll | P2mOp::Protect | P2mOp::Blank | P2mOp::Reset => {
                 Err(fail(Refusal::NoOperation))
             }

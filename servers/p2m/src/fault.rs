@@ -3,8 +3,9 @@
 
 use crate::P2m;
 use crate::map::GUEST;
+use crate::view::Found;
 use core::sync::atomic::Ordering;
-use trellis_idl::kernel::{Access, Answer, Exit, ExitClass, ExitHeader, PAGE, WORDS};
+use trellis_idl::kernel::{Access, Answer, Exit, ExitClass, ExitHeader, PAGE, Refusal, WORDS};
 use trellis_idl::layout::{badge as badges, slot};
 use trellis_runtime::{Reply, System, log};
 
@@ -22,31 +23,49 @@ impl P2m {
             if self.map.touch(system, page).is_ok() {
                 return Reply::Exit(Answer::RETRY, [0; WORDS]);
             }
-        } else if exit.header.class() == Some(ExitClass::Memory) && self.seen(system, exit, page) {
-            return Reply::Exit(Answer::RETRY, [0; WORDS]);
+        } else if exit.header.class() == Some(ExitClass::Memory) {
+            let recent = if self.map.has(page) { self.recent.find(badge, exit.header, page) } else { None };
+            let found = match recent {
+                None => self.seen(system, badge, exit, page),
+                session => Ok(session),
+            };
+            match found {
+                Ok(Some(session)) => return Reply::Watched(slot::SESSION + u64::from(session), exit.to_words()),
+                Ok(None) => return Reply::Exit(Answer::RETRY, [0; WORDS]),
+                Err(_) => {}
+            }
         }
         // Not p2m's business: the vcpu server decides about the guest's life.
         self.note_refused(exit.header, exit.physical, exit.pc);
         Reply::Forward(slot::VCPU_SERVER + u64::from(badges::index(badge)), exit.to_words())
     }
 
-    /// An access in a view, or in a host map with more to it. True: it may be tried again.
+    /// An access in a view, or in a host map with more to it: an event of this session, or it may be tried again. Refused:
+    /// nobody here wants it.
     #[inline(never)]
-    fn seen(&self, system: &impl System, exit: &Exit, page: u64) -> bool {
+    fn seen(&self, system: &impl System, badge: u64, exit: &Exit, page: u64) -> Result<Option<u8>, Refusal> {
         let view = exit.header.view();
         let is_interface = self.interface.is_some_and(|first| page.wrapping_sub(first) < 2);
         if is_interface || self.devices.iter().any(|device| page.wrapping_sub(device.page) < device.pages) {
             // What is no memory every view has as the host map.
             let absent = view != 0 && !exit.header.has(ExitHeader::PERMISSION);
-            return absent && GUEST.copy_view(system, view, (page, 1), Access::AS_HOST, 1).is_ok();
+            let shown = || GUEST.copy_view(system, view, (page, 1), Access::AS_HOST, 1).map(|_| None);
+            return if absent { shown() } else { Err(Refusal::MissingRight) };
         }
         let mut views = self.views.lock(system);
-        let done = views.fault(system, &self.map, exit);
+        let found = views.fault(system, &self.map, exit);
         // A page that is only shown again changes nothing of what is said.
         if exit.header.has(ExitHeader::PERMISSION) {
             self.special.store(views.is_host_special(), Ordering::Release);
         }
-        done.is_ok()
+        Ok(match found? {
+            Found::Shown => None,
+            Found::Watched(session, allowed) => {
+                // Under the lock: nobody has changed what was found.
+                self.recent.note(badge, view, page, allowed, session);
+                Some(session)
+            }
+        })
     }
 
     /// Logs a refused access, unless there are too many. By value: the exit stays in registers.

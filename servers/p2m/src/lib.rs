@@ -2,7 +2,8 @@
 //! p2m: owns a guest's maps. Memory faults come here from the kernel; root and the guest's vcpu server call.
 //!
 //! [`map`] knows the guest's memory, [`view`] what each view of it shows ([`patch`]: what pages have of their own, [`log`]:
-//! which were written), [`fault`] decides what an access is, [`control`] answers calls.
+//! which were written), [`watch`] who is told of what they forbid, [`fault`] decides what an access is, [`control`] answers
+//! calls.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -12,6 +13,7 @@ pub mod log;
 pub mod map;
 pub mod patch;
 pub mod view;
+pub mod watch;
 #[cfg(test)]
 mod fake;
 
@@ -21,6 +23,7 @@ use trellis_idl::kernel::{Exit, Refusal, WORDS};
 use trellis_idl::plan::{DevicePages, MAX_DEVICES, MAX_PLANNED_VIEWS, P2mConfig, Populate, ViewPlan};
 use trellis_runtime::{Reply, Server, Shared, System};
 use view::Views;
+use watch::Recent;
 
 /// The server.
 #[derive(Debug)]
@@ -39,6 +42,8 @@ pub struct P2m {
     planned: heapless::Vec<ViewPlan, MAX_PLANNED_VIEWS>,
     /// The host map is more than memory that may be used for anything: faults in it ask `views`.
     special: AtomicBool,
+    /// Pages that were found to be watched.
+    recent: Recent,
 }
 
 impl P2m {
@@ -55,6 +60,7 @@ impl P2m {
             views,
             planned: config.view.clone(),
             special: AtomicBool::new(false),
+            recent: Recent::new(),
         };
         views.lock(system).begin(config.views, config.vcpus);
         p2m.begin(system)?;
@@ -106,6 +112,10 @@ impl Server for P2m {
     #[inline(always)]
     fn exit(&self, system: &impl System, badge: u64, exit: &Exit) -> Reply {
         self.fault(system, badge, exit)
+    }
+
+    fn unwatched(&self, _: &impl System, badge: u64, exit: &Exit) -> Reply {
+        watch::allowed(badge, exit)
     }
 
     fn call(&self, system: &impl System, badge: u64, words: [u64; WORDS]) -> Reply {

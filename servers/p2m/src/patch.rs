@@ -19,11 +19,14 @@ pub struct Setting {
     pub shows: Option<u32>,
     /// Out of the guest's reach (of the host map only).
     pub withdrawn: bool,
+    /// The session whose events are what is forbidden.
+    pub session: Option<u8>,
 }
 
 impl Setting {
     /// Nothing.
-    pub const NONE: Setting = Setting { access: ViewAccess::DEFAULT, notify: false, shows: None, withdrawn: false };
+    pub const NONE: Setting =
+        Setting { access: ViewAccess::DEFAULT, notify: false, shows: None, withdrawn: false, session: None };
 
     /// The setting of the page so far behind the one that has this.
     const fn behind(self, pages: u32) -> Setting {
@@ -156,6 +159,16 @@ impl Patches {
         self.all.retain(|patch| patch.view != view);
     }
 
+    /// Forgets what a session watches in a view.
+    pub fn forget_session(&mut self, view: u16, session: u8) {
+        self.all.retain(|patch| patch.view != view || patch.setting.session != Some(session));
+    }
+
+    /// Stretches that a session watches, in all views.
+    pub fn of_session(&self, session: u8) -> usize {
+        self.all.iter().filter(|patch| patch.setting.session == Some(session)).count()
+    }
+
     /// Whether some page of a view has something of its own.
     pub fn has_any(&self, view: u16) -> bool {
         self.all.get(self.position(view, 0)).is_some_and(|patch| patch.view == view)
@@ -192,6 +205,7 @@ mod tests {
             notify,
             shows,
             withdrawn: false,
+            session: None,
         })
     }
 

@@ -8,6 +8,7 @@
 use crate::log::Log;
 use crate::map::{ANY, BLOCK, GIANT, GUEST, Map};
 use crate::patch::{Patches, Setting};
+use crate::watch::Watchers;
 use trellis_idl::kernel::{Access, Exit, ExitHeader, MAX_VIEWS, PAGE, Refusal};
 use trellis_idl::wire::ViewAccess;
 use trellis_runtime::System;
@@ -20,15 +21,17 @@ const MOVES: u32 = 8;
 
 /// A view.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct View {
-    there: bool,
-    shown: bool,
+pub(crate) struct View {
+    pub(crate) there: bool,
+    pub(crate) shown: bool,
     /// Access of pages that have none of their own; `DEFAULT` = as the host map.
-    default: ViewAccess,
+    pub(crate) default: ViewAccess,
+    /// Sessions that watch in it; a view without any is not for watching.
+    pub(crate) watchers: Watchers,
 }
 
 impl View {
-    const NONE: View = View { there: false, shown: false, default: ViewAccess(0) };
+    const NONE: View = View { there: false, shown: false, default: ViewAccess(0), watchers: Watchers::NOBODY };
 }
 
 /// A range that could not be changed: why, and the first page of which that is so.
@@ -38,6 +41,15 @@ pub struct Failure {
     pub refusal: Refusal,
     /// The first page that could not be done.
     pub page: u64,
+}
+
+/// What an access is that a view's map does not allow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Found {
+    /// It may be tried again.
+    Shown,
+    /// An event of this session; all that the page may be used for is this.
+    Watched(u8, Access),
 }
 
 /// What a page of a view is.
@@ -55,9 +67,9 @@ pub struct Shown {
 #[derive(Debug)]
 pub struct Views {
     count: u16,
-    vcpus: u8,
+    pub(crate) vcpus: u8,
     views: [View; MAX_VIEWS as usize],
-    patches: Patches,
+    pub(crate) patches: Patches,
     log: Log,
 }
 
@@ -78,7 +90,7 @@ impl Views {
         self.count = count.clamp(1, MAX_VIEWS as u16);
         self.vcpus = vcpus;
         self.views = [View::NONE; MAX_VIEWS as usize];
-        self.views[0] = View { there: true, shown: true, default: ViewAccess::ALL };
+        self.views[0] = View { there: true, shown: true, default: ViewAccess::ALL, ..View::NONE };
         self.patches = Patches::new();
         self.log.stop();
     }
@@ -88,7 +100,7 @@ impl Views {
         self.log.is_on() || self.patches.has_any(0)
     }
 
-    fn view(&self, view: u64) -> Result<(u16, View), Refusal> {
+    pub(crate) fn view(&self, view: u64) -> Result<(u16, View), Refusal> {
         let index = u16::try_from(view).ok().filter(|view| *view < self.count).ok_or(Refusal::OutOfRange)?;
         match self.at(index) {
             View { there: false, .. } => Err(Refusal::NotMapped),
@@ -101,17 +113,17 @@ impl Views {
         if view == 0 { Err(Refusal::BadArgument) } else { self.view(view) }
     }
 
-    fn set(&mut self, view: u16, to: View) {
+    pub(crate) fn set(&mut self, view: u16, to: View) {
         let views = self.views.len();
         self.views[usize::from(view) % views] = to;
     }
 
     /// Views that are there, without the host map.
-    fn each(&self) -> impl Iterator<Item = u16> + '_ {
+    pub(crate) fn each(&self) -> impl Iterator<Item = u16> + '_ {
         (1..self.count).filter(|view| self.at(*view).there)
     }
 
-    fn at(&self, view: u16) -> View {
+    pub(crate) fn at(&self, view: u16) -> View {
         self.views[usize::from(view) % self.views.len()]
     }
 
@@ -131,7 +143,7 @@ impl Views {
             return Err(refusal);
         }
         self.patches.forget(view);
-        self.set(view, View { there: true, shown, default });
+        self.set(view, View { there: true, shown, default, ..View::NONE });
         Ok(view)
     }
 
@@ -346,7 +358,7 @@ impl Views {
     // ── the kernel's maps follow ──
 
     /// Pages of a view have changed: it loses their leaves, and so do views that are as the host map.
-    fn changed(&self, system: &impl System, view: u16, (first, pages): (u64, u64)) -> Result<(), Refusal> {
+    pub(crate) fn changed(&self, system: &impl System, view: u16, (first, pages): (u64, u64)) -> Result<(), Refusal> {
         if view != 0 {
             return drop_leaves(system, view, first, pages);
         }
@@ -515,12 +527,12 @@ impl Views {
 
     // ── faults ──
 
-    /// An access to memory that a view's map does not allow. Ok: it may be tried again. Else nobody here wants it.
-    pub fn fault(&mut self, system: &impl System, map: &Map, exit: &Exit) -> Result<(), Refusal> {
+    /// An access to memory that a view's map does not allow. Refused: nobody here wants it.
+    pub fn fault(&mut self, system: &impl System, map: &Map, exit: &Exit) -> Result<Found, Refusal> {
         let (view, _) = self.view(exit.header.view().into())?;
         let page = page_of(map, exit.physical / PAGE)?;
         if !exit.header.has(ExitHeader::PERMISSION) {
-            return self.show_page(system, map, view, page);
+            return self.show_page(system, map, view, page).map(|()| Found::Shown);
         }
         let wanted = wanted(exit.header);
         let shown = self.shown(map, view, page);
@@ -535,7 +547,10 @@ impl Views {
                 }
             }
             drop_page(system, view, page)?;
-            return self.show_page(system, map, view, page);
+            return self.show_page(system, map, view, page).map(|()| Found::Shown);
+        }
+        if let Some(session) = self.patches.of(view, page).session {
+            return Ok(Found::Watched(session, now));
         }
         let access = match (self.access(map, view.into(), page.into())?.0, wanted) {
             (ViewAccess::RX2RW, Access::WRITE) => ViewAccess(3),
@@ -543,7 +558,7 @@ impl Views {
             _ => return Err(Refusal::MissingRight),
         };
         self.set_access(system, map, view.into(), (page.into(), 1), access).map_err(|failure| failure.refusal)?;
-        self.show_page(system, map, view, page)
+        self.show_page(system, map, view, page).map(|()| Found::Shown)
     }
 
     /// A page is absent from a view's map.
@@ -649,7 +664,7 @@ impl Views {
 }
 
 /// What an exit says was wanted.
-fn wanted(header: ExitHeader) -> Access {
+pub(crate) fn wanted(header: ExitHeader) -> Access {
     if header.has(ExitHeader::FETCH) {
         if header.has(ExitHeader::USER) { Access::USER_EXECUTE } else { Access::KERNEL_EXECUTE }
     } else if header.has(ExitHeader::WRITE) {
@@ -664,7 +679,7 @@ fn without_write(access: Access) -> Access {
 }
 
 /// Puts a vCPU into a view, on the CPU where it is by then: it may move meanwhile.
-fn put(system: &impl System, vcpu: u64, view: u16) -> Result<(), Refusal> {
+pub(crate) fn put(system: &impl System, vcpu: u64, view: u16) -> Result<(), Refusal> {
     for _ in 0..MOVES {
         match GUEST.switch_view(system, vcpu, view) {
             Err(Refusal::WrongCpu) => {}
@@ -680,7 +695,7 @@ fn page_of(map: &Map, page: u64) -> Result<u32, Refusal> {
 }
 
 /// A range of memory that is not empty; else the first page that is none.
-fn range_of(map: &Map, first: u64, pages: u64) -> Result<(u32, u32), Failure> {
+pub(crate) fn range_of(map: &Map, first: u64, pages: u64) -> Result<(u32, u32), Failure> {
     let (_, stop) = map.range();
     let fail = |page| Err(Failure { refusal: Refusal::OutOfRange, page });
     match first.checked_add(pages) {

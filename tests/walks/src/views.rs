@@ -92,6 +92,8 @@ pub enum Went {
     Told,
     /// Nobody allows it.
     Refused,
+    /// It is an event of this session.
+    Event(u64),
 }
 
 impl Watched {
@@ -126,10 +128,20 @@ impl Watched {
 
     /// A call of root's to p2m: values, or the refusal and the first page it is about.
     pub fn call(&self, op: P2mOp, given: &[u64]) -> Result<[u64; 2], (Refusal, u64)> {
+        self.call_as(badge::ROOT, op, given)
+    }
+
+    /// A call of the monitor that has this session.
+    pub fn monitor(&self, session: u64, op: P2mOp, given: &[u64]) -> Result<[u64; 2], (Refusal, u64)> {
+        self.call_as(badge::monitor(session, 1), op, given)
+    }
+
+    /// A call by whoever has this badge.
+    pub fn call_as(&self, badge: u64, op: P2mOp, given: &[u64]) -> Result<[u64; 2], (Refusal, u64)> {
         let mut words = [0; WORDS];
         words[0] = op as u64;
         words[1..=given.len()].copy_from_slice(given);
-        match self.p2m.call(&self.kernel, badge::ROOT, words) {
+        match self.p2m.call(&self.kernel, badge, words) {
             Reply::Call(words) => from_answer(words[0]).map(|()| [words[1], words[2]]).map_err(|why| (why, words[2])),
             other => panic!("{other:?}"),
         }
@@ -162,6 +174,12 @@ impl Watched {
         assert_eq!(hosted.now(cpu), Now::Guest((vcpu - 1 - u64::from(cpu - 1) * 2) as u16), "vCPU {vcpu} runs");
     }
 
+    /// A vCPU is switched off and starts anew, as one that another vCPU starts.
+    pub fn launch(&self, vcpu: u64) {
+        self.kernel.ask(Op::VcpuStop, [VCPUS + vcpu, 0, 0, 0, 0, 0]).expect("it can be stopped");
+        self.kernel.ask(Op::VcpuLaunch, [VCPUS + vcpu, FIRST * 4096, 0, 0, 0, 0]).expect("it is stopped");
+    }
+
     /// A vCPU accesses a page of memory or what is no memory, as often as it is told to try again.
     pub fn touch(&self, vcpu: u64, page: u64, access: Access) -> Went {
         let cpu = Self::cpu(vcpu);
@@ -181,6 +199,7 @@ impl Watched {
             match self.p2m.exit(&self.kernel, badge::EXIT | vcpu, &Exit::from_words(words)) {
                 Reply::Exit(Answer::RETRY, _) => {}
                 Reply::Forward(..) => return Went::Refused,
+                Reply::Watched(session, _) => return Went::Event(session - slot::SESSION),
                 other => panic!("{other:?}"),
             }
         }

@@ -349,7 +349,7 @@ impl Whole {
             Reply::Exit(answer, words) => (Op::ReplyAndWait, answer.0, 0, words),
             Reply::Call(words) => (Op::ReplyAndWait, 0, 0, words),
             Reply::Letter(words, bytes) => (Op::ReplyAndWait, 0, bytes as u64, words),
-            Reply::Forward(portal, words) => (Op::Forward, portal, 0, words),
+            Reply::Forward(portal, words) | Reply::Watched(portal, words) => (Op::Forward, portal, 0, words),
         };
         if self.name(cpu) == Some(name) {
             self.hosted.borrow_mut().syscall(cpu, op as u16, [a0, bytes, 0, 0, 0, 0], words);

@@ -165,7 +165,7 @@ impl World {
             Reply::Exit(answer, words) => (Op::ReplyAndWait, answer.0, 0, words),
             Reply::Call(words) => (Op::ReplyAndWait, 0, 0, words),
             Reply::Letter(words, bytes) => (Op::ReplyAndWait, 0, bytes as u64, words),
-            Reply::Forward(portal, words) => (Op::Forward, portal, 0, words),
+            Reply::Forward(portal, words) | Reply::Watched(portal, words) => (Op::Forward, portal, 0, words),
         };
         let after = hosted.syscall(0, op as u16, [x0, bytes, 0, 0, 0, 0], words);
         assert_ne!(after, Now::Thread(thread), "{station:?}: {op:?} was refused: {:?}", hosted.registers(0).x);
