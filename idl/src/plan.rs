@@ -363,7 +363,7 @@ pub enum RuleVerdict {
     Allow,
     /// It does not happen, and the guest goes on behind it.
     Deny,
-    /// The vCPU stops for good.
+    /// The vCPU stops for good, and root ends the guest.
     Stop,
 }
 

@@ -420,7 +420,7 @@ pub enum Verdict {
     Deny,
     /// The guest tries again; for a monitor that has changed what is allowed.
     Retry,
-    /// The vCPU stops for good.
+    /// The vCPU stops for good, and root ends its guest.
     Stop,
 }
 

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a monitor is: a value that is told of events and decides, and that can say what the next one should know.
+
+use crate::event::Event;
+use crate::guest::WatchedGuest;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use trellis_idl::kernel::Refusal;
+use trellis_idl::wire::Verdict;
+use trellis_runtime::System;
+
+/// A monitor. Its threads share it, so it locks inside where it must; events of one vCPU come one after another.
+///
+/// It may be gone at any moment, and another one in its place: what it asks of a guest's p2m stays and sets states, so the
+/// next one asks for the same again; what it has been told and not answered the next one is told. All it must hand over
+/// is its [`Monitor::State`], and if it has no time for that, the next one begins without.
+pub trait Monitor: Sync {
+    /// What the next one should know. Small enough for [`trellis_idl::wire::MAX_STATE`] bytes of postcard.
+    type State: Serialize + DeserializeOwned;
+    /// Which monitor's state this is, and how it is written; changes with it.
+    const VERSION: u32;
+
+    /// A guest begins, and nothing of it is watched (`anew`); or it runs, and what an earlier monitor asked for stands.
+    /// Called by the control thread, before the guest's first instruction or before its first event comes here.
+    fn begin(&self, system: &impl System, guest: &WatchedGuest<'_>, anew: bool) -> Result<(), Refusal>;
+
+    /// What becomes of an access. Called by the thread of the vCPU's CPU; the vCPU waits.
+    fn event(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event) -> Verdict;
+
+    /// The access could not be treated as was said, and the vCPU stops.
+    fn stopped(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, why: Refusal);
+
+    /// What the next one should know.
+    fn export(&self, system: &impl System) -> Self::State;
+
+    /// What the one before knew. Refused: nothing has changed.
+    fn import(&self, system: &impl System, state: Self::State) -> Result<(), Refusal>;
+
+    /// What its rule of this number did: seen, allowed, denied, stopped, lines spared.
+    fn count(&self, system: &impl System, rule: u64) -> Result<[u64; 5], Refusal>;
+}

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The standard monitor's rules: which one an access falls under, how often each was used, and what they ask of p2m.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+use heapless::Vec;
+use trellis_idl::kernel::Access;
+use trellis_idl::plan::{MAX_RULES, MAX_VCPUS, RulePlan};
+use trellis_idl::wire::ViewAccess;
+
+/// Pages of a guest, and all that may be done to them without a word.
+pub type Stretch = ((u64, u64), ViewAccess);
+
+/// The rules, and what each vCPU did that they speak of.
+#[derive(Debug)]
+pub struct Rules {
+    all: Vec<RulePlan, MAX_RULES>,
+    /// Each number has one writer: the thread that serves that vCPU's one open event. So no word is fought for.
+    seen: [[AtomicU64; MAX_RULES]; MAX_VCPUS],
+}
+
+impl Rules {
+    /// None of them has been used.
+    pub fn new(rules: &[RulePlan]) -> Rules {
+        let all = rules.iter().take(MAX_RULES).copied().collect();
+        Rules { all, seen: [const { [const { AtomicU64::new(0) }; MAX_RULES] }; MAX_VCPUS] }
+    }
+
+    /// The rules, in their order.
+    pub fn all(&self) -> &[RulePlan] {
+        &self.all
+    }
+
+    /// The first rule that speaks of such an access to a page of a guest.
+    #[inline(always)]
+    pub fn find(&self, guest: usize, page: u64, access: Access) -> Option<(usize, &RulePlan)> {
+        self.all.iter().enumerate().find(|(_, rule)| {
+            usize::from(rule.guest) == guest
+                && page.wrapping_sub(rule.first) < rule.pages
+                && access.0 & u64::from(rule.access) != 0
+        })
+    }
+
+    /// A rule was used for a vCPU.
+    #[inline(always)]
+    pub fn count(&self, vcpu: usize, rule: usize) {
+        let seen = &self.seen[vcpu % MAX_VCPUS][rule % MAX_RULES];
+        seen.store(seen.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// How often a rule was used.
+    pub fn seen(&self, rule: usize) -> u64 {
+        let of = |row: &[AtomicU64; MAX_RULES]| row[rule % MAX_RULES].load(Ordering::Relaxed);
+        self.seen.iter().map(of).fold(0, u64::wrapping_add)
+    }
+
+    /// What may be done to a page of a guest without a word.
+    pub fn allowed(&self, guest: usize, page: u64) -> ViewAccess {
+        let speaks = |rule: &&RulePlan| usize::from(rule.guest) == guest && page.wrapping_sub(rule.first) < rule.pages;
+        let watched = self.all.iter().filter(speaks).fold(0, |all, rule| all | u16::from(rule.access) & ViewAccess::ALL.0);
+        if watched == 0 { ViewAccess::DEFAULT } else { ViewAccess(ViewAccess::ALL.0 & !watched) }
+    }
+
+    /// The stretches of a guest's pages that are watched, each in one way.
+    pub fn stretches(&self, guest: usize) -> impl Iterator<Item = Stretch> + '_ {
+        let mut edges: Vec<u64, { 2 * MAX_RULES }> = Vec::new();
+        for rule in self.all.iter().filter(|rule| usize::from(rule.guest) == guest) {
+            for edge in [rule.first, rule.first.saturating_add(rule.pages)] {
+                // Two for each rule: they fit.
+                let _ = edges.push(edge);
+            }
+        }
+        edges.sort_unstable();
+        let count = edges.len().saturating_sub(1);
+        (0..count).filter_map(move |n| {
+            let (first, end) = (*edges.get(n)?, *edges.get(n + 1)?);
+            let access = self.allowed(guest, first);
+            (first < end && access != ViewAccess::DEFAULT).then_some(((first, end - first), access))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use trellis_idl::plan::RuleVerdict;
+
+    fn rule(guest: u8, first: u64, pages: u64, access: u8) -> RulePlan {
+        RulePlan { guest, first, pages, access, verdict: RuleVerdict::Allow, log: false }
+    }
+
+    #[test]
+    fn the_first_rule_that_speaks_of_an_access_counts() {
+        let rules = Rules::new(&[rule(0, 10, 2, 2), rule(0, 11, 5, 3), rule(1, 10, 1, 7)]);
+        let found = |guest, page, access| rules.find(guest, page, access).map(|(index, _)| index);
+        assert_eq!(found(0, 11, Access::WRITE), Some(0));
+        assert_eq!(found(0, 11, Access::READ), Some(1));
+        assert_eq!(found(0, 12, Access::WRITE), Some(1));
+        assert_eq!(found(1, 10, Access::EXECUTE), Some(2));
+        assert_eq!((found(0, 10, Access::READ), found(0, 9, Access::WRITE), found(0, 16, Access::WRITE)), (None, None, None));
+        assert_eq!((found(2, 10, Access::WRITE), found(0, u64::MAX, Access::WRITE)), (None, None));
+    }
+
+    #[test]
+    fn each_rule_counts_for_itself() {
+        let rules = Rules::new(&[rule(0, 10, 2, 2), rule(0, 11, 5, 3)]);
+        for vcpu in 0..MAX_VCPUS {
+            (0..=vcpu).for_each(|_| rules.count(vcpu, 1));
+        }
+        assert_eq!((rules.seen(0), rules.seen(1)), (0, 36));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn stretches_say_of_each_page_what_the_rules_say(
+            rules in prop::collection::vec((0..2u8, 0..20u64, 0..8u64, 0..8u8), 0..MAX_RULES),
+        ) {
+            let plans: std::vec::Vec<RulePlan> =
+                rules.iter().map(|(guest, first, pages, access)| rule(*guest, *first, *pages, *access)).collect();
+            let rules = Rules::new(&plans);
+            for guest in 0..2 {
+                let stretches: std::vec::Vec<Stretch> = rules.stretches(guest).collect();
+                for page in 0..40 {
+                    let around = |((first, pages), _): &&Stretch| (*first..first + pages).contains(&page);
+                    let found: std::vec::Vec<_> = stretches.iter().filter(around).collect();
+                    prop_assert!(found.len() <= 1);
+                    let said = found.first().map_or(ViewAccess::DEFAULT, |(_, access)| *access);
+                    prop_assert_eq!(said, rules.allowed(guest, page));
+                    // What is not allowed without a word has a rule.
+                    for access in [Access::READ, Access::WRITE, Access::EXECUTE] {
+                        let is_free = said.now().is_none_or(|now| now.covers(access));
+                        prop_assert_eq!(is_free, rules.find(guest, page, access).is_none());
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn no_rules_overwhelm_it(
+            rules in prop::collection::vec((any::<u8>(), any::<u64>(), any::<u64>(), any::<u8>()), 0..80),
+            page in any::<u64>(),
+        ) {
+            let plans: std::vec::Vec<RulePlan> =
+                rules.iter().map(|(guest, first, pages, access)| rule(*guest, *first, *pages, *access)).collect();
+            let rules = Rules::new(&plans);
+            let _ = rules.find(3, page, Access::WRITE);
+            prop_assert!(rules.stretches(3).count() <= 2 * MAX_RULES);
+        }
+    }
+}

@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A monitor as a server: events come from the guests' sessions, root's calls to the control thread.
+
+use crate::event::Event;
+use crate::guest::WatchedGuest;
+use crate::monitor::Monitor;
+use crate::reports::Outside;
+use heapless::Vec;
+use trellis_idl::interface::{self, ATTACH};
+use trellis_idl::kernel::{Access, Answer, Exit, ExitClass, Refusal, WORDS};
+use trellis_idl::layout::badge as badges;
+use trellis_idl::plan::{MAX_WATCHED, MonitorConfig, WatchedPlan};
+use trellis_idl::wire::{MAX_STATE, MonitorOp, MonitorState, ToRoot, Verdict, to_answer};
+use trellis_runtime::{Reply, Server, System, message};
+
+/// What is allowed happens in one instruction in view 0, the host map.
+const ALLOW: Answer = Answer(32);
+
+/// The server.
+#[derive(Debug)]
+pub struct MonitorServer<'a, M, O> {
+    guests: Vec<WatchedPlan<'a>, MAX_WATCHED>,
+    hands_over: bool,
+    monitor: M,
+    outside: O,
+}
+
+impl<'a, M: Monitor, O: Outside> MonitorServer<'a, M, O> {
+    /// The server of this monitor.
+    pub fn new(config: &MonitorConfig<'a>, monitor: M, outside: O) -> MonitorServer<'a, M, O> {
+        MonitorServer { guests: config.guests.clone(), hands_over: config.hands_over, monitor, outside }
+    }
+
+    /// The monitor itself.
+    pub const fn monitor(&self) -> &M {
+        &self.monitor
+    }
+
+    #[inline(always)]
+    fn guest(&self, index: usize) -> Option<WatchedGuest<'_>> {
+        self.guests.get(index).map(|plan| WatchedGuest::new(index, plan))
+    }
+
+    /// What goes to the vCPU for a verdict whose words are the whole of it.
+    #[inline(always)]
+    fn answer(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, verdict: Verdict) -> Reply {
+        let plain = |answer| Reply::Exit(answer, [0; WORDS]);
+        let is_plain = event.width().is_some() && !event.is_walk();
+        match (verdict, event.access()) {
+            (Verdict::Allow, _) => plain(ALLOW),
+            (Verdict::Deny, Access::WRITE) if is_plain => plain(Answer::ADVANCE),
+            // The register becomes zero.
+            (Verdict::Deny, Access::READ) if is_plain => {
+                plain(Answer::ADVANCE.register(event.exit.header.register()))
+            }
+            (Verdict::Deny, _) => self.fail(system, guest, event, Refusal::Unsupported),
+            (Verdict::Retry, _) => plain(Answer::RETRY),
+            (Verdict::Stop, _) => self.stop(system, guest),
+        }
+    }
+
+    /// The vCPU stops, and root is asked to end the guest.
+    #[cold]
+    #[inline(never)]
+    fn stop(&self, system: &impl System, guest: &WatchedGuest<'_>) -> Reply {
+        self.outside.report(system, &ToRoot::Stop(guest.index() as u8));
+        Reply::Exit(Answer::STOP, [0; WORDS])
+    }
+
+    /// What was said cannot be done: nobody has decided, so the guest must not go on.
+    #[cold]
+    #[inline(never)]
+    fn fail(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, why: Refusal) -> Reply {
+        self.monitor.stopped(system, guest, event, why);
+        self.stop(system, guest)
+    }
+
+    // ── root's calls ──
+
+    fn begin(&self, system: &impl System, index: u64, anew: bool) -> Result<(), Refusal> {
+        let guest = usize::try_from(index).ok().and_then(|index| self.guest(index)).ok_or(Refusal::OutOfRange)?;
+        self.monitor.begin(system, &guest, anew)
+    }
+
+    fn export(&self, system: &impl System) -> Result<MonitorState, Refusal> {
+        if !self.hands_over {
+            return Err(Refusal::Unsupported);
+        }
+        let mut bytes = [0; MAX_STATE];
+        let used = postcard::to_slice(&self.monitor.export(system), &mut bytes).map_err(|_| Refusal::OutOfRange)?;
+        let body = Vec::from_slice(used).map_err(|_| Refusal::OutOfRange)?;
+        Ok(MonitorState { version: M::VERSION, body })
+    }
+
+    fn import(&self, system: &impl System, state: &MonitorState) -> Result<(), Refusal> {
+        if state.version != M::VERSION {
+            return Err(Refusal::Unsupported);
+        }
+        match postcard::take_from_bytes(&state.body) {
+            Ok((state, [])) => self.monitor.import(system, state),
+            _ => Err(Refusal::BadArgument),
+        }
+    }
+
+    fn control(&self, system: &impl System, words: &[u64; WORDS], bytes: usize) -> Reply {
+        let mut answer = [0; WORDS];
+        let done = match MonitorOp::from_number(words[0]) {
+            Some(MonitorOp::Begin) => self.begin(system, words[1], true),
+            Some(MonitorOp::Adopt) => self.begin(system, words[1], false),
+            Some(MonitorOp::Export) => return message::answer(system, self.export(system)),
+            Some(MonitorOp::Import) => {
+                let state = message::decode(system, words, bytes);
+                return message::answer(system, state.and_then(|state| self.import(system, &state)));
+            }
+            Some(MonitorOp::Count) => {
+                self.monitor.count(system, words[1]).map(|counts| answer[1..6].copy_from_slice(&counts))
+            }
+            None => Err(Refusal::NoOperation),
+        };
+        answer[0] = to_answer(done);
+        Reply::Call(answer)
+    }
+}
+
+impl<M: Monitor, O: Outside> Server for MonitorServer<'_, M, O> {
+    #[inline(always)]
+    fn exit(&self, system: &impl System, badge: u64, exit: &Exit) -> Reply {
+        let event = Event::of(badge, exit);
+        let watched = self.guest(event.guest).filter(|guest| event.vcpu < usize::from(guest.vcpus()));
+        let Some(guest) = watched.filter(|_| exit.header.class() == Some(ExitClass::Memory)) else {
+            // Nobody asked to be told of that: the vCPU must not go on as if somebody had decided.
+            return Reply::Exit(Answer::STOP, [0; WORDS]);
+        };
+        let verdict = self.monitor.event(system, &guest, &event);
+        self.answer(system, &guest, &event, verdict)
+    }
+
+    fn call(&self, system: &impl System, badge: u64, words: [u64; WORDS]) -> Reply {
+        self.letter(system, badge, words, 0)
+    }
+
+    fn letter(&self, system: &impl System, badge: u64, words: [u64; WORDS], bytes: usize) -> Reply {
+        if words[0] == ATTACH {
+            return message::attached(interface::MONITOR, &words);
+        }
+        if badges::kind(badge) != badges::ROOT {
+            let mut answer = [0; WORDS];
+            answer[0] = to_answer(Err(Refusal::MissingRight));
+            return Reply::Call(answer);
+        }
+        self.control(system, &words, bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ALLOW;
+    use crate::Standard;
+    use crate::fake::{Fake, Watchdog, heard, server};
+    use trellis_idl::interface::{self, ATTACH};
+    use trellis_idl::kernel::{Answer, Exit, ExitHeader, PAGE, Refusal, WORDS};
+    use trellis_idl::layout::badge;
+    use trellis_idl::plan::{RulePlan, RuleVerdict};
+    use trellis_idl::wire::{MonitorOp, P2mOp, ToRoot, from_answer, to_answer};
+    use trellis_runtime::{Reply, Server};
+
+    const PAGES: u64 = 0x4_0200;
+
+    fn rule(first: u64, access: u8, verdict: RuleVerdict) -> RulePlan {
+        RulePlan { guest: 0, first, pages: 1, access, verdict, log: true }
+    }
+
+    fn rules() -> Vec<RulePlan> {
+        vec![
+            rule(PAGES, 2, RuleVerdict::Allow), rule(PAGES + 1, 3, RuleVerdict::Deny), rule(PAGES + 2, 7, RuleVerdict::Stop),
+            rule(PAGES + 3, 4, RuleVerdict::Deny),
+        ]
+    }
+
+    fn exit(page: u64, flags: u64) -> Exit {
+        let header = ExitHeader(flags | ExitHeader::PERMISSION | 1 << 32 | 4 << 48);
+        Exit { header, physical: page * PAGE + 16, pc: 0x4008_0000, ..Exit::default() }
+    }
+
+    fn event(server: &Watchdog, fake: &Fake, page: u64, flags: u64) -> Answer {
+        match server.exit(fake, badge::event(0, 1), &exit(page, flags)) {
+            Reply::Exit(answer, words) => {
+                assert_eq!(words, [0; WORDS]);
+                answer
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn call(server: &Watchdog, fake: &Fake, op: MonitorOp, m1: u64) -> Result<[u64; 5], Refusal> {
+        let mut words = [0; WORDS];
+        (words[0], words[1]) = (op as u64, m1);
+        match server.call(fake, badge::ROOT, words) {
+            Reply::Call(words) => from_answer(words[0]).map(|()| [words[1], words[2], words[3], words[4], words[5]]),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    const WRITE: u64 = ExitHeader::WRITE | 8 << 8;
+    const READ: u64 = 4 << 8 | 7 << 16;
+
+    #[test]
+    fn each_rule_has_its_way() {
+        let (fake, (server, ear)) = (Fake::default(), heard(&rules(), true));
+        assert_eq!(event(&server, &fake, PAGES, WRITE), ALLOW);
+        assert_eq!(event(&server, &fake, PAGES, ExitHeader::WRITE), ALLOW, "a pair, say");
+        assert_eq!(event(&server, &fake, PAGES + 1, WRITE), Answer::ADVANCE);
+        assert_eq!(event(&server, &fake, PAGES + 1, READ), Answer::ADVANCE.register(7), "it reads zero");
+        assert_eq!(ear.heard(), []);
+        assert_eq!(event(&server, &fake, PAGES + 2, ExitHeader::FETCH), Answer::STOP);
+        assert_eq!(ear.heard(), [ToRoot::Stop(0)], "root ends the guest");
+        let counts = |rule| call(&server, &fake, MonitorOp::Count, rule);
+        assert_eq!(counts(0), Ok([2, 2, 0, 0, 0]));
+        assert_eq!(counts(1), Ok([2, 0, 2, 0, 0]));
+        assert_eq!(counts(2), Ok([1, 0, 0, 1, 0]));
+        assert_eq!((counts(4), counts(u64::MAX)), (Err(Refusal::OutOfRange), Err(Refusal::OutOfRange)));
+        assert!(fake.asked().is_empty(), "all that is decided here");
+    }
+
+    #[test]
+    fn what_nobody_asked_to_be_told_of_stops_the_vcpu() {
+        let (fake, server) = (Fake::default(), server(&rules(), true));
+        for badge in [badge::event(1, 0), badge::event(0, 2), badge::event(15, 15)] {
+            let reply = server.exit(&fake, badge, &exit(PAGES, WRITE));
+            assert_eq!(reply, Reply::Exit(Answer::STOP, [0; WORDS]));
+        }
+        assert_eq!(event(&server, &fake, PAGES, WRITE | 3), Answer::STOP, "no access to memory");
+        assert_eq!(call(&server, &fake, MonitorOp::Count, 0), Ok([0; 5]));
+    }
+
+    #[test]
+    fn a_page_that_an_earlier_monitor_watched_is_put_right() {
+        let (fake, server) = (Fake::default(), server(&rules(), true));
+        assert_eq!(event(&server, &fake, PAGES + 9, WRITE), Answer::RETRY);
+        assert_eq!(event(&server, &fake, PAGES, READ), Answer::RETRY);
+        let asked = fake.asked();
+        assert_eq!(asked[0][..4], [P2mOp::Watch as u64, 1 << 48 | (PAGES + 9), 1, 0x102]);
+        assert_eq!(asked[1][..4], [P2mOp::Watch as u64, 1 << 48 | PAGES, 1, 5]);
+        fake.refuse();
+        assert_eq!(event(&server, &fake, PAGES + 9, WRITE), Answer::STOP, "it would come again for ever");
+    }
+
+    #[test]
+    fn a_guest_that_begins_is_watched() {
+        let (fake, server) = (Fake::default(), server(&rules(), true));
+        for op in [MonitorOp::Begin, MonitorOp::Adopt] {
+            assert_eq!(call(&server, &fake, op, 0), Ok([0; 5]));
+            let asked = fake.asked();
+            let ops: Vec<u64> = asked.iter().map(|words| words[0]).collect();
+            let (join, watch, enter) = (P2mOp::WatchJoin as u64, P2mOp::Watch as u64, P2mOp::WatchEnter as u64);
+            assert_eq!(ops, [ATTACH, join, watch, watch, watch, watch, enter]);
+            assert_eq!(asked[3][1..4], [1 << 48 | (PAGES + 1), 1, 4]);
+            assert_eq!(asked[6][1..3], [u64::MAX, 1]);
+        }
+        assert_eq!(call(&server, &fake, MonitorOp::Begin, 1), Err(Refusal::OutOfRange));
+        assert_eq!(call(&server, &fake, MonitorOp::Begin, u64::MAX), Err(Refusal::OutOfRange));
+        fake.refuse();
+        assert_eq!(call(&server, &fake, MonitorOp::Begin, 0), Err(Refusal::Occupied));
+    }
+
+    #[test]
+    fn root_alone_controls_it() {
+        let (fake, server) = (Fake::default(), server(&rules(), true));
+        for who in [badge::VCPU_SERVER, badge::monitor(0, 0)] {
+            for op in 0..8 {
+                let mut words = [0; WORDS];
+                words[0] = op;
+                let expected = if op == ATTACH { Refusal::Unsupported } else { Refusal::MissingRight };
+                let Reply::Call(answer) = server.call(&fake, who, words) else { panic!("a short answer") };
+                assert_eq!(from_answer(answer[0]), Err(expected));
+            }
+        }
+        let Reply::Call(answer) = server.call(&fake, badge::ROOT, interface::MONITOR.to_words(ATTACH)) else { panic!() };
+        assert_eq!(answer[0], to_answer(Ok(())));
+        for op in [6, 64, u64::MAX] {
+            let mut words = [0; WORDS];
+            words[0] = op;
+            let Reply::Call(answer) = server.call(&fake, badge::ROOT, words) else { panic!("a short answer") };
+            assert_eq!(from_answer(answer[0]), Err(Refusal::NoOperation));
+        }
+    }
+
+    /// What root does: it carries the old one's answer to the new one as it came.
+    fn hand_over(fake: &Fake, old: &Watchdog, new: &Watchdog) -> Result<(), Refusal> {
+        let mut words = [0; WORDS];
+        words[0] = MonitorOp::Export as u64;
+        let (mut words, bytes) = match old.call(fake, badge::ROOT, words) {
+            Reply::Letter(words, bytes) => (words, bytes),
+            Reply::Call(words) => (words, 0),
+            other => panic!("{other:?}"),
+        };
+        from_answer(words[0])?;
+        words[0] = MonitorOp::Import as u64;
+        match new.letter(fake, badge::ROOT, words, bytes) {
+            Reply::Call(words) => from_answer(words[0]),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_was_counted_is_handed_over() {
+        let (fake, old, new) = (Fake::default(), server(&rules(), true), server(&rules()[1..], true));
+        (0..300).for_each(|_| assert_eq!(event(&old, &fake, PAGES + 1, WRITE), Answer::ADVANCE));
+        let before = call(&old, &fake, MonitorOp::Count, 1).expect("it is there");
+        assert_eq!((before[0], before[4]), (300, 284), "the log was spared most");
+        assert_eq!(hand_over(&fake, &old, &new), Ok(()));
+        assert_eq!(call(&new, &fake, MonitorOp::Count, 0), Ok(before), "the rule stands elsewhere");
+        assert_eq!(hand_over(&fake, &old, &new), Ok(()), "again changes nothing");
+        event(&new, &fake, PAGES + 1, WRITE);
+        assert_eq!(call(&new, &fake, MonitorOp::Count, 0).map(|counts| counts[0]), Ok(301));
+    }
+
+    #[test]
+    fn the_largest_state_fits() {
+        let many: Vec<RulePlan> =
+            (0..64).map(|n| RulePlan { guest: 7, first: u64::MAX - n, pages: u64::MAX, access: 255, verdict: RuleVerdict::Stop, log: true }).collect();
+        let (fake, old) = (Fake::default(), server(&many, true));
+        assert_eq!(hand_over(&fake, &old, &server(&many, true)), Ok(()));
+    }
+
+    #[test]
+    fn nothing_is_handed_over_that_is_not_to_be() {
+        let (fake, old, new) = (Fake::default(), server(&rules(), false), server(&rules(), true));
+        assert_eq!(hand_over(&fake, &old, &new), Err(Refusal::Unsupported));
+    }
+
+    #[test]
+    fn a_state_that_is_none_changes_nothing() {
+        use trellis_idl::wire::MonitorState;
+        use trellis_runtime::message;
+        let (fake, server) = (Fake::default(), server(&rules(), true));
+        event(&server, &fake, PAGES, WRITE);
+        let body = |bytes: &[u8]| heapless::Vec::from_slice(bytes).expect("short");
+        let version = <Standard as crate::Monitor>::VERSION;
+        let empty = MonitorState { version, body: body(&[0]) };
+        let cases = [
+            (MonitorState { version: version + 1, body: body(&[0]) }, Err(Refusal::Unsupported)),
+            (MonitorState { version, body: body(&[]) }, Err(Refusal::BadArgument)),
+            (MonitorState { version, body: body(&[0, 0]) }, Err(Refusal::BadArgument)),
+            (MonitorState { version, body: body(&[33, 1, 2, 3]) }, Err(Refusal::BadArgument)),
+            (MonitorState { version, body: body(&[0xff; 100]) }, Err(Refusal::BadArgument)),
+            (empty.clone(), Ok(())),
+        ];
+        for (state, expected) in cases {
+            let (words, bytes) = message::encode(&fake, MonitorOp::Import as u64, &state).expect("it fits");
+            let Reply::Call(answer) = server.letter(&fake, badge::ROOT, words, bytes) else { panic!("a short answer") };
+            assert_eq!(from_answer(answer[0]), expected);
+            assert_eq!(call(&server, &fake, MonitorOp::Count, 0).map(|counts| counts[0]), Ok(1));
+        }
+        // A length that did not come along.
+        let (mut words, _) = message::encode(&fake, MonitorOp::Import as u64, &empty).expect("it fits");
+        words[1] = 4096;
+        let Reply::Call(answer) = server.letter(&fake, badge::ROOT, words, 0) else { panic!("a short answer") };
+        assert_eq!(from_answer(answer[0]), Err(Refusal::BadArgument));
+    }
+}
