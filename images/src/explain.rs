@@ -140,7 +140,7 @@ impl System {
             let guest = &self.guests[*index];
             lines.push(format!("watches guest {}, in view {} of its memory:", guest.name, guest.watched_view()));
             let rules = monitor.rules.iter().enumerate().filter(|(_, rule)| rule.guest.value == guest.name);
-            lines.extend(rules.map(|(number, rule)| format!("  rule {number}: {}", rule.describe())));
+            lines.extend(rules.map(|(number, rule)| format!("  rule {}: {}", number + 1, rule.describe())));
         }
         lines
     }

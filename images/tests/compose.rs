@@ -246,8 +246,8 @@ fn root_finds_monitors_through_plan_and_configurations() {
     let said = system.explain();
     for words in [
         "server own (rank 3) on CPUs 0, 1, 2",
-        "watches guest web, in view 2 of its memory:\n    rule 1: 0x40200000..0x40201000 w: allowed\n",
-        "rule 0: 0x40800000..0x40802000 rx: stops, and logged",
+        "watches guest web, in view 2 of its memory:\n    rule 2: 0x40200000..0x40201000 w: allowed\n",
+        "rule 1: 0x40800000..0x40802000 rx: stops, and logged",
         "watched by own, in view 2: a verdict within 50ms; without it, the guest ends; it reads the guest's memory",
         "watched by own, in view 1: a verdict within 1s; without it, the guest goes on unwatched",
         "may hand exits from pages that watchdog watches on to it",
