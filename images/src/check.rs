@@ -10,7 +10,7 @@ use crate::guest::Guest;
 use crate::kernel_file::{Flaw, KernelFile};
 use crate::compose::SERVER_PIECES;
 use crate::manifest::{GuestEntry, Kind, Origin};
-use crate::monitor::{Image, Monitor, ServerEntry};
+use crate::monitor::{Image, Monitor, STANDARD, ServerEntry};
 use crate::program::{ComposeError, Program};
 use crate::place::{BLOCK, Placement, place};
 use crate::problem::{Code, Problem, nearest};
@@ -107,7 +107,10 @@ impl Checker<'_> {
 
     /// The ELF file of a server.
     fn program(&self, path: &str, span: Span, problems: &mut Problems) -> Option<Vec<u8>> {
-        let hint = "a path is relative to this manifest; the one that comes with Trellis is \"monitor-standard\"";
+        let hint = match nearest(path, [STANDARD]) {
+            Some(meant) => format!("did you mean \"{meant}\"? Otherwise the path is relative to this manifest"),
+            None => format!("a path is relative to this manifest; the one that comes with Trellis is \"{STANDARD}\""),
+        };
         let refused = |why: String| Problem::new(Code::BadProgram, format!("`{path}` cannot be a server: {why}")).at(span, "this program");
         let bytes = match self.source.read(&self.folder.join(path)) {
             Ok(bytes) => bytes,

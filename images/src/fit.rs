@@ -18,6 +18,8 @@ pub const MAX_GUESTS: usize = (MAX_SERVERS - 2) / 3;
 const SYSTEM_BYTES: u64 = 16 << 20;
 /// What the two servers of a guest need beside its page tables.
 const SERVERS_BYTES: u64 = 2 << 20;
+/// What a monitor needs.
+const MONITOR_BYTES: u64 = 2 << 20;
 /// VMIDs that no guest or server has: 0, root's and the console's.
 const SYSTEM_VMIDS: u64 = 3;
 
@@ -29,7 +31,8 @@ pub fn check(manifest: &Manifest, board: Option<&Board>, problems: &mut Problems
     overbooked(&manifest.guests, problems);
     watch::check(manifest, problems);
     if let (Some(board), Some(name)) = (board, &manifest.board) {
-        memory(&manifest.guests, board, &name.span, problems);
+        let servers = SYSTEM_BYTES + MONITOR_BYTES * manifest.servers.len() as u64;
+        memory(&manifest.guests, board, servers, &name.span, problems);
         vmids(manifest, board, &name.span, problems);
         device::check(&manifest.guests, board, problems);
     }
@@ -109,12 +112,12 @@ fn overbooked(guests: &[GuestEntry], problems: &mut Problems) {
 }
 
 /// Each guest's memory is one run of whole blocks; runs are taken as root takes them, first fit in order.
-fn memory(guests: &[GuestEntry], board: &Board, board_span: &Span, problems: &mut Problems) {
+fn memory(guests: &[GuestEntry], board: &Board, servers: u64, board_span: &Span, problems: &mut Problems) {
     let sizes = guests.iter().filter_map(|guest| Some((guest, guest.memory.as_ref()?)));
     let total = sizes.clone().fold(0u64, |total, (_, memory)| total.saturating_add(memory.value));
     let mut free: Vec<u64> = board.ram.iter().map(|ram| ram.bytes).collect();
     if let Some(first) = board.ram.iter().position(|ram| (ram.base..ram.base + ram.bytes).contains(&board.image_at)) {
-        free[first] = free[first].saturating_sub(SYSTEM_BYTES);
+        free[first] = free[first].saturating_sub(servers);
     }
     for (guest, memory) in sizes {
         let tables = (memory.value / BLOCK).saturating_mul(4096).saturating_add(BLOCK);
@@ -127,7 +130,7 @@ fn memory(guests: &[GuestEntry], board: &Board, board_span: &Span, problems: &mu
         problems.push(
             Problem::new(Code::MemoryDoesNotFit, format!("the memory of guest `{}` does not fit the board", guest.name.value))
                 .at(memory.span.clone(), format!("{}; all guests together: {}", show_size(memory.value), show_size(total)))
-                .at(board_span.clone(), format!("has {available}, of which Trellis keeps {} and more per guest", show_size(SYSTEM_BYTES)))
+                .at(board_span.clone(), format!("has {available}, of which Trellis keeps {} and more per guest", show_size(servers)))
                 .hint("page tables and servers come on top; each guest's memory lies in one piece"),
         );
         return;
