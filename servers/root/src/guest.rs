@@ -19,6 +19,8 @@ pub const MAX_PRIORITY: u8 = 200;
 const BLOCK: u64 = 512;
 const GIANT: u64 = BLOCK * BLOCK;
 
+/// What p2m may map everything with, also what it maps with less: which leaf came with which right the kernel does not know, so
+/// a guest's views get no access that one of its frames does not allow.
 const READ_WRITE_EXECUTE: Rights = Rights::READ.with(Rights::WRITE).with(Rights::EXECUTE);
 
 /// A guest that exists.
@@ -78,14 +80,12 @@ pub fn make(
     if gic == 2 {
         // The second device of a board with GICv2 is the virtual CPU interface.
         let interface = Frames::at(root_slot::DEVICES + 1);
-        interface.grant(system, p2m.domain, slot::MEMORY + 1, Rights::READ.with(Rights::WRITE)).step("grant the interrupt interface")?;
+        interface.grant(system, p2m.domain, slot::MEMORY + 1, READ_WRITE_EXECUTE).step("grant the interrupt interface")?;
     }
     let pages = plan.memory_bytes / PAGE;
     let memory = supply.take_aligned(system, pages, if pages >= GIANT { GIANT } else { BLOCK })?;
     guest.grant(system, p2m.domain, slot::GUEST, Rights::EDIT.with(Rights::EXECUTE)).step("grant a guest")?;
     grant_memory(system, memory, p2m)?;
-    // All rights, though it is mapped to be read only: a guest's maps never get more access than every one of its frames
-    // allows.
     let blank = supply.take(system, 1)?;
     blank.grant(system, p2m.domain, slot::BLANK, READ_WRITE_EXECUTE).step("grant a blank page")?;
     let access = Rights::READ.with(Rights::WRITE).with(Rights::LINES);
@@ -125,7 +125,7 @@ pub fn grant_memory(system: &impl System, memory: Frames, p2m: &Built) -> Result
 pub fn devices(system: &impl System, plan: &GuestPlan<'_>, p2m: &Built) -> Result<(), StartError> {
     for (slot, device) in (slot::DEVICE..).zip(&plan.devices) {
         let run = Frames::at(root_slot::DEVICES + u64::from(*device));
-        run.grant(system, p2m.domain, slot, Rights::READ.with(Rights::WRITE)).step("grant a device")?;
+        run.grant(system, p2m.domain, slot, READ_WRITE_EXECUTE).step("grant a device")?;
     }
     Ok(())
 }

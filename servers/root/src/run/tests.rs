@@ -381,7 +381,7 @@ fn irqfwd_gets_what_the_layout_says_and_nothing_else() {
     let fake = Fake::new();
     start_plan(&fake, plan_with_device());
     expect_irqfwd(&fake, IRQFWD + 1, [1, 2]);
-    let device = (Object::Run(3), Rights::READ.with(Rights::WRITE));
+    let device = (Object::Run(3), Rights::READ.with(Rights::WRITE).with(Rights::EXECUTE));
     assert_eq!(fake.domain(4).table[&slot::DEVICE], device, "its owner's p2m has the device");
     assert!(!fake.domain(2).table.contains_key(&slot::DEVICE), "and no other");
 }
