@@ -76,7 +76,7 @@ fn sessions(
     let mut first = [0; SESSIONS as usize];
     for (number, first) in (0..plan.watchers.len() as u64).zip(&mut first) {
         *first = supply.slot();
-        let session = Session::create(system, made.guest, number, *first).step("make a session")?;
+        let session = patiently(|| Session::create(system, made.guest, number, *first)).step("make a session")?;
         for server in [p2m, vcpu] {
             session.grant(system, server.domain, slot::SESSION + number, Rights::USE).step("grant a session")?;
         }
@@ -84,11 +84,22 @@ fn sessions(
             let badge = badge::monitor(number, thread as u64);
             for server in [p2m, vcpu] {
                 let thread = server.threads.get(thread).ok_or(StartError::Plan("too few threads"))?;
-                thread.portal(system, badge, supply.slot()).step("make a portal")?;
+                let slot = supply.slot();
+                patiently(|| thread.portal(system, badge, slot)).step("make a portal")?;
             }
         }
     }
     Ok(first)
+}
+
+/// Makes what goes into a slot that was emptied only now: it is free when no CPU is in the middle of using it.
+fn patiently<T>(mut make: impl FnMut() -> Result<T, Refusal>) -> Result<T, Refusal> {
+    loop {
+        match make() {
+            Err(Refusal::Again) => {}
+            made => return made,
+        }
+    }
 }
 
 /// Takes everything of a guest from those who watch it: the guest is about to be taken apart.
