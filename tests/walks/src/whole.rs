@@ -11,13 +11,14 @@ use trellis_core::thread::FaultRecord;
 use trellis_core::trap::Trap;
 use trellis_hosted::guest::Touch;
 use trellis_hosted::{Hosted, Now, Settings, laws};
-use trellis_idl::kernel::{Access, ExitClass, Op, PAGE, WORDS};
-use trellis_idl::layout::{PROGRAM, SCRATCH, badge, ring};
+use trellis_idl::kernel::{Access, Exit, ExitClass, Op, PAGE, Refusal, WORDS};
+use trellis_idl::layout::{PROGRAM, RINGS, SCRATCH, badge, ring, slot};
 use trellis_idl::plan::*;
 use trellis_idl::wire::Report;
+use trellis_monitor::{MonitorServer, Reports, Standard};
 use trellis_p2m::P2m;
 use trellis_root::{Board, Root};
-use trellis_runtime::{Consumer, Reply, RingPage, dispatch};
+use trellis_runtime::{Consumer, Reply, RingPage, Server, System, dispatch};
 use trellis_vcpu::{Rings, VcpuServer};
 
 /// CPUs, each with a vCPU of the guest.
@@ -34,6 +35,9 @@ const IMAGE: Part = Part { offset: 2 * PAGE, bytes: 5000 };
 /// Ranks tell servers apart.
 const P2M: u8 = 1;
 const VCPU: u8 = 2;
+const MONITOR: u8 = 3;
+/// Views of the guest, for those who watch it.
+const VIEWS: u16 = 4;
 
 /// What a server does with the next exit it gets, instead of answering.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,6 +55,21 @@ pub enum Act {
     Write(u64),
     /// `hvc #0` with this in x0.
     Hypercall(u64),
+    /// The same with these in x0–x3.
+    Call([u64; 4]),
+    /// One instruction: a store to its memory (of its own address), or what is done instead of it.
+    Store(u64),
+    /// Such a store that has been tried, by the instruction at this program counter.
+    Storing(u64, u64),
+}
+
+/// What became of a store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stored {
+    /// The memory has it.
+    Done,
+    /// The guest goes on behind it.
+    Skipped,
 }
 
 type Rings3 = Rings<&'static RingPage>;
@@ -59,7 +78,21 @@ type Rings3 = Rings<&'static RingPage>;
 enum Program {
     P2m(P2m),
     Vcpu(Box<VcpuServer<'static, Rings3>>),
+    Monitor(Box<Watchdog>),
     Console,
+}
+
+type Watchdog = MonitorServer<'static, Standard, Reports<&'static RingPage>>;
+
+/// An event as a monitor was told it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Told {
+    /// The monitor's domain: another one for each monitor, and for each that comes after it.
+    pub domain: u64,
+    /// The vCPU.
+    pub vcpu: usize,
+    /// Its words.
+    pub exit: Exit,
 }
 
 /// How far a thread's program is.
@@ -79,12 +112,21 @@ pub struct Whole {
     programs: RefCell<BTreeMap<u64, Rc<Program>>>,
     /// Threads in the middle of something.
     busy: RefCell<BTreeSet<u64>>,
-    script: RefCell<VecDeque<Act>>,
+    /// Threads that will wake root when they are done: it has the CPU then, and they cannot end what they began.
+    waking: RefCell<BTreeSet<u64>>,
+    /// What threads that root was let go before still have to say.
+    unsaid: RefCell<BTreeMap<u64, (u64, Reply)>>,
+    scripts: RefCell<[VecDeque<Act>; CPUS as usize]>,
+    /// What became of each CPU's stores, by address.
+    pub stores: RefCell<[Vec<(u64, Stored)>; CPUS as usize]>,
+    /// What monitors were told, in order, whether they answered or not.
+    pub told: RefCell<Vec<Told>>,
     /// What the guest's first vCPU had in x0 before each act.
     pub found: RefCell<Vec<u64>>,
     /// What befalls the server of this rank at its next exit.
     pub fate: Cell<Option<(u8, Fate)>>,
     payload: &'static [u8],
+    monitors: Vec<MonitorConfig<'static>>,
     pages: &'static [RingPage],
 }
 
@@ -146,6 +188,11 @@ fn image(offset: u64, bytes: u64) -> Option<&'static [u8]> {
     IMAGE_BYTES.get(offset as usize..(offset + bytes) as usize)
 }
 
+/// The words of an `hvc #0` with these in x0–x3: ESR's class 0x16 (HVC from AArch64), 32-bit instruction.
+const fn hypercall(x: [u64; 4]) -> [u64; WORDS] {
+    [0, 0x16 << 26 | 1 << 25, 0, 0, ENTRY, 0, x[0], x[1], x[2], x[3]]
+}
+
 fn server(name: &'static str, role: Role, cpus: &[u8], config: Part) -> ServerPlan<'static> {
     let text = Segment { part: Part { offset: PAGE, bytes: PAGE }, address: PROGRAM, memory_bytes: PAGE, access: 5 };
     let data = Segment { part: Part { offset: PAGE, bytes: 100 }, address: PROGRAM + PAGE, memory_bytes: 9000, access: 3 };
@@ -184,7 +231,7 @@ pub fn plan(on_reset: OnReset) -> Plan<'static> {
         watchers: Default::default(),
         p2m: 1,
         vcpu: 2,
-        views: 1,
+        views: VIEWS,
         inside: 0,
         manifest_line: 1,
     };
@@ -199,19 +246,54 @@ pub fn plan(on_reset: OnReset) -> Plan<'static> {
     }
 }
 
+/// The same, watched by monitors with these rules.
+pub fn watched_plan(on_reset: OnReset, without: Without, monitors: &[Vec<RulePlan>]) -> Plan<'static> {
+    let mut plan = plan(on_reset);
+    for (session, (name, _)) in ["watchdog", "second"].into_iter().zip(monitors).enumerate() {
+        let mut monitor = server(name, Role::Monitor, &[0, 1, 0], Part::default());
+        monitor.slots = trellis_idl::layout::watched::slots(1) as u16;
+        plan.servers.push(monitor).expect("there is room");
+        let server = 3 + session as u8;
+        let watcher = WatcherPlan { server, place: 0, deadline_us: 20_000, without, reads: true };
+        plan.guests[0].watchers.push(watcher).expect("there is room");
+    }
+    plan
+}
+
+/// What such a monitor's configuration says.
+fn monitor_config(session: usize, rules: &[RulePlan]) -> MonitorConfig<'static> {
+    let guest = WatchedPlan { name: "script", session: session as u8, view: 1, vcpus: CPUS as u8 };
+    MonitorConfig {
+        guests: [guest].into_iter().collect(),
+        rules: rules.iter().copied().collect(),
+        hands_over: true,
+    }
+}
+
 impl Whole {
     /// A machine on which root is about to begin.
     pub fn new() -> &'static Whole {
+        Whole::watched(&[])
+    }
+
+    /// The same, with configurations for monitors of these rules.
+    pub fn watched(rules: &[Vec<RulePlan>]) -> &'static Whole {
+        let monitors: Vec<_> = rules.iter().enumerate().map(|(n, rules)| monitor_config(n, rules)).collect();
         let settings = Settings { cpus: CPUS, pages: 8192, ..Settings::default() };
         Box::leak(Box::new(Whole {
             hosted: RefCell::new(Hosted::new(settings)),
             threads: RefCell::default(),
             programs: RefCell::default(),
             busy: RefCell::default(),
-            script: RefCell::default(),
+            waking: RefCell::default(),
+            unsaid: RefCell::default(),
+            scripts: RefCell::default(),
+            stores: RefCell::default(),
+            told: RefCell::default(),
             found: RefCell::default(),
             fate: Cell::new(None),
             payload: payload(),
+            monitors,
             pages: Vec::leak((0..trellis_idl::layout::MAX_RINGS).map(|_| RingPage::new()).collect()),
         }))
     }
@@ -229,12 +311,38 @@ impl Whole {
 
     /// What the guest's first vCPU does when it runs.
     pub fn does(&self, acts: impl IntoIterator<Item = Act>) {
-        self.script.borrow_mut().extend(acts);
+        self.does_on(0, acts);
+    }
+
+    /// What the vCPU of this CPU does when it runs.
+    pub fn does_on(&self, cpu: u16, acts: impl IntoIterator<Item = Act>) {
+        self.scripts.borrow_mut()[usize::from(cpu)].extend(acts);
+    }
+
+    /// Lets everybody work while root sleeps for a while, whatever there is to tell it.
+    pub fn go_on(&'static self) {
+        let body = self.body(0, 0);
+        let (now, hz) = trellis_runtime::handle::clock(&body);
+        body.wait(0, now + hz / 1000);
+    }
+
+    /// The guest begins anew: what it was doing, and had done, is over.
+    pub fn forget(&self) {
+        self.scripts.take();
+        self.stores.take();
     }
 
     /// Acts that the guest has not come to.
     pub fn left(&self) -> usize {
-        self.script.borrow().len()
+        self.scripts.borrow().iter().map(VecDeque::len).sum()
+    }
+
+    /// What the guest's memory holds at an address; none where it has none yet.
+    pub fn word(&self, address: u64) -> Option<u64> {
+        let hosted = self.hosted.borrow();
+        let space = hosted.shared.guests.iter().map(|guest| guest.lock().space).find(|space| space.root != 0)?;
+        let board = hosted.board.borrow();
+        board.walk(space.root, address / PAGE).map(|leaf| board.word(leaf.page * PAGE + address % PAGE))
     }
 
     /// What root told the host since this was asked last.
@@ -272,6 +380,15 @@ impl Whole {
         }
     }
 
+    /// Whether a server's thread wakes root only when it is done.
+    pub(crate) fn puts_off(&self, cpu: u16, thread: u16) -> bool {
+        let name = self.hosted.borrow().cpus[usize::from(cpu)].local.threads.name_at(thread).0;
+        if name as u32 != 0 {
+            self.waking.borrow_mut().insert(name);
+        }
+        name as u32 != 0
+    }
+
     /// Lets a thread work that has a CPU and is not in the middle of something.
     fn someone_works(&'static self) -> bool {
         let free = |cpu: &u16| {
@@ -288,24 +405,39 @@ impl Whole {
         true
     }
 
-    /// The first vCPU takes its next act.
+    /// A vCPU takes its next act.
     fn guest_acts(&self) -> bool {
-        let Now::Guest(index) = self.hosted.borrow().now(0) else { return false };
-        let Some(act) = self.script.borrow_mut().pop_front() else { return false };
-        let x0 = self.hosted.borrow().cpus[0].local.vcpus.at(index).context.general(0);
-        self.found.borrow_mut().push(x0);
+        (0..CPUS).any(|cpu| self.acts_on(cpu))
+    }
+
+    fn acts_on(&self, cpu: u16) -> bool {
+        let Now::Guest(index) = self.hosted.borrow().now(cpu) else { return false };
+        let Some(act) = self.scripts.borrow_mut()[usize::from(cpu)].pop_front() else { return false };
+        let (x0, pc) = {
+            let hosted = self.hosted.borrow();
+            let context = &hosted.cpus[usize::from(cpu)].local.vcpus.at(index).context;
+            (context.general(0), context.pc())
+        };
+        if cpu == 0 {
+            self.found.borrow_mut().push(x0);
+        }
         let mut hosted = self.hosted.borrow_mut();
+        let again = |act| self.scripts.borrow_mut()[usize::from(cpu)].push_front(act);
+        let stored = |address, what| self.stores.borrow_mut()[usize::from(cpu)].push((address, what));
         match act {
             Act::Write(address) => {
                 // Whoever was stopped there tries again.
-                if let Touch::Stopped(_) = hosted.touch(0, address, Access::WRITE) {
-                    self.script.borrow_mut().push_front(act);
+                if let Touch::Stopped(_) = hosted.touch(cpu, address, Access::WRITE) {
+                    again(act);
                 }
             }
-            Act::Hypercall(x0) => {
-                let words = [0, 0x16 << 26 | 1 << 25, 0, 0, ENTRY, 0, x0, 0, 0, 0];
-                hosted.exit(0, ExitClass::Hypercall, words);
-            }
+            Act::Storing(address, at) if at != pc => stored(address, Stored::Skipped),
+            Act::Store(address) | Act::Storing(address, _) => match hosted.touch(cpu, address, Access::WRITE) {
+                Touch::Reached(_) => stored(address, Stored::Done),
+                Touch::Stopped(_) => again(Act::Storing(address, pc)),
+            },
+            Act::Hypercall(x0) => drop(hosted.exit(cpu, ExitClass::Hypercall, hypercall([x0, 0, 0, 0]))),
+            Act::Call(x) => drop(hosted.exit(cpu, ExitClass::Hypercall, hypercall(x))),
         }
         true
     }
@@ -321,6 +453,15 @@ impl Whole {
             (index, thread.rank, domain, registers.x[0], registers.words)
         };
         let body = self.body(cpu, index);
+        if rank == MONITOR && badge::kind(x0) == badge::EXIT && self.threads.borrow().contains_key(&name) {
+            let (_, vcpu) = badge::of_event(x0);
+            self.told.borrow_mut().push(Told { domain, vcpu, exit: Exit::from_words(words) });
+        }
+        if let Some((badge, reply)) = self.unsaid.borrow_mut().remove(&name) {
+            let thread = self.threads.borrow().get(&name).cloned().expect("it has begun");
+            self.say(&body, &thread.program, badge, reply);
+            return true;
+        }
         let known = self.threads.borrow().get(&name).cloned();
         let Some(thread) = known else {
             let program = self.program(domain, rank);
@@ -344,17 +485,37 @@ impl Whole {
             }
             Program::P2m(server) => dispatch(server, &body, x0, words),
             Program::Vcpu(server) => dispatch(&**server, &body, x0, words),
+            Program::Monitor(server) => dispatch(&**server, &body, x0, words),
         };
+        if self.waking.borrow_mut().remove(&name) && self.name(cpu) == Some(name) {
+            self.hosted.borrow_mut().syscall(cpu, Op::Signal as u16, [slot::ROOT, 0, 0, 0, 0, 0], [0; WORDS]);
+            if self.name(cpu) != Some(name) {
+                self.unsaid.borrow_mut().insert(name, (x0, reply));
+                return true;
+            }
+        }
+        if self.name(cpu) == Some(name) {
+            self.say(&body, &thread.program, x0, reply);
+        }
+        true
+    }
+
+    /// A thread says what it has to, and waits for the next; as the serve loop does, on a board.
+    fn say(&'static self, body: &Body, program: &Program, badge: u64, reply: Reply) {
         let (op, a0, bytes, words) = match reply {
             Reply::Exit(answer, words) => (Op::ReplyAndWait, answer.0, 0, words),
             Reply::Call(words) => (Op::ReplyAndWait, 0, 0, words),
             Reply::Letter(words, bytes) => (Op::ReplyAndWait, 0, bytes as u64, words),
             Reply::Forward(portal, words) | Reply::Watched(portal, words) => (Op::Forward, portal, 0, words),
         };
-        if self.name(cpu) == Some(name) {
-            self.hosted.borrow_mut().syscall(cpu, op as u16, [a0, bytes, 0, 0, 0, 0], words);
+        let name = self.name(body.cpu);
+        self.hosted.borrow_mut().syscall(body.cpu, op as u16, [a0, bytes, 0, 0, 0, 0], words);
+        let is_refused = self.name(body.cpu) == name
+            && Refusal::from_register(self.hosted.borrow().registers(body.cpu).x[0]) == Err(Refusal::Gone);
+        if let (Reply::Watched(..), true, Program::P2m(server)) = (reply, is_refused, program) {
+            let own = server.unwatched(body, badge, &Exit::from_words(words));
+            self.say(body, program, badge, own);
         }
-        true
     }
 
     /// A thread waits for what comes next.
@@ -362,7 +523,7 @@ impl Whole {
         let waits = match program {
             Program::Console => true,
             Program::Vcpu(_) => number > CPUS.into(),
-            Program::P2m(_) => false,
+            Program::P2m(_) | Program::Monitor(_) => false,
         };
         let (op, a0) = if waits { (Op::Wait, 7) } else { (Op::ReplyAndWait, 0) };
         self.hosted.borrow_mut().syscall(body.cpu, op as u16, [a0, 0, 0, 0, 0, 0], [0; WORDS]);
@@ -375,6 +536,7 @@ impl Whole {
             Rc::new(match rank {
                 P2M => Program::P2m(self.p2m()),
                 VCPU => Program::Vcpu(Box::new(self.vcpu())),
+                MONITOR => Program::Monitor(Box::new(self.watchdog(domain))),
                 _ => Program::Console,
             })
         };
@@ -385,7 +547,7 @@ impl Whole {
         let (first_page, pages) = (BASE / PAGE, BYTES / PAGE);
         let populate = Populate::Lazy;
         let config = P2mConfig {
-            guest: "script", first_page, pages, populate, vcpus: CPUS as u8, gicv_page: None, views: 1, view: heapless::Vec::new(), devices: Default::default(),
+            guest: "script", first_page, pages, populate, vcpus: CPUS as u8, gicv_page: None, views: VIEWS, view: heapless::Vec::new(), devices: Default::default(),
         };
         P2m::start(&self.body(0, 0), &config, Box::leak(Box::new(trellis_runtime::Shared::new(trellis_p2m::view::Views::new())))).expect("lazy population asks for nothing")
     }
@@ -393,6 +555,21 @@ impl Whole {
     fn vcpu(&self) -> VcpuServer<'static, Rings3> {
         let page = || -> &'static RingPage { Box::leak(Box::new(RingPage::new())) };
         VcpuServer::new(vcpu_config(), Rings::new(page(), page(), &self.pages[ring::root_report(2)], image))
+    }
+
+    /// The monitor that this domain is.
+    fn watchdog(&self, domain: u64) -> Watchdog {
+        let hosted = self.hosted.borrow();
+        let ring = |domain: usize, page: usize| {
+            let root = hosted.shared.domains[domain % hosted.shared.domains.len()].lock().space.root;
+            hosted.board.borrow().walk(root, RINGS / PAGE + page as u64).map(|leaf| leaf.page)
+        };
+        // Root is the first domain, and has the other end of the ring of reports.
+        let own = ring(domain as u32 as usize, ring::REPORT);
+        let session = (0..self.monitors.len()).find(|session| ring(0, ring::root_report(3 + session)) == own);
+        let session = session.expect("root listens to it");
+        let config = &self.monitors[session];
+        MonitorServer::new(config, Standard::new(&config.rules), Reports::new(&self.pages[ring::root_report(3 + session)]))
     }
 
     /// Every law holds.
