@@ -271,7 +271,8 @@ pub enum P2mOp {
 
     // Watching. Only a monitor calls these; which session it speaks for, its portal's badge says. Each says how it shall
     // be, so that asking again changes nothing. A monitor may also ask `ViewAccess`, `ViewDefault`, `ViewOf` and `Ready`.
-    /// Watches in view `m1`, which is made, hidden and as the host map, if it is not there. Back: `m0`. Refused:
+    /// Watches in view `m1`, which is made, hidden and as the host map, if it is not there. What the session watched there
+    /// before is old: still watched, until it is asked for again or [`P2mOp::WatchEnter`] drops it. Back: `m0`. Refused:
     /// `BadArgument` (view 0), `Occupied` (it is there and not for watching), `OutOfRange` and `Quota` (as
     /// [`P2mOp::ViewCreate`], or this session watches in too many).
     WatchJoin = 48,
@@ -280,8 +281,8 @@ pub enum P2mOp {
     /// or not one that this session watches in), `Occupied` (the page is another session's, or has something of its own),
     /// `BadArgument` (an access with a name, or one that the CPU cannot give), `Quota`.
     Watch = 49,
-    /// Puts vCPU `m1` (all ones: every vCPU) into view `m2`, one of the session's own or 0. Refused: `MissingRight` (not
-    /// its own), `Occupied` (it is in a view in which others watch too, or is none for watching).
+    /// Puts vCPU `m1` (all ones: every vCPU) into view `m2`, one of the session's own or 0. With every vCPU, what is old in
+    /// that view is watched no more. Refused: `MissingRight` (not its own), `Occupied` (it is in a view in which others watch too, or is none for watching).
     WatchEnter = 50,
     /// Watches in view `m1` no more. With its last session the view goes, and vCPUs in it go to view 0. `MissingRight`:
     /// it is none of the session's.

@@ -21,12 +21,14 @@ pub struct Setting {
     pub withdrawn: bool,
     /// The session whose events are what is forbidden.
     pub session: Option<u8>,
+    /// An earlier monitor of that session asked for it, and this one has not yet.
+    pub is_old: bool,
 }
 
 impl Setting {
     /// Nothing.
     pub const NONE: Setting =
-        Setting { access: ViewAccess::DEFAULT, notify: false, shows: None, withdrawn: false, session: None };
+        Setting { access: ViewAccess::DEFAULT, notify: false, shows: None, withdrawn: false, session: None, is_old: false };
 
     /// The setting of the page so far behind the one that has this.
     const fn behind(self, pages: u32) -> Setting {
@@ -164,9 +166,24 @@ impl Patches {
         self.all.retain(|patch| patch.view != view || patch.setting.session != Some(session));
     }
 
-    /// Stretches that a session watches, in all views.
+    /// Stretches that a session watches, in all views, beside the old ones.
     pub fn of_session(&self, session: u8) -> usize {
-        self.all.iter().filter(|patch| patch.setting.session == Some(session)).count()
+        self.all.iter().filter(|patch| patch.setting.session == Some(session) && !patch.setting.is_old).count()
+    }
+
+    /// What a session watches in a view is old from now on.
+    pub fn age(&mut self, view: u16, session: u8) {
+        let own = |patch: &&mut Patch| patch.view == view && patch.setting.session == Some(session);
+        self.all.iter_mut().filter(own).for_each(|patch| patch.setting.is_old = true);
+        // Old and new stretches were told apart until now.
+        self.join(view, 0, u32::MAX);
+    }
+
+    /// Forgets a stretch that is old for a session in a view: first page, and the one behind its last.
+    pub fn forget_old(&mut self, view: u16, session: u8) -> Option<(u32, u32)> {
+        let is_old = |patch: &Patch| patch.view == view && patch.setting.session == Some(session) && patch.setting.is_old;
+        let patch = self.all.remove(self.all.iter().position(is_old)?);
+        Some((patch.first, patch.end))
     }
 
     /// Whether some page of a view has something of its own.
@@ -206,6 +223,7 @@ mod tests {
             shows,
             withdrawn: false,
             session: None,
+            is_old: false,
         })
     }
 

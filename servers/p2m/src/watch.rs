@@ -10,14 +10,15 @@ use crate::patch::Setting;
 use crate::view::{CHUNK, Failure, View, Views, put, range_of, wanted};
 use core::sync::atomic::{AtomicU64, Ordering};
 use trellis_idl::kernel::{Access, Answer, Exit, ExitHeader, Refusal, SESSIONS, WORDS};
-use trellis_idl::plan::MAX_VCPUS;
+use trellis_idl::plan::{MAX_RULES, MAX_VCPUS};
 use trellis_idl::wire::ViewAccess;
 use trellis_runtime::{Reply, System};
 
 /// Views in which one session watches at most.
 pub const MOST_VIEWS: usize = 4;
-/// Stretches of pages that one session watches at most: one monitor leaves room for the others.
-pub const MOST_STRETCHES: usize = 96;
+/// Stretches of pages that one session watches at most: what the rules of one monitor can make. With as many old ones, and as
+/// many of each other session, there is room for all.
+pub const MOST_STRETCHES: usize = 2 * MAX_RULES - 1;
 
 /// Sessions that watch in a view.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -46,14 +47,17 @@ impl Watchers {
 }
 
 impl Views {
-    /// A session watches in a view, which is made if it is not there.
+    /// A session watches in a view, which is made if it is not there. What it watched there before is old.
     pub fn join(&mut self, system: &impl System, session: u8, view: u64) -> Result<(), Refusal> {
         if view == 0 || u64::from(session) >= SESSIONS {
             return Err(Refusal::BadArgument);
         }
         let (view, found) = match self.view(view) {
             Ok((_, View { watchers: Watchers::NOBODY, .. })) => return Err(Refusal::Occupied),
-            Ok((_, found)) if found.watchers.has(session) => return Ok(()),
+            Ok((view, found)) if found.watchers.has(session) => {
+                self.patches.age(view, session);
+                return Ok(());
+            }
             Err(refusal) if refusal != Refusal::NotMapped => return Err(refusal),
             _ if self.each().filter(|view| self.at(*view).watchers.has(session)).count() >= MOST_VIEWS => {
                 return Err(Refusal::Quota);
@@ -116,8 +120,9 @@ impl Views {
         None
     }
 
-    /// Puts a vCPU (all ones: every vCPU) into a view of the session's, or into view 0.
-    pub fn enter(&self, system: &impl System, session: u8, vcpu: u64, view: u64) -> Result<(), Refusal> {
+    /// Puts a vCPU (all ones: every vCPU, and what is old in the view is watched no more) into a view of the session's, or into
+    /// view 0.
+    pub fn enter(&mut self, system: &impl System, session: u8, vcpu: u64, view: u64) -> Result<(), Refusal> {
         let view = if view == 0 { 0 } else { self.own(session, view)? };
         let vcpus = if vcpu == u64::MAX { 0..u64::from(self.vcpus) } else { vcpu..vcpu.saturating_add(1) };
         // All are looked at before one is moved.
@@ -135,6 +140,9 @@ impl Views {
                 Err(Refusal::NotMapped) if vcpu == u64::MAX => {}
                 other => other?,
             }
+        }
+        while let (true, Some((from, to))) = (vcpu == u64::MAX, self.patches.forget_old(view, session)) {
+            self.changed(system, view, (from.into(), (to - from).into()))?;
         }
         Ok(())
     }

@@ -46,7 +46,12 @@ pub enum Fate {
     Crash,
     /// It goes on for ever.
     Hang,
+    /// It does what [`Whole::misdeeds`] says, and then crashes.
+    Misbehave,
 }
+
+/// What a server does that nobody wrote as it should be.
+type Misdeeds = Box<dyn Fn(&Body)>;
 
 /// What the guest does next.
 #[derive(Clone, Copy, Debug)]
@@ -125,6 +130,8 @@ pub struct Whole {
     pub found: RefCell<Vec<u64>>,
     /// What befalls the server of this rank at its next exit.
     pub fate: Cell<Option<(u8, Fate)>>,
+    /// What [`Fate::Misbehave`] means.
+    pub misdeeds: RefCell<Option<Misdeeds>>,
     payload: &'static [u8],
     monitors: Vec<MonitorConfig<'static>>,
     pages: &'static [RingPage],
@@ -292,6 +299,7 @@ impl Whole {
             told: RefCell::default(),
             found: RefCell::default(),
             fate: Cell::new(None),
+            misdeeds: RefCell::new(None),
             payload: payload(),
             monitors,
             pages: Vec::leak((0..trellis_idl::layout::MAX_RINGS).map(|_| RingPage::new()).collect()),
@@ -324,6 +332,12 @@ impl Whole {
         let body = self.body(0, 0);
         let (now, hz) = trellis_runtime::handle::clock(&body);
         body.wait(0, now + hz / 1000);
+    }
+
+    /// So many seconds pass in which nothing happens.
+    pub fn later(&'static self, seconds: u64) {
+        let (_, hz) = trellis_runtime::handle::clock(&self.body(0, 0));
+        self.hosted.borrow_mut().advance(seconds * hz);
     }
 
     /// The guest begins anew: what it was doing, and had done, is over.
@@ -477,11 +491,14 @@ impl Whole {
             }
             _ if badge::kind(x0) == badge::EXIT && self.fate.get().is_some_and(|(whose, _)| whose == rank) => {
                 let fate = self.fate.take().map(|(_, fate)| fate);
-                if fate == Some(Fate::Crash) {
+                if let (Some(Fate::Misbehave), Some(misdeeds)) = (fate, &*self.misdeeds.borrow()) {
+                    misdeeds(&body);
+                }
+                if fate != Some(Fate::Hang) {
                     let record = FaultRecord { syndrome: 0x9200_0046, address: 0xdead };
                     self.hosted.borrow_mut().trap(cpu, Trap::Fault(record));
                 }
-                return fate == Some(Fate::Crash);
+                return fate != Some(Fate::Hang);
             }
             Program::P2m(server) => dispatch(server, &body, x0, words),
             Program::Vcpu(server) => dispatch(&**server, &body, x0, words),

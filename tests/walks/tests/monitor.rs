@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Stories of a watched guest: the real root, p2m, vcpu and monitors through the real kernel, on two CPUs.
 
-use trellis_idl::kernel::{Access, ExitHeader};
+use trellis_idl::kernel::{Access, Answer, ExitHeader, Op, Refusal, VcpuRegister, WORDS};
+use trellis_idl::layout::watched;
 use trellis_idl::plan::{OnReset, RulePlan, RuleVerdict, Without};
-use trellis_idl::wire::{GuestEnd, Report};
+use trellis_idl::wire::{GuestEnd, P2mOp, Report, from_answer};
 use trellis_root::Root;
+use trellis_runtime::System;
+use trellis_walks::body::Body;
 use trellis_walks::whole::{Act, BASE, ENTRY, Fate, Sight, Stored, Told, Whole, watched_plan};
 
 /// PSCI 5.1: CPU_ON, in 64 bits, and PSCI_VERSION.
@@ -244,4 +247,134 @@ fn a_guest_that_starts_again_is_watched_again() {
     all_done(whole);
     whole.lawful();
     assert_eq!(told(whole).len(), whole.stores.borrow()[0].len());
+}
+
+/// What p2m says to a call by the first monitor, from this CPU's thread.
+fn p2m(body: &Body, thread: u64, op: P2mOp, given: [u64; 3]) -> Result<(), Refusal> {
+    let mut words = [0; WORDS];
+    words[0] = op as u64;
+    words[1..4].copy_from_slice(&given);
+    body.call(watched::p2m(0, thread), words).and_then(|answer| from_answer(answer[0]))
+}
+
+/// A monitor that serves an event of vCPU 0 tries what it may not, one thing after the other.
+fn misdeeds(body: &Body) {
+    let no = |op: Op, given: [u64; 4], why: Refusal| {
+        let a = [given[0], given[1], given[2], given[3], 0, 0];
+        assert_eq!(body.invoke(op, a), Err(why), "{op:?} {given:?}");
+    };
+    // Answers that nobody may give: unknown bits, views that are not there, contradictions.
+    for bits in [1 << 7, 1 << 16, 1 << 32, u64::MAX >> 1, Answer::REPORT.0, Answer::STOP.0 | Answer::STEP.0] {
+        no(Op::ReplyAndWait, [bits, 0, 0, 0], Refusal::BadArgument);
+    }
+    no(Op::ReplyAndWait, [Answer::RETRY.step(3).0, 0, 0, 0], Refusal::NotMapped);
+    for view in [4, 511, 512, u16::MAX] {
+        no(Op::ReplyAndWait, [Answer::RETRY.step(view).0, 0, 0, 0], Refusal::OutOfRange);
+    }
+    // Handing the event on: to a lower rank, to nothing.
+    no(Op::Forward, [watched::p2m(0, 0), 0, 0, 0], Refusal::Order);
+    no(Op::Forward, [watched::guest(0), 0, 0, 0], Refusal::WrongKind);
+    no(Op::Forward, [watched::p2m(1, 0), 0, 0, 0], Refusal::NoCapability);
+    // It reads registers and memory, and changes neither; it starts and stops nobody.
+    let (vcpu, guest) = (watched::vcpu(0, 0), watched::guest(0));
+    assert!(body.invoke(Op::VcpuGet, [vcpu, VcpuRegister::Pc as u64, 0, 0, 0, 0]).is_ok());
+    no(Op::VcpuSet, [vcpu, VcpuRegister::Pc as u64, 0x1000, 0], Refusal::MissingRight);
+    no(Op::VcpuSet, [vcpu, VcpuRegister::Pstate as u64, 9, 0], Refusal::MissingRight);
+    for op in [Op::VcpuStart, Op::VcpuStop, Op::VcpuReset] {
+        no(op, [vcpu, 0, 0, 0], Refusal::MissingRight);
+    }
+    assert!(body.read_guest(guest, ENTRY, &mut [0; 16]).is_ok());
+    assert_eq!(body.write_guest(guest, ENTRY, &[0; 16]), Err(Refusal::MissingRight));
+    no(Op::ViewSwitch, [guest, 0, 0, 0], Refusal::MissingRight);
+    no(Op::GuestUnmap, [guest, ALLOWED / 4096, 1, 0], Refusal::MissingRight);
+    no(Op::SessionCreate, [guest, 0, 900, 0], Refusal::MissingRight);
+    // Nothing of other guests, or of itself.
+    for slot in [watched::guest(1), watched::vcpu(1, 0), watched::vcpu(0, 2), 8, 9, u64::MAX] {
+        no(Op::VcpuGet, [slot, 0, 0, 0], Refusal::NoCapability);
+    }
+    // p2m: view 0, views that are not its own, another's pages, what only root asks, and the wrong CPU.
+    let at = |view: u64, address: u64| view << 48 | address / 4096;
+    assert_eq!(p2m(body, 0, P2mOp::Watch, [at(0, FREE), 1, 0]), Err(Refusal::MissingRight));
+    assert_eq!(p2m(body, 0, P2mOp::Watch, [at(2, FREE), 1, 0]), Err(Refusal::MissingRight));
+    assert_eq!(p2m(body, 0, P2mOp::Watch, [at(1, DENIED), 1, 7]), Err(Refusal::Occupied));
+    assert_eq!(p2m(body, 0, P2mOp::Watch, [at(1, BASE - 4096), 1, 0]), Err(Refusal::OutOfRange));
+    assert_eq!(p2m(body, 0, P2mOp::WatchEnter, [u64::MAX, 0, 0]), Err(Refusal::Occupied));
+    for op in [P2mOp::ViewSwitch, P2mOp::ViewDestroy, P2mOp::Reset, P2mOp::Protect, P2mOp::Withdraw] {
+        assert_eq!(p2m(body, 0, op, [1, 0, 0]), Err(Refusal::MissingRight), "{op:?}");
+    }
+    assert_eq!(p2m(body, 1, P2mOp::Ready, [0; 3]), Err(Refusal::WrongCpu));
+    // A flood: each is answered, none is remembered.
+    for n in 0..2000 {
+        let _ = p2m(body, 0, P2mOp::Watch, [at(1, FREE + (n % 700) * 8192), 1, n % 8]);
+        let _ = p2m(body, 0, P2mOp::WatchJoin, [n % 9, 0, 0]);
+    }
+}
+
+#[test]
+fn a_hostile_monitor_is_refused_with_a_reason_and_disturbs_nobody() {
+    let both = [vec![rule(ALLOWED, RuleVerdict::Allow)], vec![rule(DENIED, RuleVerdict::Deny)]];
+    let (whole, mut root) = started(&both, Without::Hold);
+    whole.does([second(), Act::Store(DENIED)]);
+    all_done(whole);
+    *whole.misdeeds.borrow_mut() = Some(Box::new(misdeeds));
+    whole.fate.set(Some((MONITOR, Fate::Misbehave)));
+    whole.does([Act::Store(ALLOWED)]);
+    whole.does_on(1, stores(DENIED + 0x100, 10));
+    reported(whole, &mut root);
+    whole.does(stores(ALLOWED + 0x80, 3).chain(stores(DENIED, 3)).chain(stores(FREE, 3)));
+    all_done(whole);
+    assert_eq!((as_ordered(whole, 0), as_ordered(whole, 1)), (11, 10), "the other monitor and the other vCPU go on");
+}
+
+/// Numbers that look random and are the same each time.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        (self.0 >> 33) % end
+    }
+}
+
+#[test]
+fn whenever_a_monitor_is_lost_each_event_has_one_effect_and_none_is_forgotten() {
+    let (whole, mut root) = started(&[rules()], Without::Hold);
+    whole.does([second()]);
+    all_done(whole);
+    let rounds = std::env::var("TRELLIS_WATCH").ok().and_then(|count| count.parse().ok()).unwrap_or(150);
+    let mut numbers = Numbers(1);
+    for round in 0..rounds {
+        let mut wanted = [Vec::new(), Vec::new()];
+        for (cpu, wanted) in (0..2).zip(&mut wanted) {
+            for n in 0..1 + numbers.below(6) {
+                // Each other than the one before.
+                let page = [ALLOWED, DENIED, FREE][numbers.below(3) as usize];
+                let address = page + u64::from(cpu) * 0x800 + 8 * (round * 8 + n) % 0x800;
+                whole.does_on(cpu, [Act::Store(address)]);
+                wanted.push(address);
+            }
+        }
+        let events = |list: &[u64]| list.iter().filter(|at| **at & !0xfff != FREE).copied().collect::<Vec<_>>();
+        let any: usize = wanted.iter().map(|list| events(list).len()).sum();
+        let fate = [None, Some(Fate::Crash), Some(Fate::Hang)][numbers.below(3) as usize].filter(|_| any > 0);
+        whole.fate.set(fate.map(|fate| (MONITOR, fate)));
+        if fate.is_some() {
+            reported(whole, &mut root);
+        }
+        all_done(whole);
+        let told = told(whole);
+        for (vcpu, wanted) in wanted.iter().enumerate() {
+            let of_it = told.iter().filter(|told| told.vcpu == vcpu).map(|told| told.exit.physical);
+            let mut asked: Vec<u64> = of_it.collect();
+            asked.dedup();
+            assert_eq!(asked, events(wanted), "round {round}, {fate:?}");
+            let done: Vec<u64> = whole.stores.borrow()[vcpu].iter().map(|(address, _)| *address).collect();
+            assert_eq!(done, *wanted);
+            as_ordered(whole, vcpu as u16);
+        }
+        assert!(told.len() <= any + if fate.is_some() { 2 } else { 0 }, "round {round}: an event was asked about twice");
+        whole.forget();
+        // Deaths of long ago do not count.
+        whole.later(120);
+    }
 }

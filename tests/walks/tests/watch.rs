@@ -216,3 +216,28 @@ fn a_vcpu_that_starts_anew_is_watched_from_its_first_instruction() {
         assert_eq!(watched.touch(vcpu, PAGE, Access::WRITE), Went::Event(0));
     }
 }
+
+#[test]
+fn what_the_next_monitor_does_not_ask_for_is_watched_no_more_and_the_rest_without_a_gap() {
+    let watched = Watched::with_tables(Populate::Eager, &[], 256);
+    begin(&watched, 0, PAGE);
+    // All that it may watch: the next one has room all the same.
+    for n in 0..PAGES / 2 {
+        let _ = watched.monitor(0, P2mOp::Watch, &[at(VIEW, FIRST + 2 * n), 1, n % 2]);
+    }
+    watched.monitor(0, P2mOp::WatchJoin, &[VIEW]).expect("it watches there");
+    assert_eq!(watched.touch(1, PAGE, Access::WRITE), Went::Event(0), "old, and still watched");
+    for n in 0..20 {
+        assert_eq!(watched.monitor(0, P2mOp::Watch, &[at(VIEW, FIRST + 500 + 2 * n), 1, 1]), Ok([1, 0]));
+    }
+    assert_eq!(watched.monitor(0, P2mOp::Watch, &[at(VIEW, PAGE), 1, 1]), Ok([1, 0]));
+    assert_eq!(watched.touch(2, PAGE, Access::WRITE), Went::Event(0));
+    assert_eq!(watched.touch(1, FIRST + 8, Access::WRITE), Went::Event(0));
+    watched.monitor(0, P2mOp::WatchEnter, &[1, VIEW]).expect("its own");
+    assert_eq!(watched.touch(1, FIRST + 8, Access::WRITE), Went::Event(0), "one vCPU is not the end of it");
+    watched.monitor(0, P2mOp::WatchEnter, &[ALL, VIEW]).expect("its own");
+    assert_eq!(watched.touch(1, FIRST + 8, Access::WRITE), Went::To(FIRST + 8));
+    for page in [PAGE, FIRST + 500, FIRST + 538] {
+        assert_eq!(watched.touch(3, page, Access::WRITE), Went::Event(0));
+    }
+}
