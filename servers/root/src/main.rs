@@ -39,13 +39,16 @@ mod board {
 
     #[inline(never)]
     fn run(plan: &'static Plan<'static>) -> ! {
-        let mut root = start(plan);
+        let mut root = make(plan);
+        if let Err(why) = root.begin(&Svc) {
+            panic!("the system cannot be started: {why:?}");
+        }
         loop {
             root.step(&Svc);
         }
     }
 
-    // Out of line, each: decoding takes most of the stack, and gives it back.
+    // Out of line, each: decoding takes most of the stack, and so does making the system; both give it back.
     #[inline(never)]
     fn plan(first_word: u64) -> &'static Plan<'static> {
         let Some(bytes) = memory::payload(first_word & 0xffff_ffff, first_word >> 32) else { panic!("no plan") };
@@ -56,10 +59,10 @@ mod board {
     }
 
     #[inline(never)]
-    fn start(plan: &'static Plan<'static>) -> Root<'static, Virtual> {
-        match Root::start(&Svc, Virtual, plan, |console| log::use_ring(ring::ROOT_LOG, console)) {
+    fn make(plan: &'static Plan<'static>) -> Root<'static, Virtual> {
+        match Root::make(&Svc, Virtual, plan, |console| log::use_ring(ring::ROOT_LOG, console)) {
             Ok(root) => root,
-            Err(why) => panic!("the system cannot be started: {why:?}"),
+            Err(why) => panic!("the system cannot be made: {why:?}"),
         }
     }
 }

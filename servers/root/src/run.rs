@@ -59,9 +59,18 @@ pub struct Root<'a, B> {
 }
 
 impl<'a, B: Board> Root<'a, B> {
-    /// Builds the system and starts it. `log_to` learns the signal that wakes the console as soon as root's log ring
-    /// is there.
+    /// Makes the system and lets it run.
     pub fn start(
+        system: &impl System, board: B, plan: &'a Plan<'a>, log_to: impl FnOnce(u64),
+    ) -> Result<Root<'a, B>, StartError> {
+        let mut root = Root::make(system, board, plan, log_to)?;
+        root.begin(system)?;
+        Ok(root)
+    }
+
+    /// Makes the system; nothing runs yet. `log_to` learns the signal that wakes the console as soon as root's log ring
+    /// is there.
+    pub fn make(
         system: &impl System, board: B, plan: &'a Plan<'a>, log_to: impl FnOnce(u64),
     ) -> Result<Root<'a, B>, StartError> {
         check::check(plan)?;
@@ -84,7 +93,6 @@ impl<'a, B: Board> Root<'a, B> {
         }
         root.make_forward(system)?;
         root.make_monitors(system)?;
-        root.begin(system)?;
         Ok(root)
     }
 
@@ -166,7 +174,8 @@ impl<'a, B: Board> Root<'a, B> {
     }
 
     /// Lets the servers run, then the guests.
-    fn begin(&mut self, system: &impl System) -> Result<(), StartError> {
+    #[inline(never)]
+    pub fn begin(&mut self, system: &impl System) -> Result<(), StartError> {
         for (built, plan) in self.servers.iter().zip(&self.plan.servers) {
             build::start(system, built, plan)?;
         }
@@ -431,6 +440,8 @@ impl<'a, B: Board> Root<'a, B> {
     }
 
     /// What the CPU did on which the reported fault was.
+    // Its records would else stand on the stack for as long as what follows takes.
+    #[inline(never)]
     fn report_last(&self, system: &impl System, report: &Report) {
         let cpu = match report {
             Report::GuestEnded { guest, end: GuestEnd::Crash(crash) } => {
@@ -469,6 +480,7 @@ impl<'a, B: Board> Root<'a, B> {
     }
 
     /// Lets the console finish, then switches the machine off.
+    #[inline(never)]
     fn off(&mut self, system: &impl System) {
         if core::mem::replace(&mut self.off, true) {
             return;

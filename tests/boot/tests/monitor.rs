@@ -116,9 +116,9 @@ fn a_verdict_ends_the_guest() {
 #[test]
 fn a_guest_that_is_made_again_is_watched_again() {
     let guest = "kernel = \"hostile\"\ncommand-line = \"misdeed=spoil-vcpu how=0 at=30\"\non-reset = \"reboot\"";
-    let seen = run("again", guest, "", (&[(0, "w", "deny")], 1), (true, FAULTY));
+    let seen = run("again", guest, "", (&[(0, "w", "deny")], 3), (true, FAULTY));
     seen.expect(seen.log.contains("root| guest web starts again, restart 1"), "it was lost");
-    seen.expect(count(&seen, "watchdog| web begins, 1 stretches of its memory watched") == 2, "it is watched twice");
+    seen.expect(count(&seen, "watchdog| web begins, 3 stretches of its memory watched") == 2, "it is watched twice");
     seen.expect(!seen.log.contains("watchdog is made again"), "by the same monitor");
     seen.expect_good_end();
 }
