@@ -5,7 +5,7 @@ use crate::guest::Guest;
 use crate::manifest::{GuestEntry, Manifest};
 use crate::monitor::{MonitorEntry, STANDARD, ServerEntry};
 use crate::problem::{Code, Problem, nearest};
-use crate::table::{Placed, Problems, Table};
+use crate::table::{Placed, Problems, Table, not_there_yet};
 use crate::view::range_of;
 use std::collections::BTreeSet;
 use trellis_idl::kernel::{Access, Inside, MAX_VIEWS, PAGE, SESSIONS};
@@ -230,6 +230,9 @@ fn one(rule: &RuleEntry, server: &ServerEntry, manifest: &Manifest, problems: &m
         problems.push(not_its_monitor(rule, server, guest));
     }
     outside(rule, guest, problems);
+    if rule.verdict.value == RuleVerdict::Deny && rule.access.value.covers(Access::EXECUTE) {
+        problems.push(not_there_yet("verdict = \"deny\"", "denying execution by an exception in the guest", rule.verdict.span.clone()));
+    }
 }
 
 fn not_its_monitor(rule: &RuleEntry, server: &ServerEntry, guest: &GuestEntry) -> Problem {
