@@ -34,7 +34,7 @@ pub enum Op {
     /// Hands what this thread is serving, with new words, to the portal in `x0` of a higher rank, and waits for the next.
     /// Or `x0` = a session: the exit of a vCPU of its guest goes to whoever watches ([`Op::SessionPlace`]). With nobody
     /// there it is owed; refused `Gone` when the session says that nobody shall be asked ([`Seat::Nobody`]), `BadArgument`
-    /// when what is served is no exit of that guest.
+    /// when what is served is no exit of that guest. A refusal leaves the words as they are.
     Forward = 2,
     /// Sets the bits of the signal capability in `x0` in its thread's signal word. Works across CPUs.
     Signal = 3,

@@ -46,7 +46,8 @@ pub fn serve<S: Server>(server: &S) -> ! {
                 Reply::Exit(answer, words) => system.reply_and_wait(answer.0, words),
                 Reply::Forward(portal, words) => system.forward(portal, words),
                 Reply::Watched(session, words) => match system.forward(session, words) {
-                    asked if asked.refusal() == Some(Refusal::Gone) => unwatched(server, badge, words),
+                    // The words are where they were: to keep them elsewhere as well would cost every exit.
+                    asked if asked.refusal() == Some(Refusal::Gone) => unwatched(server, badge, asked.words),
                     asked => asked,
                 },
                 Reply::Call(words) | Reply::Letter(words, _) => system.reply_and_wait(0, words),

@@ -26,7 +26,7 @@ fn stores(address: u64, passes: u64) -> u64 {
 /// executed on the way.
 pub fn print(allowed: u64, denied: u64, passes: u64) {
     let unit = if cpu::frequency() == 1_000_000_000 { "instructions" } else { "ticks" };
-    for (name, address) in [("event_sync_roundtrip", denied), ("step_once", allowed)] {
+    for (name, address) in [("event_sync_roundtrip", denied), ("event_allowed", allowed)] {
         // The first one finds nothing where the others find it.
         stores(address, 1);
         let mean = mean_without_loop(stores(address, passes), LOOP * passes, passes);

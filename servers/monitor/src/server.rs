@@ -41,36 +41,47 @@ impl<'a, M: Monitor, O: Outside> MonitorServer<'a, M, O> {
         self.guests.get(index).map(|plan| WatchedGuest::new(index, plan))
     }
 
-    /// What goes to the vCPU for a verdict whose words are the whole of it.
+    /// What goes to the vCPU: bits alone, no answer here has words.
     #[inline(always)]
-    fn answer(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, verdict: Verdict) -> Reply {
-        let plain = |answer| Reply::Exit(answer, [0; WORDS]);
+    fn answer(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, verdict: Verdict) -> Answer {
         let is_plain = event.width().is_some() && !event.is_walk();
         match (verdict, event.access()) {
-            (Verdict::Allow, _) => plain(ALLOW),
-            (Verdict::Deny, Access::WRITE) if is_plain => plain(Answer::ADVANCE),
+            (Verdict::Allow, _) => ALLOW,
+            (Verdict::Deny, Access::WRITE) if is_plain => Answer::ADVANCE,
             // The register becomes zero.
-            (Verdict::Deny, Access::READ) if is_plain => {
-                plain(Answer::ADVANCE.register(event.exit.header.register()))
-            }
+            (Verdict::Deny, Access::READ) if is_plain => Answer::ADVANCE.register(event.exit.header.register()),
             (Verdict::Deny, _) => self.fail(system, guest, event, Refusal::Unsupported),
-            (Verdict::Retry, _) => plain(Answer::RETRY),
+            (Verdict::Retry, _) => Answer::RETRY,
             (Verdict::Stop, _) => self.stop(system, guest),
+        }
+    }
+
+    /// What becomes of an event.
+    #[inline(always)]
+    fn decide(&self, system: &impl System, event: &Event) -> Answer {
+        let is_access = event.exit.header.0 & 0xff == ExitClass::Memory as u64;
+        match self.guest(event.guest) {
+            Some(guest) if is_access && event.vcpu < usize::from(guest.vcpus()) => {
+                let verdict = self.monitor.event(system, &guest, event);
+                self.answer(system, &guest, event, verdict)
+            }
+            // Nobody asked to be told of that: the vCPU must not go on as if somebody had decided.
+            _ => Answer::STOP,
         }
     }
 
     /// The vCPU stops, and root is asked to end the guest.
     #[cold]
     #[inline(never)]
-    fn stop(&self, system: &impl System, guest: &WatchedGuest<'_>) -> Reply {
+    fn stop(&self, system: &impl System, guest: &WatchedGuest<'_>) -> Answer {
         self.outside.report(system, &ToRoot::Stop(guest.index() as u8));
-        Reply::Exit(Answer::STOP, [0; WORDS])
+        Answer::STOP
     }
 
     /// What was said cannot be done: nobody has decided, so the guest must not go on.
     #[cold]
     #[inline(never)]
-    fn fail(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, why: Refusal) -> Reply {
+    fn fail(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, why: Refusal) -> Answer {
         self.monitor.stopped(system, guest, event, why);
         self.stop(system, guest)
     }
@@ -125,14 +136,8 @@ impl<'a, M: Monitor, O: Outside> MonitorServer<'a, M, O> {
 impl<M: Monitor, O: Outside> Server for MonitorServer<'_, M, O> {
     #[inline(always)]
     fn exit(&self, system: &impl System, badge: u64, exit: &Exit) -> Reply {
-        let event = Event::of(badge, exit);
-        let watched = self.guest(event.guest).filter(|guest| event.vcpu < usize::from(guest.vcpus()));
-        let Some(guest) = watched.filter(|_| exit.header.class() == Some(ExitClass::Memory)) else {
-            // Nobody asked to be told of that: the vCPU must not go on as if somebody had decided.
-            return Reply::Exit(Answer::STOP, [0; WORDS]);
-        };
-        let verdict = self.monitor.event(system, &guest, &event);
-        self.answer(system, &guest, &event, verdict)
+        // One way out, so that the words stay in registers.
+        Reply::Exit(self.decide(system, &Event::of(badge, exit)), [0; WORDS])
     }
 
     fn call(&self, system: &impl System, badge: u64, words: [u64; WORDS]) -> Reply {

@@ -530,6 +530,7 @@ impl Whole {
         let is_refused = self.name(body.cpu) == name
             && Refusal::from_register(self.hosted.borrow().registers(body.cpu).x[0]) == Err(Refusal::Gone);
         if let (Reply::Watched(..), true, Program::P2m(server)) = (reply, is_refused, program) {
+            let words = self.hosted.borrow().registers(body.cpu).words;
             let own = server.unwatched(body, badge, &Exit::from_words(words));
             self.say(body, program, badge, own);
         }
