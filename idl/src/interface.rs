@@ -6,7 +6,7 @@
 //! `postcard-schema`'s: of the names, order and types of everything that crosses.
 
 use crate::kernel::WORDS;
-use crate::wire::{IrqfwdOp, MonitorOp, MonitorState, P2mOp, PageRanges, Report, ToRoot, VcpuOp};
+use crate::wire::{IrqfwdOp, MonitorOp, MonitorState, Order, P2mOp, PageRanges, Report, ToRoot, VcpuOp};
 use postcard_schema::Schema;
 use postcard_schema::key::Key;
 
@@ -27,7 +27,7 @@ pub struct Interface {
 /// What a p2m server answers and reports.
 pub const P2M: Interface = Interface::of::<(P2mOp, PageRanges, ToRoot)>(1, 1, "p2m");
 /// What a vcpu server answers and reports.
-pub const VCPU: Interface = Interface::of::<(VcpuOp, ToRoot)>(2, 1, "vcpu");
+pub const VCPU: Interface = Interface::of::<(VcpuOp, Order, ToRoot)>(2, 1, "vcpu");
 /// What irqfwd answers and reports.
 pub const IRQFWD: Interface = Interface::of::<(IrqfwdOp, ToRoot)>(4, 1, "irqfwd");
 /// What a monitor answers and reports.

@@ -157,6 +157,16 @@ pub enum Op {
     /// stopped; its exits go nowhere before [`Op::VcpuRoute`], and physical lines still come where [`Op::LineAck`] sent
     /// them. Refused `BadState` when it is not stopped or has no place, `Again` while another is on its way.
     VcpuMove = 0x4b,
+    /// Says what traps in a vCPU beside what always does: `x0` vCPU, stopped or in an exit, `x1` [`Traps`]. It stays over
+    /// [`Op::VcpuReset`] and [`Op::VcpuMove`]. Needs [`Rights::WRITE`].
+    VcpuTraps = 0x4c,
+    /// Compares guest memory with a value, and if it is the same writes another, at once for every observer: `x0` guest, `x1`
+    /// guest address, a multiple of the bytes, with their number's logarithm (0–4) in bits 56–63, `x2` and `x3` the value to
+    /// be there (the low half first), `x4` and `x5` the other. Back: `x0` = 1 if it was written, `x1` and `x2` = what was
+    /// there. It may say 0 without a reason, as an exclusive store may. By the host map, and with the limits of
+    /// [`Op::GuestWrite`]; needs [`Rights::READ`] and [`Rights::WRITE`]. Refused: `BadArgument` (size, alignment, a device),
+    /// `NotMapped`.
+    GuestSwap = 0x4d,
 
     /// Writes one bit field of up to 32 virtual lines: `x0` vCPU, `x1` [`LineField`], `x2` first line (multiple of 32),
     /// `x3` which of the 32, `x4` their new values. Lines below 32 are the vCPU's own, others the guest's, each in one vCPU.
@@ -417,7 +427,8 @@ impl Op {
         Op::GuestCreate, Op::GuestMap, Op::GuestUnmap, Op::GuestProtect, Op::GuestRead, Op::GuestWrite, Op::GuestDestroy,
         Op::GuestInfo,
         Op::VcpuCreate, Op::VcpuRoute, Op::VcpuWindow, Op::VcpuGet, Op::VcpuSet, Op::VcpuStart, Op::VcpuReset,
-        Op::VcpuStop, Op::VcpuException, Op::VcpuLaunch, Op::VcpuDestroy, Op::VcpuMove,
+        Op::VcpuStop, Op::VcpuException, Op::VcpuLaunch, Op::VcpuDestroy, Op::VcpuMove, Op::VcpuTraps,
+        Op::GuestSwap,
         Op::LinesWrite, Op::LinesRead, Op::LinesPriority, Op::LinesPriorityRead, Op::LineTarget, Op::LinesEnable,
         Op::LineTake,
         Op::LineBind, Op::LineAck, Op::LineCreate, Op::LineForward, Op::LineRelease, Op::LineTie, Op::LinePass,
@@ -871,6 +882,27 @@ impl Answer {
 
     /// Whether this bit is set.
     pub const fn has(self, bit: Answer) -> bool {
+        self.0 & bit.0 != 0
+    }
+}
+
+/// What traps in a vCPU, for [`Op::VcpuTraps`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(transparent)]
+pub struct Traps(pub u64);
+
+impl Traps {
+    /// Nothing beside what always does.
+    pub const NONE: Traps = Traps(0);
+    /// Breakpoint instructions stop the vCPU, class [`ExitClass::Debug`]. While the guest steps itself they go to it as ever.
+    pub const BREAKPOINT: Traps = Traps(1);
+    /// Writes of the registers that say how its memory is translated stop the vCPU, class [`ExitClass::Register`].
+    pub const MEMORY_REGISTERS: Traps = Traps(2);
+    /// Every bit that means something.
+    pub const ALL: Traps = Traps(3);
+
+    /// Whether this bit is set.
+    pub const fn has(self, bit: Traps) -> bool {
         self.0 & bit.0 != 0
     }
 }

@@ -205,6 +205,35 @@ pub enum VcpuOp {
     Start = 1,
     /// Stops all vCPUs and forgets all platform state. Root has stopped and cleared memory before or does so next.
     Reset = 2,
+    /// Says how to answer an exit of class Memory so that the access is carried out ([`Order::Do`]), or has no effect on memory
+    /// and otherwise seems to have been ([`Order::Deny`]): for whoever answers exits and knows no machine, on the vCPU's CPU,
+    /// while the exit waits for that answer. `m1` = the vCPU's number, and the [`Order`] from bit 8 on; `m2` = what a denied
+    /// read gives; `m3` = which exit of this vCPU it is (asked again with the same number it says the same); `m4`–`m7` = the
+    /// first four words of the exit. Back: `m0` = 0 or 1 + a refusal; `m1` = bits of [`crate::kernel::Answer`]; `m2`–`m7` =
+    /// `m4`–`m9` of the answer. Refused: `OutOfRange` (no such vCPU), `BadArgument` (no such order), `Unsupported` (an
+    /// instruction that is not known; for [`Order::Do`] a step in view 0 still does it), `NotMapped` (it cannot be read).
+    Complete = 3,
+}
+
+/// What shall become of an access, for [`VcpuOp::Complete`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Schema)]
+#[repr(u64)]
+pub enum Order {
+    /// It is carried out.
+    Do = 0,
+    /// It has no effect on memory. Registers that it changes change: a read gives `m2`, an exclusive store succeeds.
+    Deny = 1,
+}
+
+impl Order {
+    /// The order with this number.
+    pub const fn from_number(number: u64) -> Option<Order> {
+        match number {
+            0 => Some(Order::Do),
+            1 => Some(Order::Deny),
+            _ => None,
+        }
+    }
 }
 
 /// Operations of a p2m server (`m0`); the guest's vcpu server and root call them.
@@ -457,6 +486,7 @@ impl VcpuOp {
         match number {
             1 => Some(VcpuOp::Start),
             2 => Some(VcpuOp::Reset),
+            3 => Some(VcpuOp::Complete),
             _ => None,
         }
     }

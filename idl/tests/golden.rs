@@ -93,7 +93,7 @@ fn a_monitors_configuration_keeps_its_bytes() {
 
 #[test]
 fn operations_keep_their_numbers() {
-    for (number, op) in [(1, VcpuOp::Start), (2, VcpuOp::Reset)] {
+    for (number, op) in [(1, VcpuOp::Start), (2, VcpuOp::Reset), (3, VcpuOp::Complete)] {
         assert_eq!((VcpuOp::from_number(number), op as u64), (Some(op), number));
     }
     let p2m = [P2mOp::Ready, P2mOp::Populate, P2mOp::Reset, P2mOp::Protect, P2mOp::Blank, P2mOp::PopulateAll];
@@ -119,7 +119,7 @@ fn operations_keep_their_numbers() {
 fn interfaces_keep_their_schema() {
     let golden = [
         (P2M, Interface { number: 1, version: 1, schema: 0x0135_024b_772c_d1a9 }),
-        (VCPU, Interface { number: 2, version: 1, schema: 0x2609_f78f_131c_26cd }),
+        (VCPU, Interface { number: 2, version: 1, schema: 0x750d_24e8_e0c6_acd9 }),
         (IRQFWD, Interface { number: 4, version: 1, schema: 0x3cba_fe64_b8e1_482e }),
         (MONITOR, Interface { number: 5, version: 1, schema: 0xdc33_40e9_c202_3588 }),
         (HOST, Interface { number: 3, version: 1, schema: 0x69dc_5bdc_224c_0b85 }),

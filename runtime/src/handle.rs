@@ -7,7 +7,7 @@ use crate::system::System;
 use core::marker::PhantomData;
 use trellis_idl::kernel::{
     ANY_VIEW, Access, ExitClass, Fact, Groups, Inside, LineField, LineState, Op, PLACE, Refusal, Rights, Seat, Service,
-    ThreadFault, VcpuRegister, WORDS,
+    ThreadFault, Traps, VcpuRegister, WORDS,
 };
 
 /// Kinds of objects, as types.
@@ -321,6 +321,16 @@ impl Guest {
         Ok(Guest::at(slot))
     }
 
+    /// [`Op::GuestSwap`] of `1 << size` bytes: whether it was written, and what was there.
+    pub fn swap(
+        self, system: &impl System, address: u64, size: u8, expected: [u64; 2], new: [u64; 2],
+    ) -> Result<(bool, [u64; 2]), Refusal> {
+        let place = u64::from(size) << 56 | address & (u64::MAX >> 8);
+        let arguments = [self.slot, place, expected[0], expected[1], new[0], new[1]];
+        let [written, low, high] = ask(system, Op::GuestSwap, arguments)?;
+        Ok((written == 1, [low, high]))
+    }
+
     /// [`Op::ViewCreate`]: at this index, or the lowest free one.
     pub fn create_view(self, system: &impl System, view: Option<u16>) -> Result<u16, Refusal> {
         let [view, ..] = ask(system, Op::ViewCreate, [self.slot, view.map_or(ANY_VIEW, u64::from)])?;
@@ -477,6 +487,11 @@ impl Vcpu {
         ask(system, Op::VcpuGet, [self.slot, register]).map(|[_, value, _]| value)
     }
 
+    /// [`Op::VcpuSet`] of a floating-point register.
+    pub fn set_float(self, system: &impl System, register: u64, value: u64) -> Done {
+        tell(system, Op::VcpuSet, [self.slot, register, value])
+    }
+
     /// [`Op::VcpuSet`].
     pub fn set(self, system: &impl System, register: VcpuRegister, value: u64) -> Done {
         tell(system, Op::VcpuSet, [self.slot, register as u64, value])
@@ -485,6 +500,11 @@ impl Vcpu {
     /// [`Op::VcpuSet`] of x`n`.
     pub fn set_general(self, system: &impl System, n: u8, value: u64) -> Done {
         tell(system, Op::VcpuSet, [self.slot, u64::from(n & 31), value])
+    }
+
+    /// [`Op::VcpuTraps`].
+    pub fn set_traps(self, system: &impl System, traps: Traps) -> Done {
+        tell(system, Op::VcpuTraps, [self.slot, traps.0])
     }
 
     /// [`Op::VcpuStart`].

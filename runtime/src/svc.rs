@@ -159,7 +159,7 @@ fn by_number(op: Op, a: [u64; 6]) -> [u64; 3] {
         DomainDestroy ThreadCreate ThreadStart ThreadDestroy ThreadFault ThreadSupervise ThreadFloat PortalCreate SignalCreate Grant
         Drop Revoke GuestCreate GuestMap GuestUnmap GuestProtect GuestWrite GuestDestroy GuestInfo ViewCreate ViewDestroy
         ViewReset ViewCopy ViewRemap ViewSwitch ViewShow ViewOf VcpuCreate VcpuRoute VcpuWindow VcpuGet VcpuSet VcpuStart
-        VcpuReset VcpuStop VcpuException VcpuLaunch VcpuDestroy VcpuMove LinesWrite LinesRead
+        VcpuReset VcpuStop VcpuException VcpuLaunch VcpuDestroy VcpuMove VcpuTraps GuestSwap LinesWrite LinesRead
         LinesPriority LinesPriorityRead LineTarget LinesEnable LineTake LineBind LineAck LineCreate LineForward
         LineRelease LineTie LinePass SystemOff Log LogRead Fact QueueServe QueueTake QueueDone TraceRead
         CpuRetire SessionCreate SessionPlace SessionCommit SessionSettle SessionInfo

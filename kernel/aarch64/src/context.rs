@@ -7,7 +7,7 @@ use core::mem::offset_of;
 use trellis_core::float::Layout;
 use trellis_core::lines::{LIST_ENTRIES, ListEntry};
 use trellis_core::machine::{NEVER, Page, ThreadContext, Ticks, VcpuContext};
-use trellis_idl::kernel::{Answer, Refusal, VcpuRegister};
+use trellis_idl::kernel::{Answer, Refusal, Traps, VcpuRegister};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A thread's registers.
@@ -174,6 +174,8 @@ pub struct Vcpu {
     pub stepping: bool,
     /// PSTATE.SS as the guest had it.
     pub own_step: u64,
+    /// Its breakpoint instructions stop it.
+    pub stops_at_breakpoints: bool,
     /// Vector registers of a guest without scalable ones, valid while another owns the hardware's.
     pub vectors: Vectors,
     /// Lanes of its scalable vectors; 0 = it has none.
@@ -193,7 +195,7 @@ impl VcpuContext for Vcpu {
     const EMPTY: Self = Vcpu {
         x: [0; 32], pc: 0, sp_el0: 0, pstate: 0, vttbr: 0, hcr: 0, cptr: 0, sctlr: 0, view: 0, exit: [0; 10],
         el1: El1::EMPTY, lists: [0; LIST_ENTRIES], vmcr: 0, active_priorities: 0, timer_active: false, underflow: false,
-        debug: Debug::EMPTY, stepping: false, own_step: 0, vectors: Vectors([0; Layout::new(0).bytes() as usize / 8]), lanes: 0, area: 0,
+        debug: Debug::EMPTY, stepping: false, own_step: 0, stops_at_breakpoints: false, vectors: Vectors([0; Layout::new(0).bytes() as usize / 8]), lanes: 0, area: 0,
     };
 
     fn exit(&self) -> &[u64; 10] {
@@ -207,13 +209,15 @@ impl VcpuContext for Vcpu {
     fn reset(&mut self) {
         let (vttbr, view, vmpidr, vpidr) = (self.vttbr, self.view, self.el1.vmpidr, self.el1.vpidr);
         let (lanes, area) = (self.lanes, self.area);
+        let (traps, stops_at_breakpoints) = (self.hcr & registers::HCR_TVM, self.stops_at_breakpoints);
         *self = Self::EMPTY;
+        self.stops_at_breakpoints = stops_at_breakpoints;
         self.set_float(lanes, area);
         self.vttbr = vttbr;
         self.view = view;
         self.el1.vmpidr = vmpidr;
         self.el1.vpidr = vpidr;
-        self.hcr = registers::HCR_GUEST;
+        self.hcr = registers::HCR_GUEST | traps;
         self.cptr = registers::CPTR_TRAP_ALL;
         self.sctlr = registers::SCTLR_EL1_RESET;
         self.pstate = Pstate::RESET.0;
@@ -325,6 +329,12 @@ impl VcpuContext for Vcpu {
         self.el1.far = address;
         self.pc = (self.el1.vbar & !0x7ff).wrapping_add(offset);
         self.pstate = Pstate::RESET.0;
+    }
+
+    fn set_traps(&mut self, traps: Traps) {
+        self.stops_at_breakpoints = traps.has(Traps::BREAKPOINT);
+        let wanted = if traps.has(Traps::MEMORY_REGISTERS) { registers::HCR_TVM } else { 0 };
+        self.hcr = self.hcr & !registers::HCR_TVM | wanted;
     }
 
     fn trap_wait(&mut self, on: bool) {
@@ -541,6 +551,18 @@ mod tests {
             vcpu.exception(0x0200_0000, 0);
             assert_eq!((vcpu.el1.spsr, vcpu.pstate), (5 | own, 0x3c5), "and the step is over");
         }
+    }
+
+    #[test]
+    fn traps_stay_over_a_reset_and_go_when_they_are_taken_back() {
+        let mut vcpu = Vcpu::EMPTY;
+        vcpu.set_traps(Traps::ALL);
+        vcpu.reset();
+        assert_eq!((vcpu.hcr, vcpu.stops_at_breakpoints), (registers::HCR_GUEST | 1 << 26, true));
+        vcpu.set_traps(Traps::BREAKPOINT);
+        assert_eq!((vcpu.hcr, vcpu.stops_at_breakpoints), (registers::HCR_GUEST, true));
+        vcpu.set_traps(Traps::MEMORY_REGISTERS);
+        assert_eq!((vcpu.hcr, vcpu.stops_at_breakpoints), (registers::HCR_GUEST | 1 << 26, false));
     }
 
     #[test]

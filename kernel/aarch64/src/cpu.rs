@@ -128,6 +128,7 @@ impl Cpu {
                 direct: core::ptr::null_mut(),
                 debug_owner: core::ptr::null_mut(),
                 stepping: false,
+                routed: false,
                 underflow: false,
                 lengths: Lengths(0),
                 last: [LastMap { map: 0, vcpu: 0 }; GUESTS],
@@ -476,6 +477,11 @@ fn exit_rare(cpu: &mut Cpu, index: u16, esr: u64) -> Obey {
             class
         }
         decode::Decoded::Stepped => return stepped(cpu, index),
+        decode::Decoded::NotLetIn => {
+            step::past(&mut cpu.local, &SHARED, &mut cpu.machine, index);
+            cpu.load(index);
+            return Obey { target: cpu.vcpu(index) as u64, value: 0 };
+        }
         other => return exit_in_kernel(cpu, index, other),
     };
     deliver(cpu, index, class)
@@ -575,7 +581,7 @@ fn exit_in_kernel(cpu: &mut Cpu, index: u16, what: decode::Decoded) -> Obey {
             cpu.machine.debug_changed();
             Trap::Spurious
         }
-        decode::Decoded::Retry | decode::Decoded::Stepped | decode::Decoded::Exit(_) | decode::Decoded::Fault { .. } => Trap::Spurious,
+        decode::Decoded::Retry | decode::Decoded::Stepped | decode::Decoded::NotLetIn | decode::Decoded::Exit(_) | decode::Decoded::Fault { .. } => Trap::Spurious,
     };
     let next = take(&mut cpu.local, &SHARED, &mut cpu.machine, trap);
     cpu.obey(next)

@@ -67,12 +67,20 @@ impl Debug {
         self.monitor & (SS | MDE) != 0
     }
 
-    /// MDSCR_EL1 while the vCPU executes one instruction for an answer that steps, in this processor state. Debug exceptions
-    /// go to EL2 then whatever masks them (Arm ARM D2.4.2), so breakpoints and watchpoints count only where the guest itself
-    /// would get their exceptions: at EL0, and at EL1 with KDE and without PSTATE.D.
+    /// Whether the guest itself would get the exception of a breakpoint or watchpoint in this processor state: at EL0, and
+    /// at EL1 with KDE and without PSTATE.D. Where debug exceptions go to EL2 nothing masks them (Arm ARM D2.4.2).
+    pub const fn is_let_in(&self, pstate: u64) -> bool {
+        pstate & 0xf == 0 || (self.monitor & KDE != 0 && pstate & MASKED == 0)
+    }
+
+    /// MDSCR_EL1 while the vCPU executes one instruction for an answer that steps, in this processor state.
     pub const fn stepping(&self, pstate: u64) -> u64 {
-        let own = pstate & 0xf == 0 || (self.monitor & KDE != 0 && pstate & MASKED == 0);
-        (if own { self.monitor } else { self.monitor & !MDE }) | SS
+        (if self.is_let_in(pstate) { self.monitor } else { self.monitor & !MDE }) | SS
+    }
+
+    /// Whether the guest steps itself.
+    pub const fn has_own_step(&self) -> bool {
+        self.monitor & SS != 0
     }
 
     /// The place of a register of op0 = 2, and the bits that a guest has of it. None: it is not the kernel's.

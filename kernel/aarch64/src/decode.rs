@@ -50,6 +50,8 @@ pub enum Decoded {
     Undefined,
     /// The one instruction of a step has been executed.
     Stepped,
+    /// A breakpoint or watchpoint whose exception the guest masks.
+    NotLetIn,
     /// Let it try again.
     Retry,
 }
@@ -136,6 +138,7 @@ pub fn rare(context: &mut Vcpu, esr: Esr) -> Decoded {
         ec::SVE if context.lanes != 0 => return Decoded::Float,
         ec::SVE | ec::SME => return Decoded::Undefined,
         ec::STEP if context.stepping => return Decoded::Stepped,
+        ec::BREAKPOINT | ec::WATCHPOINT if !context.debug.is_let_in(context.pstate) => return Decoded::NotLetIn,
         _ => {}
     }
     let class = match class {
@@ -427,6 +430,9 @@ mod tests {
         context.pstate |= 0x10;
         assert_eq!(narrow(&mut context, step), Decoded::Stepped);
         let watchpoint = Esr(0x34 << 26 | 1 << 25);
+        context.pstate = 5;
+        assert_eq!(whole(&mut context, watchpoint), Decoded::NotLetIn);
+        context.pstate = 0;
         assert_eq!(whole(&mut context, watchpoint), Decoded::Exit(ExitClass::Debug));
         assert_eq!(context.exit[3], 0x1000);
     }

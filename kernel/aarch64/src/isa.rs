@@ -139,6 +139,29 @@ pub unsafe fn dc_zva(address: u64) {
     unsafe { asm!("dc zva, {}", in(reg) address, options(nostack, preserves_flags)) };
 }
 
+/// Tries of [`swap`]: whoever writes there all the time cannot keep this CPU.
+const TRIES: u64 = 64;
+
+/// Compares and swaps the bits in `mask` of 16 bytes by exclusives, which every CPU has. Two words that are read by LDXP
+/// are of one moment only if STXP succeeds (Arm ARM B2.2.1); else what is said of a pair may be of two.
+///
+/// # Safety
+/// The address is a multiple of 16, of memory that the kernel may write and nothing in Rust refers to.
+pub unsafe fn swap(address: u64, mask: [u64; 2], expected: [u64; 2], new: [u64; 2]) -> (bool, [u64; 2]) {
+    let (failed, low, high): (u64, u64, u64);
+    // SAFETY: by the caller.
+    unsafe {
+        asm!("2: mov {s:w}, 1", "ldaxp {a}, {b}, [{at}]", "eor {t}, {a}, {e0}", "and {t}, {t}, {m0}", "eor {u}, {b}, {e1}",
+            "and {u}, {u}, {m1}", "orr {t}, {t}, {u}", "cbnz {t}, 3f", "bic {t}, {a}, {m0}", "orr {t}, {t}, {n0}",
+            "bic {u}, {b}, {m1}", "orr {u}, {u}, {n1}", "stlxp {s:w}, {t}, {u}, [{at}]", "cbz {s:w}, 3f",
+            "sub {n}, {n}, 1", "cbnz {n}, 2b", "3: clrex", at = in(reg) address, e0 = in(reg) expected[0],
+            e1 = in(reg) expected[1], m0 = in(reg) mask[0], m1 = in(reg) mask[1], n0 = in(reg) new[0], n1 = in(reg) new[1],
+            a = out(reg) low, b = out(reg) high, t = out(reg) _, u = out(reg) _, s = out(reg) failed,
+            n = inout(reg) TRIES => _, options(nostack));
+    }
+    (failed == 0, [low, high])
+}
+
 /// Bytes that [`dc_zva`] zeroes, or none when it is prohibited (DCZID_EL0).
 pub fn zva_bytes() -> Option<u64> {
     let id = read!("dczid_el0");

@@ -36,8 +36,10 @@ pub struct Aarch64 {
     pub direct: *mut Vcpu,
     /// The vCPU whose breakpoints are in the hardware (null = none, or they changed).
     pub debug_owner: *mut Vcpu,
-    /// MDCR_EL2.TDE is set and virtual interrupts are held: what runs executes one instruction.
+    /// Virtual interrupts are held: what runs executes one instruction.
     pub stepping: bool,
+    /// MDCR_EL2.TDE is set: debug exceptions come to EL2.
+    pub routed: bool,
     /// Whether the loaded vCPU wants the maintenance interrupt, held or not.
     pub underflow: bool,
     /// Lengths that vectors can have here.
@@ -156,6 +158,11 @@ impl Memory for Aarch64 {
         if code {
             self.make_coherent(to, bytes);
         }
+    }
+
+    fn swap(&mut self, address: u64, mask: [u64; 2], expected: [u64; 2], new: [u64; 2]) -> (bool, [u64; 2]) {
+        // SAFETY: the core found the address in a guest's map: memory that no Rust object lives in.
+        unsafe { isa::swap(address, mask, expected, new) }
     }
 
     #[cfg_attr(target_os = "none", optimize(speed))]
@@ -292,9 +299,13 @@ impl Aarch64 {
         // SAFETY: as in `load`.
         let context = unsafe { &*vcpu };
         let debug = &context.debug;
+        let routed = context.stepping || context.stops_at_breakpoints && !debug.has_own_step();
+        if self.routed != routed {
+            self.routed = routed;
+            write!("mdcr_el2", read!("mdcr_el2") ^ registers::MDCR_TDE);
+        }
         if self.stepping != context.stepping {
             self.stepping = context.stepping;
-            write!("mdcr_el2", read!("mdcr_el2") ^ registers::MDCR_TDE);
             self.gic.control(!self.stepping, self.underflow);
         }
         if !debug.is_active() && !self.stepping {

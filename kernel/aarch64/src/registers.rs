@@ -12,6 +12,9 @@ pub const HCR_TWI: u64 = 1 << 13;
 /// HCR_EL2 while a guest runs.
 pub const HCR_GUEST: u64 = traps::value(traps::HCR_GUEST);
 
+/// HCR_EL2.TVM: writes of the registers that say how memory is translated trap (Arm ARM D19.2.53).
+pub const HCR_TVM: u64 = 1 << 26;
+
 /// What HCR_EL2 has as well while a guest executes one instruction.
 pub const HCR_STEP: u64 = traps::value(traps::HCR_STEP);
 

@@ -55,7 +55,7 @@ pub const HCR_SERVER: &[Row] = &[
 pub const HCR_STEP: &[Row] = &[(14, "TWE", "nothing may be slept over while virtual interrupts wait")];
 
 /// MDCR_EL2 (Arm ARM D19.3.18), for guests and servers. HPMN stands in bits 0–4. Of the bits that are not here: TDE would
-/// take a guest's own debug exceptions from it (a server's come to EL2 by TGE), and is set for a step alone; E2PB and E2TB = 0 keep the profiling and
+/// take a guest's own debug exceptions from it (a server's come to EL2 by TGE), and is set for a step, and where breakpoints shall stop the vCPU; E2PB and E2TB = 0 keep the profiling and
 /// trace buffers to EL2 and trap their registers.
 pub const MDCR: &[Row] = &[
     (5, "TPMCR", "the PMU is hidden"),

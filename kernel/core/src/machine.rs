@@ -6,7 +6,7 @@ use crate::lines::ListEntry;
 use crate::lock::Lock;
 use crate::passage::Passage;
 use core::ops::Deref;
-use trellis_idl::kernel::{Access, Refusal};
+use trellis_idl::kernel::{Access, Refusal, Traps};
 use trellis_idl::trace::Record;
 
 /// A physical page number.
@@ -82,6 +82,9 @@ pub trait Memory {
     fn zero(&mut self, first: Page, pages: u64);
     /// Copies bytes between physical addresses; `code` makes the target coherent with instruction fetch.
     fn copy(&mut self, to: u64, from: u64, bytes: u64, code: bool);
+    /// Compares 16 bytes, aligned, with two words where `mask` has bits, and if they are the same there, writes others there,
+    /// at once for every observer. Back: whether it did, and what was there. It may give up.
+    fn swap(&mut self, address: u64, mask: [u64; 2], expected: [u64; 2], new: [u64; 2]) -> (bool, [u64; 2]);
     /// Carries out an invalidation on every CPU.
     fn invalidate(&mut self, stale: Stale);
 }
@@ -224,6 +227,8 @@ pub trait VcpuContext: core::fmt::Debug {
     fn advance(&mut self);
     /// Enters an exception at the guest's kernel level.
     fn exception(&mut self, syndrome: u64, address: u64);
+    /// What stops the vCPU beside what always does. Stays over [`VcpuContext::reset`].
+    fn set_traps(&mut self, traps: Traps);
     /// Whether waiting instructions stop the vCPU.
     fn trap_wait(&mut self, on: bool);
     /// When its virtual timer will fire next ([`NEVER`] when it will not); valid while unloaded.

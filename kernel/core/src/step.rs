@@ -55,6 +55,17 @@ pub fn prepare<M: Machine>(
     Ok(())
 }
 
+/// The running vCPU executes the instruction it is at, and nobody is asked or told: what stopped it is not to stop it.
+#[inline(never)]
+pub fn past<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, index: u16) {
+    let vcpu = local.vcpus.at_mut(index);
+    if !vcpu.step.active {
+        vcpu.step = Step { active: true, report: false, back: vcpu.context.view() };
+        vcpu.say_views(shared);
+    }
+    machine.set_step(&mut vcpu.context, true);
+}
+
 /// A vCPU is as if it had never stepped: its step is over, or it will not come to its end. Back: whether somebody wants to
 /// know.
 #[cfg_attr(target_os = "none", optimize(speed))]

@@ -179,6 +179,8 @@ impl<M: Machine> Call<'_, M> {
             Op::VcpuLaunch => self.vcpu_launch(),
             Op::VcpuDestroy => self.vcpu_destroy(),
             Op::VcpuMove => self.vcpu_move(),
+            Op::VcpuTraps => self.vcpu_traps(),
+            Op::GuestSwap => self.guest_swap(),
             Op::LinesWrite | Op::LinesRead | Op::LinesPriority | Op::LinesPriorityRead | Op::LineTarget | Op::LineTake
             | Op::LinesEnable => self.lines(op),
             Op::LineBind => self.line_bind(),

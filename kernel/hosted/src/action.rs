@@ -141,6 +141,8 @@ fn shape(op: Op) -> [Shape; 6] {
         Op::VcpuCreate => of(&[Of(Kind::Guest), Below(2), Number, Empty, Priority, Budget]),
         Op::VcpuRoute => of(&[Of(Kind::Vcpu), Below(17), Of(Kind::Portal), Below(8), Word]),
         Op::VcpuWindow => of(&[Of(Kind::Vcpu), Below(17), GuestPage, Pages, Below(11)]),
+        Op::VcpuTraps => of(&[Of(Kind::Vcpu), Below(5)]),
+        Op::GuestSwap => of(&[Of(Kind::Guest), Address, Word, Word, Word, Word]),
         Op::VcpuGet => of(&[Of(Kind::Vcpu), Register]),
         Op::VcpuSet => of(&[Of(Kind::Vcpu), Register, Word]),
         Op::VcpuLaunch => of(&[Of(Kind::Vcpu), GuestPage, Word]),

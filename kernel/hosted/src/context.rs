@@ -4,7 +4,7 @@
 use trellis_core::float::Layout;
 use trellis_core::lines::{LIST_ENTRIES, ListEntry};
 use trellis_core::machine::{NEVER, Page, ThreadContext, Ticks, VcpuContext};
-use trellis_idl::kernel::{Answer, Refusal, VcpuRegister};
+use trellis_idl::kernel::{Answer, Refusal, Traps, VcpuRegister};
 
 /// Registers of a thread while it runs, as far as the kernel's interface knows them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -109,6 +109,8 @@ pub struct HostedVcpu {
     pub float_open: bool,
     /// It executes one instruction: `Some(true)` = that is to come, `Some(false)` = it is done, the trap is due.
     pub step: Option<bool>,
+    /// What stops it beside what always does.
+    pub traps: Traps,
     vectors: [u64; VECTOR_WORDS],
 }
 
@@ -167,6 +169,7 @@ impl VcpuContext for HostedVcpu {
         area: 0,
         float_open: false,
         step: None,
+        traps: Traps::NONE,
         vectors: [0; VECTOR_WORDS],
     };
 
@@ -179,8 +182,8 @@ impl VcpuContext for HostedVcpu {
     }
 
     fn reset(&mut self) {
-        let HostedVcpu { tag, root, view, number, lanes, area, .. } = *self;
-        *self = HostedVcpu { tag, root, view, number, lanes, area, ..HostedVcpu::EMPTY };
+        let HostedVcpu { tag, root, view, number, lanes, area, traps, .. } = *self;
+        *self = HostedVcpu { tag, root, view, number, lanes, area, traps, ..HostedVcpu::EMPTY };
         self.set_special(VcpuRegister::Pstate, 0x3c5);
     }
 
@@ -283,6 +286,10 @@ impl VcpuContext for HostedVcpu {
         self.set_special(VcpuRegister::FarEl1, address);
         self.set_special(VcpuRegister::Pc, self.special(VcpuRegister::VbarEl1).wrapping_add(0x200));
         self.set_special(VcpuRegister::Pstate, 0x3c5);
+    }
+
+    fn set_traps(&mut self, traps: Traps) {
+        self.traps = traps;
     }
 
     fn trap_wait(&mut self, on: bool) {

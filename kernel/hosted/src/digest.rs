@@ -33,7 +33,7 @@ fn cpu(hasher: &mut DefaultHasher, cpu: &Cpu) {
             add(hasher, (name, v.state, v.stop_wanted, v.turn, &v.routes, &v.windows, v.window_count, v.guest, v.next));
             add(hasher, (v.number, v.lines, v.float.lanes, v.float.area));
             add(hasher, (v.views, v.notice, v.context.root, v.context.view));
-            add(hasher, (v.view(), v.step.is_active(), v.context.step));
+            add(hasher, (v.view(), v.step.is_active(), v.context.step, v.context.traps.0));
         }
     }
     for index in 0..BUDGETS {

@@ -139,6 +139,17 @@ impl Memory for HostedMachine {
         }
     }
 
+    fn swap(&mut self, address: u64, mask: [u64; 2], expected: [u64; 2], new: [u64; 2]) -> (bool, [u64; 2]) {
+        assert!(address.is_multiple_of(16), "exclusives need their alignment");
+        let mut board = self.board.borrow_mut();
+        let found = [0, 8].map(|offset| board.word(address + offset));
+        let same = (0..2).all(|i| (found[i] ^ expected[i]) & mask[i] == 0);
+        for i in (0..2).filter(|i| same && mask[*i] != 0) {
+            board.set_word(address + 8 * i as u64, found[i] & !mask[i] | new[i]);
+        }
+        (same, found)
+    }
+
     fn invalidate(&mut self, stale: Stale) {
         self.board.borrow_mut().invalidate(stale);
     }

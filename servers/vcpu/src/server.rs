@@ -14,7 +14,7 @@ use crate::pl011::{self, Pl011, Wire};
 use crate::pl031::{self, Pl031};
 use crate::psci::{Memory, Power, Request, State};
 use crate::redistributor::{self, Redistributor};
-use crate::sysreg::{Outcome, Processor, Trapped};
+use crate::sysreg::{Outcome, Processor, Trapped, memory_register};
 use crate::timer::{self, PhysicalTimer};
 use crate::{bank, bus, crash, hypercall, platform};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -339,6 +339,14 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
             // 32-bit code at user level, or an extension's instruction: neither exists for the guest.
             return self.exception(system, index, exit, UNDEFINED);
         };
+        if let (false, Some(register)) = (trapped.is_read, memory_register(trapped.register)) {
+            // It traps because somebody wants to know, and nobody minded.
+            let value = if trapped.general == 31 { 0 } else { exit.value };
+            return match vcpu_at(index).set(system, register, value) {
+                Ok(()) => verdict(past(exit), 0),
+                Err(_) => self.crashed(system, index, exit),
+            };
+        }
         let Some(local) = self.locals.get(usize::from(index)) else { return self.crashed(system, index, exit) };
         let now = now(system);
         let outcome = {

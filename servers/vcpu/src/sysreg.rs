@@ -6,6 +6,7 @@
 use crate::debug::DebugRegisters;
 use crate::identity;
 use crate::timer::PhysicalTimer;
+use trellis_idl::kernel::VcpuRegister;
 
 /// A system register or instruction by its five fields, packed as in a syndrome (Arm ARM D24.2.40, class 0x18).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +111,25 @@ impl Processor<'_> {
     }
 }
 
+/// A register that says how the guest's memory is translated, or is told of its faults: its writes trap where somebody wants
+/// to know (HCR_EL2.TVM, Arm ARM D19.2.53). What is written is what it holds.
+pub fn memory_register(register: Encoding) -> Option<VcpuRegister> {
+    Some(match register.fields() {
+        (3, 0, 1, 0, 0) => VcpuRegister::SctlrEl1,
+        (3, 0, 2, 0, 0) => VcpuRegister::Ttbr0El1,
+        (3, 0, 2, 0, 1) => VcpuRegister::Ttbr1El1,
+        (3, 0, 2, 0, 2) => VcpuRegister::TcrEl1,
+        (3, 0, 5, 1, 0) => VcpuRegister::Afsr0El1,
+        (3, 0, 5, 1, 1) => VcpuRegister::Afsr1El1,
+        (3, 0, 5, 2, 0) => VcpuRegister::EsrEl1,
+        (3, 0, 6, 0, 0) => VcpuRegister::FarEl1,
+        (3, 0, 10, 2, 0) => VcpuRegister::MairEl1,
+        (3, 0, 10, 3, 0) => VcpuRegister::AmairEl1,
+        (3, 0, 13, 0, 1) => VcpuRegister::ContextidrEl1,
+        _ => return None,
+    })
+}
+
 /// Registers that read as zero and ignore writes: ACTLR_EL1, and what a CPU's maker put into the space for that (CRn
 /// 11 and 15). Kernels written for a known CPU touch the latter without asking, so they must not be undefined.
 fn is_ignored(register: Encoding) -> bool {
@@ -164,6 +184,16 @@ mod tests {
             assert_eq!(processor.write(encoding(1, 0, 7, 10, 2), 1), Outcome::Done);
             assert_eq!(processor.read(encoding(3, 3, 14, 0, 1), |_| 0), Outcome::Value(7));
         });
+    }
+
+    #[test]
+    fn eleven_registers_say_how_memory_is_translated() {
+        let all = (0..1u32 << 22).filter(|iss| iss & !NAME == 0);
+        let mut found: Vec<_> = all.filter_map(|iss| memory_register(Encoding(iss))).map(|register| register as u64).collect();
+        found.sort_unstable();
+        found.dedup();
+        assert_eq!(found.len(), 11);
+        assert_eq!(memory_register(encoding(3, 0, 12, 0, 0)), None, "VBAR_EL1 never traps");
     }
 
     proptest::proptest! {

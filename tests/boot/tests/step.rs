@@ -17,6 +17,18 @@ fn steps(change: impl FnOnce(Run) -> Run, atomics: bool) {
         seen.expect(with(line) == ["steps"], line);
     }
     seen.expect(seen.log.contains(" accesses stepped over"), "they were forbidden, and stepped over");
+    for what in ["writes of a table's address", "breakpoint instructions"] {
+        seen.expect(seen.log.contains(&format!("vcpu.steps| 1 {what} trapped")), "what can trap did");
+    }
+}
+
+/// Its vcpu server hears of each write of its translation registers and of each breakpoint, and does what the guest wanted.
+#[test]
+fn linux_runs_to_its_end_with_everything_trapped_that_can() {
+    let run = Run { stand_ins: STEPPING, ..story::of("linux.toml", Duration::from_secs(900)) };
+    let seen = story::seen(&run, &[]);
+    seen.expect_good_end();
+    seen.expect(seen.log.contains("100 writes of a table's address trapped"), "what can trap did");
 }
 
 #[test]

@@ -16,6 +16,9 @@ use crate::view::Views;
 use core::sync::atomic::Ordering;
 use trellis_idl::kernel::{Access, Kind, Refusal, Rights};
 
+/// Where the size begins in a word that names a place of guest memory and its size.
+const SIZE_SHIFT: u32 = 56;
+
 impl<M: Machine> Call<'_, M> {
     pub(super) fn guest_create(&mut self) -> Done {
         let tables = self.name(0, Kind::Frames, Rights::CONTROL)?;
@@ -107,6 +110,16 @@ impl<M: Machine> Call<'_, M> {
             guest::copy(self.machine, (&own, here, Access::WRITE), from, bytes, false)?
         };
         Ok(copied)
+    }
+
+    pub(super) fn guest_swap(&mut self) -> Done {
+        let index = self.guest(0, Rights::READ.with(Rights::WRITE))?;
+        let [_, at, e0, e1, n0, n1] = *self.a;
+        let (size, address) = (at >> SIZE_SHIFT, at & ((1 << SIZE_SHIFT) - 1));
+        let guest = self.shared.guests[index].lock();
+        let place = guest.swappable(self.machine, size, address)?;
+        let (written, found) = place.swap(self.machine, [e0, e1], [n0, n1]);
+        self.with(written.into(), found)
     }
 
     pub(super) fn guest_destroy(&mut self) -> Done {

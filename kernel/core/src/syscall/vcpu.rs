@@ -16,7 +16,7 @@ use crate::session;
 use crate::shared::{GUEST_VCPUS, GUESTS};
 use crate::vcpu::{self, Route, Vcpu, VcpuState, WINDOWS, Window};
 use core::sync::atomic::Ordering;
-use trellis_idl::kernel::{EXIT_CLASSES, ExitClass, Kind, Op, PLACE, Refusal, Rights};
+use trellis_idl::kernel::{EXIT_CLASSES, ExitClass, Kind, Op, PLACE, Refusal, Rights, Traps};
 
 impl<M: Machine> Call<'_, M> {
     pub(super) fn vcpu_create(&mut self) -> Done {
@@ -298,6 +298,15 @@ impl<M: Machine> Call<'_, M> {
         let vcpu = self.local.vcpus.at(index);
         let budget = vcpu.budget();
         schedule::retire(self.local, budget);
+    }
+
+    pub(super) fn vcpu_traps(&mut self) -> Done {
+        let index = self.still_vcpu(Rights::WRITE)?;
+        if self.a[1] & !Traps::ALL.0 != 0 {
+            return Err(Refusal::BadArgument);
+        }
+        self.local.vcpus.at_mut(index).context.set_traps(Traps(self.a[1]));
+        Ok(0)
     }
 
     pub(super) fn vcpu_exception(&mut self) -> Done {

@@ -7,6 +7,7 @@
 mod board {
     use trellis_faulty::stepping::Stepping;
     use trellis_idl::layout::{ring, slot, vcpu_signal};
+    use trellis_idl::plan::VcpuConfig;
     use trellis_idl::wire::ToRoot;
     use trellis_runtime::memory::payload;
     use trellis_runtime::ring::page;
@@ -18,11 +19,12 @@ mod board {
     static SERVER: Once<Bound> = Once::new();
 
     fn build() -> Result<Bound, &'static str> {
-        let config = config().map_err(|_| "no configuration that is understood")?;
+        let config: VcpuConfig<'static> = config().map_err(|_| "no configuration that is understood")?;
         let rings = Rings::new(page(ring::SERIAL_OUT), page(ring::SERIAL_IN), page(ring::REPORT), payload);
         rings.report(&Svc, &ToRoot::Ready);
         Signal::at(slot::ROOT).raise(&Svc).map_err(|_| "root does not listen")?;
-        Ok(Stepping::new(VcpuServer::new(config, rings)))
+        let vcpus = config.vcpus;
+        Ok(Stepping::trapping(VcpuServer::new(config, rings), vcpus))
     }
 
     fn main(_first_word: u64) -> ! {
