@@ -22,6 +22,14 @@ const STEPS_OVER: u64 = 0xc600_57ea;
 
 static TICKS: AtomicU64 = AtomicU64::new(0);
 
+/// How often each CPU counts in each way.
+const COUNT: u64 = 100;
+/// Where both count, a way each.
+const COUNTERS: u64 = WATCHED + 0x600;
+/// Set in what has been counted to its end, one bit a CPU; set at all when a pair was torn.
+static FINISHED: AtomicU64 = AtomicU64::new(0);
+static TORN: AtomicU64 = AtomicU64::new(0);
+
 guest!(run);
 
 /// Instructions that touch the watched page, or nothing but registers.
@@ -76,7 +84,11 @@ fn tick(line: u32, _: u64) {
     }
 }
 
-fn run(_: &'static Machine) {
+fn run(machine: &'static Machine) {
+    for offset in 0..16 {
+        write(COUNTERS + 8 * offset, 0);
+    }
+    expect("the second CPU starts", machine.start(1, other) as u64, 0);
     write_register!("cpacr_el1", 3u64 << 20);
     act!("isb"; );
     write(COUNTED, 0);
@@ -97,6 +109,11 @@ fn run(_: &'static Machine) {
         }
     }
     println!("steps: {ROUNDS} rounds, with atomics: {has_atomics}");
+    count();
+    while FINISHED.load(Ordering::Acquire) < 2 {
+        core::hint::spin_loop();
+    }
+    counted();
     while TICKS.load(Ordering::Relaxed) < 20 {
         registers(1);
     }
@@ -105,6 +122,47 @@ fn run(_: &'static Machine) {
     expect("what the handler of interrupts counted", read(COUNTED), TICKS.load(Ordering::Relaxed));
     others();
     println!("steps: done, {} interrupts", if TICKS.load(Ordering::Relaxed) >= 20 { "enough" } else { "too few" });
+}
+
+fn other(_: &'static Machine, _: usize, _: u64) {
+    expect("view 1 is entered by the second CPU", switch(1) as u64, 0);
+    count();
+}
+
+/// Counts by exclusive accesses, with every size, ordered and not, single and in pairs.
+fn count() {
+    for _ in 0..COUNT {
+        act!("2: ldxr {v}, [{p}]", "add {v}, {v}, #1", "stxr {s:w}, {v}, [{p}]", "cbnz {s:w}, 2b";
+            v = out(reg) _, s = out(reg) _, p = in(reg) COUNTERS,);
+        act!("2: ldaxr {v:w}, [{p}]", "add {v:w}, {v:w}, #1", "stlxr {s:w}, {v:w}, [{p}]", "cbnz {s:w}, 2b";
+            v = out(reg) _, s = out(reg) _, p = in(reg) COUNTERS + 8,);
+        act!("2: ldxrb {v:w}, [{p}]", "add {v:w}, {v:w}, #1", "stlxrb {s:w}, {v:w}, [{p}]", "cbnz {s:w}, 2b";
+            v = out(reg) _, s = out(reg) _, p = in(reg) COUNTERS + 0x11,);
+        act!("2: ldaxrh {v:w}, [{p}]", "add {v:w}, {v:w}, #1", "stxrh {s:w}, {v:w}, [{p}]", "cbnz {s:w}, 2b";
+            v = out(reg) _, s = out(reg) _, p = in(reg) COUNTERS + 0x1a,);
+        let torn: u64;
+        act!("2: ldxp {v}, {w}, [{p}]", "eor {t}, {v}, {w}", "add {v}, {v}, #1", "add {w}, {w}, #1", "stlxp {s:w}, {v}, {w}, [{p}]",
+            "cbnz {s:w}, 2b"; v = out(reg) _, w = out(reg) _, t = out(reg) torn, s = out(reg) _, p = in(reg) COUNTERS + 0x20,);
+        let torn_too: u64;
+        act!("2: ldaxp {v:w}, {w:w}, [{p}]", "eor {t}, {v}, {w}", "add {v:w}, {v:w}, #1", "add {w:w}, {w:w}, #1",
+            "stxp {s:w}, {v:w}, {w:w}, [{p}]", "cbnz {s:w}, 2b";
+            v = out(reg) _, w = out(reg) _, t = out(reg) torn_too, s = out(reg) _, p = in(reg) COUNTERS + 0x30,);
+        TORN.fetch_or(torn | torn_too, Ordering::Relaxed);
+    }
+    FINISHED.fetch_add(1, Ordering::Release);
+}
+
+fn counted() {
+    const ALL: u64 = 2 * COUNT;
+    expect("counted by words", read(COUNTERS), ALL);
+    expect("by half words", read(COUNTERS + 8), ALL);
+    expect("by bytes", read(COUNTERS + 0x10), (ALL & 0xff) << 8);
+    expect("by two bytes", read(COUNTERS + 0x18), ALL << 16);
+    expect("by pairs, the first", read(COUNTERS + 0x20), ALL);
+    expect("the second", read(COUNTERS + 0x28), ALL);
+    expect("by pairs of half words", read(COUNTERS + 0x30), ALL | ALL << 32);
+    expect("pairs that were torn", TORN.load(Ordering::Relaxed), 0);
+    println!("steps: two CPUs have counted");
 }
 
 fn registers(n: u64) {

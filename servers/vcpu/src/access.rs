@@ -67,50 +67,55 @@ pub fn emulate(system: &impl System, guest: Guest, vcpu: Vcpu, exit: &Exit, devi
 }
 
 /// The instruction that the vCPU stands at.
-fn instruction(system: &impl System, guest: Guest, vcpu: Vcpu) -> Result<u32, Trouble> {
+pub(crate) fn instruction(system: &impl System, guest: Guest, vcpu: Vcpu) -> Result<u32, Trouble> {
+    let pc = vcpu.get(system, VcpuRegister::Pc)?;
+    let address = translate(system, guest, vcpu, pc)?;
+    read(system, guest, address).map(u32::from_le_bytes).ok_or(Trouble::NoInstruction)
+}
+
+/// Where a virtual address of a stopped vCPU is.
+pub(crate) fn translate(system: &impl System, guest: Guest, vcpu: Vcpu, address: u64) -> Result<u64, Trouble> {
     let regime = Regime {
         sctlr: vcpu.get(system, VcpuRegister::SctlrEl1)?,
         tcr: vcpu.get(system, VcpuRegister::TcrEl1)?,
         ttbr0: vcpu.get(system, VcpuRegister::Ttbr0El1)?,
         ttbr1: vcpu.get(system, VcpuRegister::Ttbr1El1)?,
     };
-    let pc = vcpu.get(system, VcpuRegister::Pc)?;
-    let address = regime.translate(pc, |at| read(system, guest, at).map(u64::from_le_bytes)).map_err(Trouble::Walk)?;
-    read(system, guest, address).map(u32::from_le_bytes).ok_or(Trouble::NoInstruction)
+    regime.translate(address, |at| read(system, guest, at).map(u64::from_le_bytes)).map_err(Trouble::Walk)
 }
 
-fn read<const N: usize>(system: &impl System, guest: Guest, address: u64) -> Option<[u8; N]> {
+pub(crate) fn read<const N: usize>(system: &impl System, guest: Guest, address: u64) -> Option<[u8; N]> {
     let mut bytes = [0; N];
     let count = guest.read(system, address, &mut bytes).ok()?;
     (count == N as u64).then_some(bytes)
 }
 
 /// General registers and the stack pointer of a stopped vCPU.
-struct Registers<'a, S> {
-    system: &'a S,
-    vcpu: Vcpu,
-    state: u64,
+pub(crate) struct Registers<'a, S> {
+    pub(crate) system: &'a S,
+    pub(crate) vcpu: Vcpu,
+    pub(crate) state: u64,
 }
 
 impl<S: System> Registers<'_, S> {
-    fn general(&self, number: u8) -> Result<u64, Refusal> {
+    pub(crate) fn general(&self, number: u8) -> Result<u64, Refusal> {
         if number == 31 { Ok(0) } else { self.vcpu.get_general(self.system, number) }
     }
 
-    fn set_general(&self, number: u8, value: u64) -> Result<(), Refusal> {
+    pub(crate) fn set_general(&self, number: u8, value: u64) -> Result<(), Refusal> {
         if number == 31 { Ok(()) } else { self.vcpu.set_general(self.system, number, value) }
     }
 
     /// Which register number 31 is as a base: PSTATE.SP and the level choose (Arm ARM D1.2.2).
-    fn stack(&self) -> VcpuRegister {
+    pub(crate) fn stack(&self) -> VcpuRegister {
         if self.state & 0xf == 0b0101 { VcpuRegister::SpEl1 } else { VcpuRegister::SpEl0 }
     }
 
-    fn base(&self, number: u8) -> Result<u64, Refusal> {
+    pub(crate) fn base(&self, number: u8) -> Result<u64, Refusal> {
         if number == 31 { self.vcpu.get(self.system, self.stack()) } else { self.general(number) }
     }
 
-    fn set_base(&self, number: u8, value: u64) -> Result<(), Refusal> {
+    pub(crate) fn set_base(&self, number: u8, value: u64) -> Result<(), Refusal> {
         if number == 31 { self.vcpu.set(self.system, self.stack(), value) } else { self.set_general(number, value) }
     }
 

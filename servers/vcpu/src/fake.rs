@@ -118,6 +118,20 @@ impl System for Fake {
                 assert_eq!(a[1], Fact::IdRegister as u64);
                 return Ok([0, state.id_registers.get(&a[2]).copied().unwrap_or(0), 0]);
             }
+            Op::GuestSwap => {
+                assert_eq!(a[0], slot::GUEST);
+                let (size, at) = (a[1] >> 56, (a[1] & u64::MAX >> 8) - MEMORY);
+                let place = &mut state.memory[at as usize..at as usize + (1 << size)];
+                let bytes = |words: [u64; 2]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+                let mut found = [0; 16];
+                found[..place.len()].copy_from_slice(place);
+                let same = place == &bytes([a[2], a[3]])[..1 << size];
+                if same {
+                    place.copy_from_slice(&bytes([a[4], a[5]])[..1 << size]);
+                }
+                let word = |at: usize| u64::from_le_bytes(found[at..at + 8].try_into().expect("eight"));
+                return Ok([same.into(), word(0), word(8)]);
+            }
             _ => {}
         }
         let vcpu = self.vcpu(a[0])?;

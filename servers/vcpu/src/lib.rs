@@ -11,12 +11,15 @@ pub mod access;
 pub mod bank;
 pub mod boot;
 pub mod bus;
+pub mod complete;
 pub mod crash;
 pub mod debug;
 pub mod distributor;
+pub mod exclusive;
 pub mod hypercall;
 pub mod identity;
 pub mod instruction;
+pub mod kind;
 pub mod pl011;
 pub mod pl031;
 pub mod platform;
@@ -27,6 +30,7 @@ pub mod server;
 pub mod sysreg;
 pub mod timer;
 pub mod walk;
+pub mod watched;
 
 #[cfg(test)]
 mod fake;

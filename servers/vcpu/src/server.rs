@@ -16,13 +16,14 @@ use crate::psci::{Memory, Power, Request, State};
 use crate::redistributor::{self, Redistributor};
 use crate::sysreg::{Outcome, Processor, Trapped, memory_register};
 use crate::timer::{self, PhysicalTimer};
+use crate::watched::{Stopped, Watched};
 use crate::{bank, bus, crash, hypercall, platform};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use trellis_idl::interface::{self, ATTACH};
 use trellis_idl::kernel::{Answer, Exit, ExitClass, ExitHeader, Fact, LineField, Op, PAGE, Refusal, WORDS, float_register};
 use trellis_idl::layout::{badge as badges, slot};
 use trellis_idl::plan::{MAX_VCPUS, VcpuConfig};
-use trellis_idl::wire::{GuestEnd, P2mOp, ToRoot, VcpuOp};
+use trellis_idl::wire::{GuestEnd, Order, P2mOp, ToRoot, VcpuOp};
 use trellis_runtime::{Guest, Portal, Reply, Server, Shared, Signal, System, Vcpu, message};
 
 /// What lies outside the server: the wire of the serial port, the payload, the ear of root.
@@ -37,11 +38,13 @@ struct Local {
     redistributor: Redistributor,
     debug: DebugRegisters,
     timer: PhysicalTimer,
+    watched: Watched,
 }
 
 impl Local {
     const fn new() -> Local {
-        Local { redistributor: Redistributor::new(), debug: DebugRegisters::new(), timer: PhysicalTimer::new() }
+        let (debug, timer) = (DebugRegisters::new(), PhysicalTimer::new());
+        Local { redistributor: Redistributor::new(), debug, timer, watched: Watched::new() }
     }
 }
 
@@ -143,6 +146,9 @@ impl<O: Outside> Server for VcpuServer<'_, O> {
             return message::attached(interface::VCPU, &words);
         }
         let mut answer = [0; WORDS];
+        if words[0] == VcpuOp::Complete as u64 && matches!(badges::kind(badge), badges::ROOT | badges::MONITOR) {
+            return Reply::Call(self.complete_for(system, &words));
+        }
         let result = match words[0] {
             _ if badges::kind(badge) != badges::ROOT => Err(Refusal::MissingRight),
             op if op == VcpuOp::Start as u64 => self.start(system),
@@ -313,6 +319,7 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
             Some(ExitClass::Hypercall | ExitClass::Firmware) => self.hypercall(system, index, exit),
             Some(ExitClass::Register) => self.register(system, index, exit),
             Some(ExitClass::Wait) => verdict(past(exit), 0),
+            Some(ExitClass::Debug) if exit.header.has(ExitHeader::STEPPED) => self.stepped(system, index, exit),
             Some(ExitClass::Debug) => self.debug(system, index, exit),
             Some(ExitClass::Float) => self.exception(system, index, exit, UNDEFINED),
             Some(ExitClass::Illegal) if is_undefined(exit.syndrome) => self.exception(system, index, exit, UNDEFINED),
@@ -422,6 +429,40 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
             let _ = Signal::at(slot::ROOT).raise(system);
         }
         verdict(Answer::STOP, 0)
+    }
+
+    /// How to answer an exit of a watched access so that it is carried out or denied: see [`VcpuOp::Complete`].
+    pub fn complete(
+        &self, system: &impl System, index: u8, exit: &Exit, order: Order, value: u64, number: u64,
+    ) -> Result<(Answer, u64), Refusal> {
+        let local = self.locals.get(usize::from(index)).filter(|_| index < self.config.vcpus).ok_or(Refusal::OutOfRange)?;
+        let on = Stopped { system, guest: Guest::at(slot::GUEST), vcpu: vcpu_at(index) };
+        local.lock(system).watched.complete(&on, exit, order, value, number).map_err(|trouble| match trouble {
+            Trouble::Refused(refusal) => refusal,
+            Trouble::Walk(_) | Trouble::NoInstruction => Refusal::NotMapped,
+            _ => Refusal::Unsupported,
+        })
+    }
+
+    fn complete_for(&self, system: &impl System, words: &[u64; WORDS]) -> [u64; WORDS] {
+        let [_, which, value, number, header, syndrome, physical, virtual_address, ..] = *words;
+        let exit = Exit { header: ExitHeader(header), syndrome, physical, virtual_address, ..Exit::default() };
+        let order = Order::from_number(which >> 8).ok_or(Refusal::BadArgument);
+        let done = order.and_then(|order| self.complete(system, which as u8, &exit, order, value, number));
+        match done {
+            Ok((answer, value)) => [0, answer.0, 0, value, 0, 0, 0, 0, 0, 0],
+            Err(refusal) => [1 + refusal as u64, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        }
+    }
+
+    /// The vCPU has executed the one instruction of a step of which the end was to be told.
+    #[cold]
+    #[inline(never)]
+    fn stepped(&self, system: &impl System, index: u8, exit: &Exit) -> Verdict {
+        let Some(local) = self.locals.get(usize::from(index)) else { return self.crashed(system, index, exit) };
+        let on = Stopped { system, guest: Guest::at(slot::GUEST), vcpu: vcpu_at(index) };
+        let said = local.lock(system).watched.stepped(&on, exit);
+        said.map_or(verdict(Answer::RETRY, 0), |(answer, value)| verdict(answer, value))
     }
 
     /// Root: load and run.

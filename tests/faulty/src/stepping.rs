@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Servers that step, for tests: p2m lets every access that a view forbids be done in view 0, one instruction each; the vcpu
+//! Servers that step, for tests: they let every access that a view forbids happen, as a monitor would that allows all; the vcpu
 //! server lets its guest ask for a step of its next instruction, and counts those that are over.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use trellis_idl::kernel::{Answer, Exit, ExitClass, ExitHeader, Traps, WORDS};
-use trellis_idl::layout::slot;
+use trellis_idl::layout::{badge, slot};
+use trellis_idl::wire::Order;
+use trellis_p2m::P2m;
 use trellis_runtime::{Reply, Server, System, Vcpu};
+use trellis_vcpu::{Outside, VcpuServer};
 
 /// Hypercall: the next instruction is executed in a step in view 0, of whose end the server is told.
 pub const STEP_NEXT: u64 = 0xc600_57e9;
@@ -19,14 +22,18 @@ pub struct Stepping<S> {
     pub server: S,
     /// vCPUs of its guest, in which everything traps that can; none for a server that may not say so.
     vcpus: u8,
+    /// vCPUs that asked for a step, one bit each.
+    asked: AtomicU64,
     over: AtomicU64,
+    allowed: AtomicU64,
     trapped: [AtomicU64; 2],
 }
 
 impl<S> Stepping<S> {
     /// Around this one.
     pub const fn new(server: S) -> Stepping<S> {
-        Stepping { server, vcpus: 0, over: AtomicU64::new(0), trapped: [const { AtomicU64::new(0) }; 2] }
+        let [asked, over, allowed] = [const { AtomicU64::new(0) }; 3];
+        Stepping { server, vcpus: 0, asked, over, allowed, trapped: [const { AtomicU64::new(0) }; 2] }
     }
 
     /// Around this one, a vcpu server with so many vCPUs, in which everything traps that can: it says so when it has seen one
@@ -51,21 +58,18 @@ impl<S> Stepping<S> {
     }
 
     /// What it does itself.
-    fn own(&self, exit: &Exit) -> Option<(Answer, u64)> {
+    fn own(&self, vcpu: u8, exit: &Exit) -> Option<(Answer, u64)> {
         let header = exit.header;
+        let own = 1 << (vcpu & 63);
         match header.class()? {
-            ExitClass::Memory if header.has(ExitHeader::PERMISSION) && header.view() != 0 => {
-                let count = self.over.fetch_add(1, Ordering::Relaxed) + 1;
-                if count.is_multiple_of(1000) {
-                    trellis_runtime::log!("{count} accesses stepped over");
-                }
-                Some((Answer::RETRY.step(0), 0))
+            ExitClass::Hypercall if exit.general[0] == STEP_NEXT => {
+                self.asked.fetch_or(own, Ordering::Relaxed);
+                Some((Answer::REPORT.step(0), 0))
             }
-            ExitClass::Hypercall if exit.general[0] == STEP_NEXT => Some((Answer::REPORT.step(0), 0)),
             ExitClass::Hypercall if exit.general[0] == STEPS_OVER => {
                 Some((Answer::RETRY.register(0), self.over.load(Ordering::Relaxed)))
             }
-            ExitClass::Debug if header.has(ExitHeader::STEPPED) => {
+            ExitClass::Debug if header.has(ExitHeader::STEPPED) && self.asked.fetch_and(!own, Ordering::Relaxed) & own != 0 => {
                 self.over.fetch_add(1, Ordering::Relaxed);
                 Some((Answer::RETRY, 0))
             }
@@ -74,10 +78,50 @@ impl<S> Stepping<S> {
     }
 }
 
-impl<S: Server> Server for Stepping<S> {
+/// Whether a view forbids it.
+const fn is_watched(exit: &Exit) -> bool {
+    exit.header.0 as u8 == ExitClass::Memory as u8 && exit.header.has(ExitHeader::PERMISSION) && exit.header.view() != 0
+}
+
+/// Who lets watched accesses happen, as who decides that would.
+pub trait Allow {
+    /// The answer to one, which is the `number`th.
+    fn allow(&self, system: &impl System, vcpu: u8, exit: &Exit, number: u64) -> Reply;
+}
+
+impl Allow for P2m {
+    /// What says by itself what it moves is stepped over at once; what may be an exclusive access is the vcpu server's.
+    fn allow(&self, _: &impl System, vcpu: u8, exit: &Exit, number: u64) -> Reply {
+        if number.is_multiple_of(1000) {
+            trellis_runtime::log!("{number} accesses allowed");
+        }
+        match exit.header.width() {
+            Some(_) => Reply::Exit(Answer::RETRY.step(0), [0; WORDS]),
+            None => Reply::Forward(slot::VCPU_SERVER + u64::from(vcpu), exit.to_words()),
+        }
+    }
+}
+
+impl<O: Outside> Allow for VcpuServer<'_, O> {
+    fn allow(&self, system: &impl System, vcpu: u8, exit: &Exit, number: u64) -> Reply {
+        match self.complete(system, vcpu, exit, Order::Do, 0, number) {
+            Ok((answer, value)) => Reply::Exit(answer, [0, 0, 0, 0, 0, value, 0, 0, 0, 0]),
+            Err(refusal) => {
+                trellis_runtime::log!("an access at {:#x} is not completed: {refusal:?}", exit.physical);
+                Reply::Exit(Answer::STOP, [0; WORDS])
+            }
+        }
+    }
+}
+
+impl<S: Server + Allow> Server for Stepping<S> {
     fn exit(&self, system: &impl System, badge: u64, exit: &Exit) -> Reply {
         self.count(exit);
-        match self.own(exit) {
+        if is_watched(exit) {
+            let number = self.allowed.fetch_add(1, Ordering::Relaxed) + 1;
+            return self.server.allow(system, badge::index(badge), exit, number);
+        }
+        match self.own(badge::index(badge), exit) {
             Some((answer, value)) => Reply::Exit(answer, [0, 0, 0, 0, 0, value, 0, 0, 0, 0]),
             None => self.server.exit(system, badge, exit),
         }
@@ -101,11 +145,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_a_view_forbids_is_stepped_over() {
-        let stepping = Stepping::new(());
+    fn only_what_a_view_forbids_is_allowed_here() {
         let memory = |flags| Exit { header: ExitHeader(flags), ..Exit::default() };
-        assert_eq!(stepping.own(&memory(ExitHeader::PERMISSION | 1 << 32)), Some((Answer::STEP, 0)));
-        assert_eq!(stepping.own(&memory(ExitHeader::PERMISSION)), None);
-        assert_eq!(stepping.own(&memory(1 << 32)), None);
+        assert!(is_watched(&memory(ExitHeader::PERMISSION | 1 << 32)));
+        assert!(!is_watched(&memory(ExitHeader::PERMISSION)) && !is_watched(&memory(1 << 32)));
+        assert!(!is_watched(&memory(ExitHeader::PERMISSION | 1 << 32 | 1)), "a device");
+    }
+
+    #[test]
+    fn only_who_asked_hears_of_the_end_of_a_step() {
+        let stepping = Stepping::new(());
+        let over = Exit { header: ExitHeader(ExitHeader::STEPPED | ExitClass::Debug as u64), ..Exit::default() };
+        assert_eq!(stepping.own(1, &over), None);
+        let ask = Exit { header: ExitHeader(ExitClass::Hypercall as u64), general: [STEP_NEXT, 0, 0, 0], ..Exit::default() };
+        assert_eq!(stepping.own(1, &ask), Some((Answer::REPORT.step(0), 0)));
+        assert_eq!((stepping.own(0, &over), stepping.own(1, &over), stepping.own(1, &over)), (None, Some((Answer::RETRY, 0)), None));
     }
 }

@@ -323,3 +323,157 @@ proptest::proptest! {
         }
     }
 }
+
+/// A monitor asks how to answer an exit: 1 + a refusal or 0, the answer, its words.
+fn ask(server: &VcpuServer<'_, Desk>, system: &Fake, which: u64, value: u64, number: u64, exit: &Exit) -> [u64; 4] {
+    let [header, syndrome, physical, virtual_address, ..] = exit.to_words();
+    let words = [VcpuOp::Complete as u64, which, value, number, header, syndrome, physical, virtual_address, 0, 0];
+    match dispatch(server, system, badges::MONITOR, words) {
+        Reply::Call([refusal, answer, pc, value, ..]) => [refusal, answer, pc, value],
+        other => panic!("{other:?}"),
+    }
+}
+
+const WATCHED: u64 = MEMORY + 0x2040;
+
+/// The vCPU stands at this instruction, which its view 1 forbids.
+fn forbidden(system: &Fake, word: u32) -> Exit {
+    stands_at(system, PC, word);
+    let header = ExitHeader(header(ExitClass::Memory, 4) | ExitHeader::PERMISSION | ExitHeader::WRITE | 1 << 32);
+    Exit { header, physical: WATCHED, virtual_address: WATCHED, ..Exit::default() }
+}
+
+fn stands_at(system: &Fake, pc: u64, word: u32) {
+    system.put(pc, &word.to_le_bytes());
+    system.set(0, VcpuRegister::Pc as u64, pc);
+}
+
+/// It has executed one instruction and stands at the next.
+fn stepped(server: &VcpuServer<'_, Desk>, system: &Fake, word: u32) -> (Answer, u64) {
+    stands_at(system, PC + 4, word);
+    let header = ExitHeader(header(ExitClass::Debug, 0) | ExitHeader::STEPPED | 1 << 32);
+    exit(server, system, 0, Exit { header, ..Exit::default() })
+}
+
+const FOLLOW: Answer = Answer::REPORT.step(1);
+const DENY: u64 = (Order::Deny as u64) << 8;
+
+#[test]
+fn an_allowed_exclusive_store_fails_once_and_the_next_one_is_done_here() {
+    let (server, system) = started(1);
+    system.put(WATCHED, &41u64.to_le_bytes());
+    system.set(0, 2, WATCHED);
+    // stxr w3, x1, [x2]; then back to ldxr x1, [x2]; add x1, x1, #1; stxr again.
+    let first = forbidden(&system, 0xc803_7c41);
+    assert_eq!(ask(&server, &system, 0, 0, 1, &first), [0, FOLLOW.with(Answer::ADVANCE).register(3).0, 0, 1]);
+    assert_eq!(stepped(&server, &system, 0x35ff_ffa3), (FOLLOW, 0), "cbnz");
+    assert_eq!(stepped(&server, &system, 0xc85f_7c41), (FOLLOW.with(Answer::ADVANCE), 0));
+    assert_eq!(system.general(0, 1), 41);
+    system.set(0, 1, 42);
+    assert_eq!(stepped(&server, &system, 0x9100_0421), (FOLLOW, 0), "add");
+    assert_eq!(stepped(&server, &system, 0xc803_7c41), (Answer::ADVANCE.register(3), 0));
+    assert_eq!(system.state.lock().unwrap().memory[(WATCHED - MEMORY) as usize], 42);
+    assert_eq!(stepped(&server, &system, 0x9100_0421), (Answer::RETRY, 0), "nobody is followed any more");
+}
+
+#[test]
+fn an_exclusive_store_over_what_another_has_written_fails_and_goes_on() {
+    let (server, system) = started(1);
+    system.set(0, 2, WATCHED);
+    // ldxp x1, x4, [x2] is watched itself; then stxp w3, x1, x4, [x2].
+    let first = forbidden(&system, 0xc87f_1041);
+    assert_eq!(ask(&server, &system, 0, 0, 1, &first)[1], FOLLOW.with(Answer::ADVANCE).0);
+    system.put(WATCHED + 8, &[9]);
+    assert_eq!(stepped(&server, &system, 0xc823_1041), (FOLLOW.with(Answer::ADVANCE).register(3), 1));
+    assert_eq!(stepped(&server, &system, 0xc87f_1041), (FOLLOW.with(Answer::ADVANCE), 0));
+    assert_eq!((system.general(0, 1), system.general(0, 4)), (0, 9));
+    system.set(0, 1, 5);
+    assert_eq!(stepped(&server, &system, 0xc823_1041), (Answer::ADVANCE.register(3), 0));
+    let memory = system.state.lock().unwrap().memory[(WATCHED - MEMORY) as usize..][..16].to_vec();
+    assert_eq!((memory[0], memory[8]), (5, 9));
+}
+
+#[test]
+fn an_exclusive_access_elsewhere_is_the_vcpus_own() {
+    let (server, system) = started(1);
+    system.set(0, 2, WATCHED);
+    ask(&server, &system, 0, 0, 1, &forbidden(&system, 0xc803_7c41));
+    system.set(0, 2, WATCHED + 0x1000);
+    assert_eq!(stepped(&server, &system, 0xc85f_7c41), (Answer::RETRY, 0));
+    assert_eq!(stepped(&server, &system, 0x9100_0421), (Answer::RETRY, 0));
+}
+
+#[test]
+fn whatever_is_not_exclusive_is_one_step_in_view_0() {
+    let (server, system) = started(1);
+    for (number, word) in (1..).zip([0xf821_0062, 0xacc1_1441, 0xd50b_7423, 0xe400_0000, 0xd503_201f]) {
+        let exit = forbidden(&system, word);
+        assert_eq!(ask(&server, &system, 0, 0, number, &exit), [0, Answer::STEP.0, 0, 0], "{word:#x}");
+    }
+    let plain = Exit { header: ExitHeader(8 << 8 | 1 << 32), ..Exit::default() };
+    let before = system.count(Op::VcpuGet);
+    assert_eq!(ask(&server, &system, 0, 0, 9, &plain)[1], Answer::STEP.0);
+    assert_eq!(system.count(Op::VcpuGet), before, "nothing need be read for what the syndrome says");
+}
+
+#[test]
+fn a_denied_access_is_skipped_once_however_often_it_is_asked_for() {
+    let (server, system) = started(1);
+    system.set(0, 2, WATCHED);
+    // ldr x1, [x2], #8
+    let exit = forbidden(&system, 0xf840_8441);
+    for _ in 0..2 {
+        assert_eq!(ask(&server, &system, DENY, 77, 5, &exit), [0, Answer::ADVANCE.0, 0, 0]);
+        assert_eq!((system.general(0, 1), system.general(0, 2)), (77, WATCHED + 8));
+    }
+    ask(&server, &system, DENY, 78, 6, &exit);
+    assert_eq!((system.general(0, 1), system.general(0, 2)), (78, WATCHED + 16), "another exit");
+    // ldr q1, [x2], #16
+    ask(&server, &system, DENY, 79, 7, &forbidden(&system, 0x3cc1_0441));
+    let vector = |word| system.general(0, float_register::VECTORS + 32 + word);
+    assert_eq!((vector(0), vector(1), system.general(0, 2)), (79, 0, WATCHED + 32));
+    // stxr w3, x1, [x2]
+    system.set(0, 3, 9);
+    ask(&server, &system, DENY, 0, 8, &forbidden(&system, 0xc803_7c41));
+    assert_eq!(system.general(0, 3), 0, "it says that it succeeded");
+    assert!(system.state.lock().unwrap().memory[(WATCHED - MEMORY) as usize..].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn what_cannot_be_completed_is_refused() {
+    let (server, system) = started(2);
+    let exit = forbidden(&system, 0xd503_201f);
+    let refusal = |which, exit: &Exit| ask(&server, &system, which, 0, 99, exit)[0];
+    assert_eq!(refusal(DENY, &exit), 1 + Refusal::Unsupported as u64, "a nop");
+    assert_eq!(refusal(DENY | 2, &exit), 1 + Refusal::OutOfRange as u64);
+    assert_eq!(refusal(2, &exit), 1 + Refusal::OutOfRange as u64);
+    assert_eq!(refusal(2 << 8, &exit), 1 + Refusal::BadArgument as u64);
+    assert_eq!(refusal(u64::MAX, &exit), 1 + Refusal::BadArgument as u64);
+    system.set(0, VcpuRegister::Pc as u64, 0x1000);
+    assert_eq!(refusal(DENY, &exit), 1 + Refusal::NotMapped as u64, "the instruction is nowhere");
+    let mut words = [0; WORDS];
+    words[0] = VcpuOp::Complete as u64;
+    for badge in [badges::VCPU_SERVER, badges::EXIT] {
+        let Reply::Call([refused, ..]) = server.call(&system, badge, words) else { panic!() };
+        assert_eq!(refused, 1 + Refusal::MissingRight as u64);
+    }
+}
+
+#[test]
+fn trapped_writes_of_translation_registers_are_done() {
+    let (server, system) = started(1);
+    // msr ttbr0_el1, x9; msr sctlr_el1, xzr
+    for (syndrome, register, value) in [
+        (0x6230_0920u64, VcpuRegister::Ttbr0El1, 0x4000_1000u64),
+        (0x6230_07e0, VcpuRegister::SctlrEl1, 0),
+    ] {
+        system.set(0, register as u64, 1);
+        let header = ExitHeader(header(ExitClass::Register, 4) | ExitHeader::WRITE);
+        let answer = exit(&server, &system, 0, Exit { header, syndrome, value: 0x4000_1000, ..Exit::default() });
+        assert_eq!((answer.0, system.register(0, register)), (Answer::ADVANCE, value), "{syndrome:#x}");
+    }
+    let breakpoint = Exit { header: ExitHeader(header(ExitClass::Debug, 4)), syndrome: 0xf200_0007, ..Exit::default() };
+    assert_eq!(exit(&server, &system, 0, breakpoint).0, Answer::RETRY);
+    let done = system.state.lock().unwrap().done.last().copied();
+    assert_eq!(done, Some((Op::VcpuException, [slot::VCPU, 0xf200_0007, 0, 0, 0, 0])), "the guest gets it");
+}
