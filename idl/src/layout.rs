@@ -268,7 +268,8 @@ pub mod badge {
         (badge >> 4) as u8 & 15
     }
 
-    /// Monitor: an event of a vCPU of the guest that has this place among those that it watches. An [`EXIT`].
+    /// Monitor: an event of a vCPU of the guest that has this place among those that it watches. An [`EXIT`], whose words are
+    /// those of the vCPU's; only `m9` is p2m's: which event of this vCPU it is, the same when it is told again.
     pub const fn event(guest: u64, vcpu: u64) -> u64 {
         EXIT | (guest & 15) << 4 | vcpu & 15
     }

@@ -445,8 +445,8 @@ pub struct MonitorState {
 pub enum Verdict {
     /// The access happens, and nothing else does.
     Allow,
-    /// It does not happen, and the guest goes on behind it: a write changes no memory, a read finds zero. What it would
-    /// execute, it is told it may not.
+    /// It does not happen, and the guest goes on behind it: a write changes no memory, a read finds zero. Execution cannot be
+    /// skipped, nor can a walk of the guest's tables: those stop the guest.
     Deny,
     /// The guest tries again; for a monitor that has changed what is allowed.
     Retry,

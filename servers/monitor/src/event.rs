@@ -65,6 +65,11 @@ impl Event {
         self.exit.header.width()
     }
 
+    /// Which event of this vCPU it is, as p2m counts; the same when it is told again.
+    pub const fn number(&self) -> u64 {
+        self.exit.general[3]
+    }
+
     /// Whether the guest's own table walk is what accessed it, for whatever the instruction does.
     pub const fn is_walk(&self) -> bool {
         self.exit.header.has(ExitHeader::WALK)

@@ -5,7 +5,7 @@ use crate::{MonitorServer, Outside, Standard};
 use std::cell::{Cell, RefCell};
 use std::sync::Mutex;
 use trellis_idl::interface::{self, ATTACH};
-use trellis_idl::kernel::{Op, Refusal, WORDS};
+use trellis_idl::kernel::{Answer, Op, Refusal, WORDS};
 use trellis_idl::layout::watched;
 use trellis_idl::plan::{MAX_RULES, MonitorConfig, RulePlan, WatchedPlan};
 use trellis_idl::wire::{P2mOp, ToRoot, to_answer};
@@ -16,11 +16,14 @@ pub struct Fake {
     asked: RefCell<Vec<[u64; WORDS]>>,
     buffer: RefCell<[u8; 4096]>,
     refusing: Cell<bool>,
+    /// What the vcpu server was asked, and what it says: an answer and its word.
+    completed: RefCell<Vec<[u64; WORDS]>>,
+    completes: Cell<(Result<Answer, Refusal>, u64)>,
 }
 
 impl Default for Fake {
     fn default() -> Fake {
-        Fake { asked: RefCell::default(), buffer: RefCell::new([0; 4096]), refusing: Cell::new(false) }
+        Fake { asked: RefCell::default(), buffer: RefCell::new([0; 4096]), refusing: Cell::new(false), completed: RefCell::default(), completes: Cell::new((Err(Refusal::Unsupported), 0)) }
     }
 }
 
@@ -28,6 +31,16 @@ impl Fake {
     /// What p2m was asked since this was asked last.
     pub fn asked(&self) -> Vec<[u64; WORDS]> {
         self.asked.take()
+    }
+
+    /// What the vcpu server says from now on.
+    pub fn completes(&self, answer: Result<Answer, Refusal>, word: u64) {
+        self.completes.set((answer, word));
+    }
+
+    /// What it was asked since this was asked last.
+    pub fn completed(&self) -> Vec<[u64; WORDS]> {
+        self.completed.take()
     }
 
     pub fn refuse(&self) {
@@ -41,6 +54,12 @@ impl System for Fake {
     }
 
     fn call(&self, portal: u64, words: [u64; WORDS]) -> Result<[u64; WORDS], Refusal> {
+        if portal == watched::vcpu_server(0, 1) {
+            self.completed.borrow_mut().push(words);
+            let (answer, word) = self.completes.get();
+            let said = to_answer(answer.map(drop));
+            return Ok([said, answer.map_or(0, |answer| answer.0), 0, word, 0, 0, 0, 0, 0, 0]);
+        }
         assert!((watched::p2m(0, 0)..=watched::p2m(0, 2)).contains(&portal), "{portal}");
         self.asked.borrow_mut().push(words);
         if words[0] == ATTACH {

@@ -3,10 +3,10 @@
 //! guest's p2m, which knows its session.
 
 use trellis_idl::interface;
-use trellis_idl::kernel::{Refusal, WORDS};
+use trellis_idl::kernel::{Answer, Exit, Refusal, WORDS};
 use trellis_idl::layout::watched;
 use trellis_idl::plan::WatchedPlan;
-use trellis_idl::wire::{P2mOp, ViewAccess, from_answer};
+use trellis_idl::wire::{Order, P2mOp, VcpuOp, ViewAccess, from_answer};
 use trellis_runtime::{Guest, Portal, System, Vcpu, message};
 
 /// Which of a guest's servers' threads is called: calls stay on a CPU.
@@ -113,6 +113,20 @@ impl<'a> WatchedGuest<'a> {
     /// [`P2mOp::WatchEnter`]: every vCPU is watched.
     pub fn enter(&self, system: &impl System, here: Here) -> Result<(), Refusal> {
         self.ask(system, here, P2mOp::WatchEnter, [u64::MAX, self.view(), 0]).map(drop)
+    }
+
+    /// [`VcpuOp::Complete`]: how to answer an exit of this vCPU so that its access is carried out, or seems to have been.
+    pub fn complete(
+        &self, system: &impl System, vcpu: usize, order: Order, number: u64, exit: &Exit,
+    ) -> Result<(Answer, [u64; WORDS]), Refusal> {
+        let mut words = [0; WORDS];
+        (words[0], words[1], words[3]) = (VcpuOp::Complete as u64, vcpu as u64 | (order as u64) << 8, number);
+        words[4..8].copy_from_slice(&exit.to_words()[..4]);
+        let answer = self.vcpu_server(Here::Vcpu(vcpu)).call(system, words)?;
+        from_answer(answer[0])?;
+        let mut words = [0; WORDS];
+        words[4..].copy_from_slice(&answer[2..8]);
+        Ok((Answer(answer[1]), words))
     }
 
     /// [`P2mOp::WatchLeave`].

@@ -10,7 +10,7 @@ use trellis_idl::interface::{self, ATTACH};
 use trellis_idl::kernel::{Access, Answer, Exit, ExitClass, Refusal, WORDS};
 use trellis_idl::layout::badge as badges;
 use trellis_idl::plan::{MAX_WATCHED, MonitorConfig, WatchedPlan};
-use trellis_idl::wire::{MAX_STATE, MonitorOp, MonitorState, ToRoot, Verdict, to_answer};
+use trellis_idl::wire::{MAX_STATE, MonitorOp, MonitorState, Order, ToRoot, Verdict, to_answer};
 use trellis_runtime::{Reply, Server, System, message};
 
 /// What is allowed happens in one instruction in view 0, the host map.
@@ -41,24 +41,40 @@ impl<'a, M: Monitor, O: Outside> MonitorServer<'a, M, O> {
         self.guests.get(index).map(|plan| WatchedGuest::new(index, plan))
     }
 
-    /// What goes to the vCPU: bits alone, no answer here has words.
+    /// What goes to the vCPU: bits alone, or what its vcpu server is to be asked for.
     #[inline(always)]
-    fn answer(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, verdict: Verdict) -> Answer {
+    fn answer(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, verdict: Verdict) -> Result<Answer, Order> {
         let is_plain = event.width().is_some() && !event.is_walk();
-        match (verdict, event.access()) {
+        Ok(match (verdict, event.access()) {
+            // It may be an exclusive access, which no step gets over.
+            (Verdict::Allow, Access::READ | Access::WRITE) if !is_plain && !event.is_walk() => return Err(Order::Do),
             (Verdict::Allow, _) => ALLOW,
             (Verdict::Deny, Access::WRITE) if is_plain => Answer::ADVANCE,
             // The register becomes zero.
             (Verdict::Deny, Access::READ) if is_plain => Answer::ADVANCE.register(event.exit.header.register()),
-            (Verdict::Deny, _) => self.fail(system, guest, event, Refusal::Unsupported),
+            (Verdict::Deny, _) => return Err(Order::Deny),
             (Verdict::Retry, _) => Answer::RETRY,
             (Verdict::Stop, _) => self.stop(system, guest),
-        }
+        })
+    }
+
+    /// What goes to the vCPU where its instruction must be looked at: the guest's vcpu server knows how.
+    #[cold]
+    #[inline(never)]
+    fn complete(&self, system: &impl System, event: &Event, order: Order) -> Reply {
+        let Some(guest) = self.guest(event.guest) else { return Reply::Exit(Answer::STOP, [0; WORDS]) };
+        let answer = match guest.complete(system, event.vcpu, order, event.number(), &event.exit) {
+            Ok((answer, words)) => return Reply::Exit(answer, words),
+            // What it does not know a step does.
+            Err(Refusal::Unsupported | Refusal::NotMapped) if order == Order::Do => ALLOW,
+            Err(why) => self.fail(system, &guest, event, why),
+        };
+        Reply::Exit(answer, [0; WORDS])
     }
 
     /// What becomes of an event.
     #[inline(always)]
-    fn decide(&self, system: &impl System, event: &Event) -> Answer {
+    fn decide(&self, system: &impl System, event: &Event) -> Result<Answer, Order> {
         let is_access = event.exit.header.0 & 0xff == ExitClass::Memory as u64;
         match self.guest(event.guest) {
             Some(guest) if is_access && event.vcpu < usize::from(guest.vcpus()) => {
@@ -66,7 +82,7 @@ impl<'a, M: Monitor, O: Outside> MonitorServer<'a, M, O> {
                 self.answer(system, &guest, event, verdict)
             }
             // Nobody asked to be told of that: the vCPU must not go on as if somebody had decided.
-            _ => Answer::STOP,
+            _ => Ok(Answer::STOP),
         }
     }
 
@@ -136,8 +152,11 @@ impl<'a, M: Monitor, O: Outside> MonitorServer<'a, M, O> {
 impl<M: Monitor, O: Outside> Server for MonitorServer<'_, M, O> {
     #[inline(always)]
     fn exit(&self, system: &impl System, badge: u64, exit: &Exit) -> Reply {
-        // One way out, so that the words stay in registers.
-        Reply::Exit(self.decide(system, &Event::of(badge, exit)), [0; WORDS])
+        let event = Event::of(badge, exit);
+        match self.decide(system, &event) {
+            Ok(answer) => Reply::Exit(answer, [0; WORDS]),
+            Err(order) => self.complete(system, &event, order),
+        }
     }
 
     fn call(&self, system: &impl System, badge: u64, words: [u64; WORDS]) -> Reply {
@@ -166,7 +185,7 @@ mod tests {
     use trellis_idl::kernel::{Answer, Exit, ExitHeader, PAGE, Refusal, WORDS};
     use trellis_idl::layout::badge;
     use trellis_idl::plan::{RulePlan, RuleVerdict};
-    use trellis_idl::wire::{MonitorOp, P2mOp, ToRoot, from_answer, to_answer};
+    use trellis_idl::wire::{MonitorOp, Order, P2mOp, ToRoot, VcpuOp, from_answer, to_answer};
     use trellis_runtime::{Reply, Server};
 
     const PAGES: u64 = 0x4_0200;
@@ -214,17 +233,42 @@ mod tests {
         let (fake, (server, ear)) = (Fake::default(), heard(&rules(), true));
         assert_eq!(event(&server, &fake, PAGES, WRITE), ALLOW);
         assert_eq!(event(&server, &fake, PAGES, ExitHeader::WRITE), ALLOW, "a pair, say");
+        assert_eq!(event(&server, &fake, PAGES, ExitHeader::WRITE | ExitHeader::WALK), ALLOW, "whatever walks");
         assert_eq!(event(&server, &fake, PAGES + 1, WRITE), Answer::ADVANCE);
         assert_eq!(event(&server, &fake, PAGES + 1, READ), Answer::ADVANCE.register(7), "it reads zero");
         assert_eq!(ear.heard(), []);
         assert_eq!(event(&server, &fake, PAGES + 2, ExitHeader::FETCH), Answer::STOP);
         assert_eq!(ear.heard(), [ToRoot::Stop(0)], "root ends the guest");
         let counts = |rule| call(&server, &fake, MonitorOp::Count, rule);
-        assert_eq!(counts(0), Ok([2, 2, 0, 0, 0]));
+        assert_eq!(counts(0), Ok([3, 3, 0, 0, 0]));
         assert_eq!(counts(1), Ok([2, 0, 2, 0, 0]));
         assert_eq!(counts(2), Ok([1, 0, 0, 1, 0]));
         assert_eq!((counts(4), counts(u64::MAX)), (Err(Refusal::OutOfRange), Err(Refusal::OutOfRange)));
         assert!(fake.asked().is_empty(), "all that is decided here");
+    }
+
+    #[test]
+    fn what_the_syndrome_does_not_say_the_vcpu_server_knows() {
+        let (fake, (server, ear)) = (Fake::default(), heard(&rules(), true));
+        let said = |page, flags| server.exit(&fake, badge::event(0, 1), &exit(page, flags));
+        fake.completes(Ok(Answer::ADVANCE.register(3)), 77);
+        let words = [0, 0, 0, 0, 0, 77, 0, 0, 0, 0];
+        for (page, flags, order) in [
+            (PAGES, ExitHeader::WRITE, Order::Do), (PAGES + 1, ExitHeader::WRITE, Order::Deny), (PAGES + 1, 0, Order::Deny),
+            (PAGES + 3, ExitHeader::FETCH, Order::Deny),
+        ] {
+            assert_eq!(said(page, flags), Reply::Exit(Answer::ADVANCE.register(3), words));
+            let sent = exit(page, flags).to_words();
+            let asked = [VcpuOp::Complete as u64, 1 | (order as u64) << 8, 0, 0, sent[0], sent[1], sent[2], sent[3], 0, 0];
+            assert_eq!(fake.completed(), [asked]);
+        }
+        assert_eq!(ear.heard(), []);
+        // What it does not know: a step does what is allowed; for what is denied nobody knows.
+        fake.completes(Err(Refusal::Unsupported), 0);
+        assert_eq!(said(PAGES, ExitHeader::WRITE), Reply::Exit(ALLOW, [0; WORDS]));
+        assert_eq!(said(PAGES + 1, ExitHeader::WRITE), Reply::Exit(Answer::STOP, [0; WORDS]));
+        assert_eq!(ear.heard(), [ToRoot::Stop(0)]);
+        assert_eq!(call(&server, &fake, MonitorOp::Count, 1), Ok([3, 0, 2, 1, 0]));
     }
 
     #[test]

@@ -183,13 +183,22 @@ const REMEMBERED: usize = 16;
 /// An entry is one word, so that it is never half of one thing and half of another: page in bits 0–26, view in 27–35,
 /// the access that is allowed in 36–38, the session in 39–42, and 63 = there is one.
 #[derive(Debug)]
-pub(crate) struct Recent([[AtomicU64; REMEMBERED]; MAX_VCPUS]);
+pub(crate) struct Recent([[AtomicU64; REMEMBERED]; MAX_VCPUS], [AtomicU64; MAX_VCPUS]);
 
 const THERE: u64 = 1 << 63;
 
 impl Recent {
     pub const fn new() -> Recent {
-        Recent([const { [const { AtomicU64::new(0) }; REMEMBERED] }; MAX_VCPUS])
+        Recent([const { [const { AtomicU64::new(0) }; REMEMBERED] }; MAX_VCPUS], [const { AtomicU64::new(0) }; MAX_VCPUS])
+    }
+
+    /// The number of a vCPU's next event, from 1 on. Its thread alone counts it, so that no word is fought for.
+    #[inline(always)]
+    pub fn next(&self, badge: u64) -> u64 {
+        let count = &self.1[badge as usize % MAX_VCPUS];
+        let next = count.load(Ordering::Relaxed).wrapping_add(1);
+        count.store(next, Ordering::Relaxed);
+        next
     }
 
     #[inline(always)]
