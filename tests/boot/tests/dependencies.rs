@@ -22,7 +22,10 @@ fn allowed(folder: &str) -> &'static [&'static str] {
         _ if folder.starts_with("guests/") => &["guests/platform"],
         // Walks bring the kernel and the real servers together; boot tests only the tool.
         "tests/walks" => {
-            &["idl", "kernel/core", "kernel/hosted", "runtime", "servers/root", "servers/p2m", "servers/vcpu", "servers/console"]
+            &[
+                "idl", "kernel/core", "kernel/hosted", "runtime", "servers/root", "servers/p2m", "servers/vcpu", "servers/console",
+                "servers/monitor",
+            ]
         }
         "tests/boot" => &["idl", "cli", "images"],
         // Targets meet everybody who decodes; what runs them knows nothing else.
