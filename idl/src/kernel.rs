@@ -229,6 +229,12 @@ pub enum Op {
     /// Completes a service without handing the interrupt to anybody: `x0` system capability with [`Rights::LINES`], `x1` a
     /// [`Service`]. Refused `Gone` when it is over.
     QueueDone = 0x66,
+    /// For the thread that serves this CPU's queue: hands a service on as [`Op::LinePass`] does, then gives the next of the
+    /// queue or waits for it: `x0` vCPU (0 = nothing is handed on), `x1` a [`Service`], `x2` further bits of the signal word that
+    /// end the wait, `x3` deadline (0 = for ever). Back: `x0` = the bits that ended it (0 = the deadline passed), `x2` = 1 and
+    /// `x1` = the service, or `x2` = 0. The bits of [`Op::QueueServe`] are taken with it. Refused like [`Op::LinePass`], with
+    /// nothing done, and `BadState` to any other thread and for a vCPU of another CPU.
+    QueueNext = 0x67,
     /// Copies records of a CPU's trace ([`crate::trace`]) into the buffer, oldest first: `x0` system capability with
     /// [`Rights::CONTROL`], `x1` CPU, `x2` place in the ring to begin at (counted modulo its length). Back: `x0` =
     /// records copied, at most [`crate::trace::MOST_READ`]; `x1` = place behind them; `x2` = place of the next record to
@@ -432,8 +438,8 @@ impl Op {
         Op::LinesWrite, Op::LinesRead, Op::LinesPriority, Op::LinesPriorityRead, Op::LineTarget, Op::LinesEnable,
         Op::LineTake,
         Op::LineBind, Op::LineAck, Op::LineCreate, Op::LineForward, Op::LineRelease, Op::LineTie, Op::LinePass,
-        Op::SystemOff, Op::Log, Op::LogRead, Op::Fact, Op::QueueServe, Op::QueueTake, Op::QueueDone, Op::TraceRead,
-        Op::CpuRetire,
+        Op::SystemOff, Op::Log, Op::LogRead, Op::Fact, Op::QueueServe, Op::QueueTake, Op::QueueDone, Op::QueueNext,
+        Op::TraceRead, Op::CpuRetire,
         Op::ViewCreate, Op::ViewDestroy, Op::ViewReset, Op::ViewCopy, Op::ViewRemap, Op::ViewSwitch, Op::ViewShow,
         Op::ViewOf,
         Op::SessionCreate, Op::SessionPlace, Op::SessionCommit, Op::SessionSettle, Op::SessionInfo,
@@ -1111,7 +1117,7 @@ mod tests {
             assert!((pair[0] as u8) < pair[1] as u8);
         }
         assert_eq!(Op::from_number(0x63), Some(Op::Fact));
-        assert_eq!(Op::from_number(0x67), None);
+        assert_eq!(Op::from_number(0x6f), None);
         assert_eq!(Op::from_number(Op::LAST), Op::ALL.last().copied());
         assert_eq!(Op::from_number(Op::LAST + 1), None);
         assert_eq!(Op::from_number(0xff), None);

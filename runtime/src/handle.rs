@@ -677,6 +677,17 @@ impl Line {
     }
 }
 
+/// [`Op::QueueNext`]: hands a service on, if there is one, and waits for what comes into this CPU's queue or for other bits.
+/// Back: the bits, and the next service if there is one.
+#[inline(always)]
+pub fn queue_next(
+    system: &impl System, served: Option<(Service, Vcpu)>, others: u64, deadline: u64,
+) -> Result<(u64, Option<Service>), Refusal> {
+    let (vcpu, service) = served.map_or((0, 0), |(service, vcpu)| (vcpu.slot, service.0));
+    let [bits, service, count] = system.queue_next([vcpu, service, others, deadline])?;
+    Ok((bits, (count != 0).then_some(Service(service))))
+}
+
 impl Machine {
     /// [`Op::LineCreate`].
     pub fn line(self, system: &impl System, line: u32, slot: u64) -> Result<Line, Refusal> {

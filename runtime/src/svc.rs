@@ -128,6 +128,12 @@ impl System for Svc {
         Refusal::from_register(bits).unwrap_or(0)
     }
 
+    #[inline(always)]
+    fn queue_next(&self, [vcpu, service, others, deadline]: [u64; 4]) -> Result<[u64; 3], Refusal> {
+        let [x0, x1, x2] = svc::<{ Op::QueueNext as u16 }>([vcpu, service, others, deadline, 0, 0]);
+        Refusal::from_register(x0).map(|x0| [x0, x1, x2])
+    }
+
     fn with_buffer<R>(&self, f: impl FnOnce(&mut [u8; 4096]) -> R) -> R {
         let thread = self.thread();
         let nested = LENT[thread].swap(true, Ordering::Relaxed);
@@ -161,7 +167,7 @@ fn by_number(op: Op, a: [u64; 6]) -> [u64; 3] {
         ViewReset ViewCopy ViewRemap ViewSwitch ViewShow ViewOf VcpuCreate VcpuRoute VcpuWindow VcpuGet VcpuSet VcpuStart
         VcpuReset VcpuStop VcpuException VcpuLaunch VcpuDestroy VcpuMove VcpuTraps GuestSwap LinesWrite LinesRead
         LinesPriority LinesPriorityRead LineTarget LinesEnable LineTake LineBind LineAck LineCreate LineForward
-        LineRelease LineTie LinePass SystemOff Log LogRead Fact QueueServe QueueTake QueueDone TraceRead
+        LineRelease LineTie LinePass SystemOff Log LogRead Fact QueueServe QueueTake QueueDone QueueNext TraceRead
         CpuRetire SessionCreate SessionPlace SessionCommit SessionSettle SessionInfo
     }
 }

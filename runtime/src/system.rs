@@ -23,6 +23,11 @@ pub trait System {
     /// Waits for bits of this thread's signal word (deadline in ticks, 0 = for ever). 0 = the deadline passed.
     fn wait(&self, mask: u64, deadline: u64) -> u64;
 
+    /// [`Op::QueueNext`], which waits as well. A system whose server forwards no interrupts need not have this.
+    fn queue_next(&self, _arguments: [u64; 4]) -> Result<[u64; 3], Refusal> {
+        Err(Refusal::Unsupported)
+    }
+
     /// Copies guest memory to `bytes` (at most 64 KiB): [`Op::GuestRead`]. Back: bytes copied. A system whose server
     /// has no guest need not have this.
     fn read_guest(&self, _guest: u64, _address: u64, _bytes: &mut [u8]) -> Result<u64, Refusal> {

@@ -26,7 +26,7 @@ use trellis_core::thread::{Entry, FaultRecord};
 use trellis_core::trap::{self, Next, Trap, take};
 use trellis_core::vcpu::mask_words;
 use trellis_core::view::LastMap;
-use trellis_core::{lines, notice, portal, signal, step, vcpu};
+use trellis_core::{forward, lines, notice, portal, signal, step, vcpu};
 use trellis_idl::boot::{BootHeader, flags};
 use trellis_idl::kernel::{ExitClass, ExitHeader, Groups, GuestCall, Op, Refusal};
 use trellis_idl::trace::{RECORD_WORDS, RECORDS, TraceKind};
@@ -125,6 +125,8 @@ impl Cpu {
             machine: Aarch64 {
                 gic: crate::gic::Gic::None,
                 loaded: core::ptr::null_mut(),
+                visible: core::ptr::null_mut(),
+                direct_behind: core::ptr::null_mut(),
                 direct: core::ptr::null_mut(),
                 debug_owner: core::ptr::null_mut(),
                 stepping: false,
@@ -250,19 +252,18 @@ impl Cpu {
         }
     }
 
-    /// EL0 reads TPIDR_EL0 and TPIDRRO_EL0 as the loaded vCPU left them. Its own servers have authority over it anyway;
-    /// for a thread that does not run on its budget it is unloaded first.
+    /// EL0 reads TPIDR_EL0 and TPIDRRO_EL0 as the loaded vCPU left them, and may be let to its timer. Its own servers have
+    /// authority over it anyway; from a thread that does not run on its budget all that is veiled.
     #[inline]
     fn hide_guest(&mut self, thread: u16) {
-        if self.machine.loaded.is_null() {
+        if self.machine.visible.is_null() {
             return;
         }
         let payer = (self.local.threads.at(thread).budget as usize).wrapping_sub(THREADS);
-        if payer < VCPUS && self.vcpu(payer as u16) == self.machine.loaded {
+        if payer < VCPUS && self.vcpu(payer as u16) == self.machine.visible {
             return;
         }
-        self.machine.guest_mode = self.mode == 1;
-        self.machine.save_loaded();
+        self.machine.veil();
     }
 
     /// Puts a vCPU's state into the hardware, if it is not there.
@@ -283,6 +284,7 @@ impl Cpu {
             self.machine.load(context, guest);
             self.mode = 0;
         }
+        self.machine.unveil();
         let debugging = self.machine.load_debug(context);
         self.set_vectors(debugging);
     }
@@ -417,6 +419,21 @@ fn signal_door(cpu: &mut Cpu, selector: u64) -> Obey {
     }
 }
 
+/// A forwarded interrupt is handed on, and its vCPU goes on with it at once. Apart: it has many registers of its own.
+#[cfg_attr(target_os = "none", optimize(speed))]
+#[inline(never)]
+fn next_door(cpu: &mut Cpu) -> u64 {
+    match forward::next_at_once(&mut cpu.local, &SHARED, &mut cpu.machine, &cpu.arguments) {
+        Some(Next::Guest(vcpu)) => {
+            cpu.machine.unveil();
+            cpu.load(vcpu);
+            cpu.vcpu(vcpu) as u64
+        }
+        Some(next) => cpu.obey(next).target,
+        None => UNDECIDED,
+    }
+}
+
 /// A system call whose words are parked.
 #[cfg_attr(target_os = "none", optimize(speed))]
 #[unsafe(no_mangle)]
@@ -424,6 +441,12 @@ extern "C" fn slow_door(at: *mut u8) -> Obey {
     // SAFETY: `entry.S` passes SP_EL2 at rest.
     let cpu = unsafe { Cpu::from_stack(at) };
     cpu.machine.guest_mode = false;
+    if cpu.number == Op::QueueNext as u64 {
+        let target = next_door(cpu);
+        if target != UNDECIDED {
+            return Obey { target, value: 0 };
+        }
+    }
     let before = (cpu.local.running, cpu.local.budget);
     let next = dispatch(&mut cpu.local, &SHARED, &mut cpu.machine, cpu.number as u16, &cpu.arguments);
     match next {

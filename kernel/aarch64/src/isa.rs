@@ -267,6 +267,26 @@ el1_registers! {
     vmpidr "vmpidr_el2", vpidr "vpidr_el2", cntvoff "cntvoff_el2", cntv_cval "cntv_cval_el0", cntv_ctl "cntv_ctl_el0",
 }
 
+/// Saves and clears the registers of EL1 that are in force at EL0 while a server runs: two thread pointers, and whether
+/// EL0 may use the virtual timer (CNTKCTL_EL1, Arm ARM D19.12.15).
+#[inline(always)]
+pub fn veil(el1: &mut El1) {
+    el1.tpidr_el0 = read!("tpidr_el0");
+    el1.tpidrro_el0 = read!("tpidrro_el0");
+    el1.cntkctl = read!("cntkctl_el1");
+    write!("tpidr_el0", 0);
+    write!("tpidrro_el0", 0);
+    write!("cntkctl_el1", 0);
+}
+
+/// Loads them.
+#[inline(always)]
+pub fn unveil(el1: &El1) {
+    write!("tpidr_el0", el1.tpidr_el0);
+    write!("tpidrro_el0", el1.tpidrro_el0);
+    write!("cntkctl_el1", el1.cntkctl);
+}
+
 macro_rules! debug_registers {
     ($($n:literal $value:literal $control:literal),*; $($m:literal $watched:literal $watch:literal),*) => {
         /// Loads breakpoints and watchpoints, as many as there are. The hardware's OS lock is open meanwhile; the guest's

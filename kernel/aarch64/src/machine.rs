@@ -32,7 +32,11 @@ pub struct Aarch64 {
     pub gic: Gic,
     /// The vCPU whose EL1, timer and list registers are in the hardware (null = none).
     pub loaded: *mut Vcpu,
-    /// The vCPU that a hot answer may enter at once: the loaded one, unless its debug registers are in use.
+    /// The loaded vCPU, unless what EL0 could see of it is in its context and not in the hardware ([`Aarch64::veil`]).
+    pub visible: *mut Vcpu,
+    /// What `direct` was before that.
+    pub direct_behind: *mut Vcpu,
+    /// The vCPU that a hot answer may enter at once: the loaded one, unless its debug registers are in use or it is veiled.
     pub direct: *mut Vcpu,
     /// The vCPU whose breakpoints are in the hardware (null = none, or they changed).
     pub debug_owner: *mut Vcpu,
@@ -246,6 +250,7 @@ impl Aarch64 {
         self.watch_underflow(context.underflow);
         self.gic.set_timer_active(context.timer_active);
         self.loaded = vcpu;
+        self.visible = vcpu;
         // Another vCPU of this guest may have left stage 1 entries of other tables under the same ASIDs, or entries of
         // another view under the same VMID.
         let what = self.last[guest as usize % GUESTS].enter(context.vttbr, vcpu as u64);
@@ -273,6 +278,7 @@ impl Aarch64 {
         if self.loaded.is_null() {
             return;
         }
+        self.unveil();
         // SAFETY: as in `load`.
         let context = unsafe { &mut *self.loaded };
         isa::save_el1(&mut context.el1);
@@ -289,7 +295,35 @@ impl Aarch64 {
         context.timer_active = self.gic.timer_active();
         self.gic.set_timer_active(false);
         self.loaded = core::ptr::null_mut();
+        self.visible = core::ptr::null_mut();
         self.direct = core::ptr::null_mut();
+    }
+
+    /// Takes from EL0 what it could read and write of the loaded vCPU's, which stays in the hardware otherwise.
+    #[cfg_attr(target_os = "none", optimize(speed))]
+    #[inline(never)]
+    pub fn veil(&mut self) {
+        // SAFETY: as in `load`; the caller knows that one is loaded, and not veiled.
+        let el1 = unsafe { &mut (*self.loaded).el1 };
+        isa::veil(el1);
+        self.visible = core::ptr::null_mut();
+        self.direct_behind = core::mem::replace(&mut self.direct, core::ptr::null_mut());
+    }
+
+    /// Gives the hardware back what [`Aarch64::veil`] took from it.
+    #[inline(always)]
+    pub fn unveil(&mut self) {
+        if self.visible != self.loaded {
+            self.show();
+        }
+    }
+
+    #[inline(never)]
+    fn show(&mut self) {
+        // SAFETY: as in `load`; what is veiled is loaded.
+        isa::unveil(unsafe { &(*self.loaded).el1 });
+        self.visible = self.loaded;
+        self.direct = self.direct_behind;
     }
 
     /// Before a vCPU is entered that is not `direct`: loads what its debug registers need. True while they are in use:
@@ -321,9 +355,15 @@ impl Aarch64 {
         true
     }
 
+    /// More than registers is to be seen to before the loaded vCPU is entered.
+    fn not_direct(&mut self) {
+        self.direct = core::ptr::null_mut();
+        self.direct_behind = core::ptr::null_mut();
+    }
+
     /// Debug registers of the running vCPU changed.
     pub fn debug_changed(&mut self) {
-        self.direct = core::ptr::null_mut();
+        self.not_direct();
         self.debug_owner = core::ptr::null_mut();
     }
 }
@@ -485,7 +525,7 @@ impl Machine for Aarch64 {
             write!("spsr_el1", read!("spsr_el1") & !STEP);
         }
         // The hardware follows when it is entered.
-        self.direct = core::ptr::null_mut();
+        self.not_direct();
     }
 
     fn splits_execute(&self) -> bool {

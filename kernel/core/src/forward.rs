@@ -6,24 +6,30 @@
 //! before the guest has ended it, through the list register that is tied to it, or its server let it go.
 
 use crate::lines;
-use crate::local::{Local, Running};
-use crate::machine::Machine;
+use crate::local::{Local, Running, THREADS, VCPUS};
+use crate::machine::{Machine, ThreadContext};
 use crate::pool::Id;
 use crate::queue::Queue;
+use crate::schedule;
 use crate::shared::{LINES, Shared};
 use crate::signal;
-use crate::source::{Source, Sources, Unlinked};
-use crate::thread::ThreadName;
+use crate::signal_word;
+use crate::source::{self, Source, Sources, Unlinked};
+use crate::thread::{Entry, ThreadName, ThreadState};
 use crate::trap::Next;
+use crate::vcpu::VcpuState;
 use core::sync::atomic::{AtomicU64, Ordering};
 use trellis_idl::boot::MAX_CPUS;
-use trellis_idl::kernel::Refusal;
+use trellis_idl::kernel::{Kind, Refusal, Rights, Service};
 
 /// Lines that can be forwarded at a time.
 pub const SOURCES: usize = 64;
 
 /// In [`crate::shared::LineSlot::bits`]: the line is forwarded, as the source of the number below. No badge has this bit.
 pub const FORWARDED: u64 = 1 << 63;
+
+/// In [`crate::thread::Thread::mask`]: the thread waits for the next of its CPU's queue. No signal has this bit.
+pub(crate) const TAKES: u64 = 1 << 63;
 
 /// What CPUs share about forwarded lines.
 #[derive(Debug)]
@@ -69,9 +75,7 @@ pub fn is_forwarded(shared: &Shared, line: u32) -> bool {
     shared.lines[line as usize % LINES].bits.load(Ordering::Acquire) & FORWARDED != 0
 }
 
-/// The source of this line fired: it goes into this CPU's queue. Back: whom to wake, if there is anybody to be woken. A
-/// second look at the same interrupt changes nothing.
-#[cfg_attr(target_os = "none", optimize(speed))]
+/// The source of this line fired: it goes into this CPU's queue. Back: whom to wake, if there is anybody to be woken.
 #[inline(never)]
 pub(crate) fn fired<M: Machine>(local: &Local<M>, shared: &Shared, bits: u64) -> Option<QueueServer> {
     let source = shared.forwarding.sources.raise(bits as u16)?;
@@ -114,6 +118,83 @@ pub(crate) fn direct_at_once<M: Machine>(
     Next::Again
 }
 
+/// A source fired, and the server of this CPU's queue waits for the next, and goes before what runs: it runs at once with
+/// the service. [`Next::Slow`]: nothing was done.
+#[inline(always)]
+pub(crate) fn give_at_once<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, bits: u64) -> Next {
+    let server = local.server;
+    let id = Local::<M>::thread_id(server.thread);
+    let index = id.index() as u16 % THREADS as u16;
+    let Some(thread) = local.threads.get(id) else { return Next::Slow };
+    if thread.state != ThreadState::Waiting || thread.mask & TAKES == 0 || !schedule::may_overtake(local, index) {
+        return Next::Slow;
+    }
+    let Some(service) = shared.forwarding.sources.begin(bits as u16) else { return Next::Slow };
+    schedule::overtake(local, machine, index);
+    let thread = local.threads.at_mut(index);
+    thread.state = ThreadState::Ready;
+    thread.entry = Entry::Parked;
+    thread.context.set_return([server.bits, word_of(service), 1]);
+    Next::Overtake { thread: index, value: server.bits }
+}
+
+/// A service as its server knows it.
+#[inline(always)]
+pub(crate) fn word_of(service: source::Service) -> u64 {
+    Service::new(service.source, service.turn, service.latched).0
+}
+
+/// Takes the first of this CPU's queue that is still to be served.
+#[inline(never)]
+pub(crate) fn take<M: Machine>(local: &mut Local<M>, shared: &Shared) -> Option<u64> {
+    let forwarding = &shared.forwarding;
+    let queue = &forwarding.queues[local.cpu as usize % MAX_CPUS];
+    loop {
+        let popped = local.backlog.pop(queue, &forwarding.sources)?;
+        if let Some(service) = forwarding.sources.serve(popped) {
+            return Some(word_of(service));
+        }
+    }
+}
+
+/// `Op::QueueNext` where the service goes to the vCPU that is the next to run, nothing else is in the queue, and nothing is
+/// to end the wait: the vCPU goes on at once with the interrupt. `None`: nothing was done.
+#[inline(always)]
+pub fn next_at_once<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, a: &[u64; 6]) -> Option<Next> {
+    let [vcpu, service, others, deadline, ..] = *a;
+    let me = local.thread();
+    let cap = shared.table.read(local.threads.at(me).table, vcpu);
+    let server = local.server;
+    if !cap.word.is(Kind::Vcpu, Rights::LINES) || deadline != 0 || server.thread != local.threads.name_at(me).0 {
+        return None;
+    }
+    let (id, line) = (Local::<M>::vcpu_id(cap.name), shared.forwarding.line_of(service as u16));
+    let index = id.index() as u16 % VCPUS as u16;
+    let vcpu = local.vcpus.get(id)?;
+    if vcpu.state != VcpuState::Running || vcpu.stop_wanted || !vcpu.lines.is_tied_here(line) {
+        return None;
+    }
+    let (forwarding, cpu) = (&shared.forwarding, local.cpu as usize % MAX_CPUS);
+    let mask = others | server.bits;
+    let signals = signal_word::waiting(&shared.cpus[cpu].signals[me as usize % THREADS], mask);
+    if signals != 0 || !local.backlog.is_empty() || !forwarding.queues[cpu].is_empty() || !schedule::may_follow(local, index) {
+        return None;
+    }
+    if !forwarding.sources.finish(service as u16, (service >> 32) as u32) {
+        return None;
+    }
+    let thread = local.threads.at_mut(me);
+    thread.mask = mask | TAKES;
+    thread.state = ThreadState::Waiting;
+    thread.entry = Entry::Parked;
+    schedule::follow(local, machine, index);
+    if lines::list_tied_at_once(local, machine, index, line as u8) {
+        return Some(Next::Guest(index));
+    }
+    lines::arrive_tied(local, index, line as u8);
+    Some(schedule::enter(local, shared, machine))
+}
+
 #[inline(always)]
 fn put<M: Machine>(local: &Local<M>, shared: &Shared, source: Unlinked) -> Option<QueueServer> {
     let forwarding = &shared.forwarding;
@@ -136,7 +217,7 @@ pub(crate) fn wake<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &
 }
 
 /// A service is over, by the word that began it.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn complete<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, service: u64,
 ) -> Result<(), Refusal> {

@@ -508,7 +508,8 @@ fn list_anew<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, line
 }
 
 /// A tied line's interrupt came for the vCPU that runs: it goes straight into a list register, as above.
-#[inline(always)]
+#[cfg_attr(target_os = "none", optimize(speed))]
+#[inline(never)]
 pub(crate) fn list_tied_at_once<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, line: u8) -> bool {
     let vcpu = local.vcpus.at(index);
     let lines = &vcpu.lines;
@@ -534,7 +535,9 @@ pub(crate) fn list_tied_at_once<M: Machine>(local: &mut Local<M>, machine: &mut 
 #[inline(never)]
 fn list_in<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, line: u8, slot: usize) {
     let lines = &mut local.vcpus.at_mut(index).lines;
-    lines.list(line, slot);
+    if lines.slots[slot & (LIST_ENTRIES - 1)] != line {
+        lines.list(line, slot);
+    }
     lines.pending &= !bit(line);
     lines.active &= !bit(line);
     let entry = lines.pending_entry(line);

@@ -21,6 +21,12 @@ pub struct Backlog {
 }
 
 impl<A: Atomic> Queue<A> {
+    /// Whether nothing came since it was looked at last.
+    #[inline(always)]
+    pub fn is_empty(&self) -> bool {
+        self.0.load() == 0
+    }
+
     /// Puts a source in. True: the queue was empty, so whoever serves it must be woken.
     #[inline(always)]
     #[must_use = "the server of a queue that was empty must be woken"]

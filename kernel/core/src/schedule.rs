@@ -6,7 +6,7 @@
 //! doors read no clock. A server that works on a lent budget is not stopped in the middle when the budget is used up:
 //! the overrun is taken from the next period.
 
-use crate::local::{BUDGETS, Local, Running, THREADS};
+use crate::local::{BUDGETS, Local, Running, THREADS, VCPUS};
 use crate::machine::{Machine, NEVER, Ticks, VcpuContext};
 use crate::patience;
 use crate::retire;
@@ -403,51 +403,88 @@ fn switch_to<M: Machine>(
     enter(local, shared, machine)
 }
 
-/// A thread that waits on its own, better budget takes over from the running thread at once. False: it is not so.
+/// Whether a thread waits on its own budget, and that is better than what pays now.
 #[inline(always)]
-pub fn overtake<M: Machine>(local: &mut Local<M>, machine: &mut M, thread: u16) -> bool {
-    let current = local.budget;
+pub fn may_overtake<M: Machine>(local: &Local<M>, thread: u16) -> bool {
     let target = local.threads.at(thread).budget;
-    let (Some(theirs), Some(mine)) = (local.budgets.get(target as usize), local.budgets.get(current as usize)) else {
+    let (Some(theirs), Some(mine)) = (local.budgets.get(target as usize), local.budgets.get(local.budget as usize)) else {
         return false;
     };
-    if theirs.raised <= mine.raised || theirs.is_spent() || !theirs.alive || target != thread {
-        return false;
-    }
+    theirs.raised > mine.raised && !theirs.is_spent() && theirs.alive && target == thread
+}
+
+/// A thread that [`may_overtake`] takes over from what runs at once.
+#[inline(always)]
+pub fn overtake<M: Machine>(local: &mut Local<M>, machine: &mut M, thread: u16) {
     local.turn += 1;
     let (order, running) = (local.turn, local.running);
-    let budget = &mut local.budgets[current as usize % BUDGETS];
-    budget.head = running;
-    budget.order = order;
-    local.timed &= !bit(target);
+    if let Some(budget) = local.budgets.get_mut(local.budget as usize) {
+        budget.head = running;
+        budget.order = order;
+    }
+    local.timed &= !bit(thread);
     let now = machine.now();
     charge(local, now);
     local.running = Running::Thread(thread);
-    begin_turn(local, machine, target, now);
-    true
+    begin_turn(local, machine, thread, now);
+}
+
+/// Whether a vCPU is the next as soon as the thread that runs waits, which is paid by its own budget.
+#[inline(always)]
+pub fn may_follow<M: Machine>(local: &mut Local<M>, index: u16) -> bool {
+    let (mine, theirs) = (local.thread() as usize % THREADS, THREADS + index as usize % VCPUS);
+    if local.budget as usize != mine || local.budgets[theirs].head != Running::Vcpu(index) {
+        return false;
+    }
+    let (threads, vcpus) = (local.ready as u64 & !(1 << mine), (local.ready >> 64) as u64);
+    threads == 0 && vcpus == 1 << index || is_best_of(local, local.ready & !bit(mine as BudgetId), index)
+}
+
+/// Whether a vCPU's budget is the best of these. Others can run as well then: it may not keep the CPU while it waits.
+#[cfg_attr(target_os = "none", optimize(speed))]
+#[inline(never)]
+fn is_best_of<M: Machine>(local: &mut Local<M>, these: u128, index: u16) -> bool {
+    let ready = core::mem::replace(&mut local.ready, these);
+    let best = pick(local);
+    local.ready = ready;
+    local.vcpus.at_mut(index).context.trap_wait(true);
+    best == Some(THREADS as BudgetId + index)
+}
+
+/// The thread that runs waits, and a vCPU that [`may_follow`] goes on.
+#[inline(always)]
+pub fn follow<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
+    let mine = local.thread() as usize % THREADS;
+    local.ready &= !bit(mine as BudgetId);
+    local.budgets[mine].head = local.running;
+    let now = machine.now();
+    charge(local, now);
+    local.running = Running::Vcpu(index);
+    begin_turn(local, machine, THREADS as BudgetId + index, now);
 }
 
 /// From now on this budget pays, until its slice ends.
 #[cfg_attr(target_os = "none", optimize(speed))]
 fn begin_turn<M: Machine>(local: &mut Local<M>, machine: &mut M, id: BudgetId, now: Ticks) {
+    let Some(budget) = local.budgets.get_mut(id as usize) else { return };
     local.overdue = false;
     local.budget = id;
+    let alone = local.ready & !bit(id) == 0;
     local.ready |= bit(id);
     // It has had its turn: whoever waits longer now comes before it among equals, and who wakes even more so.
-    local.budgets[id as usize % BUDGETS].order = local.turn;
+    budget.order = local.turn;
     let slice = SLICE_MS * machine.hertz() / 1000;
-    let budget = &local.budgets[id as usize];
     local.slice_end = match budget.is_limited() {
         true => now.saturating_add(budget.left.max(0) as u64).min(now + slice),
-        false if local.ready & !bit(id) != 0 => now + slice,
-        false => NEVER,
+        false if alone => NEVER,
+        false => now + slice,
     };
     set_alarm(local, machine);
 }
 
 /// Enters what runs.
 #[cfg_attr(target_os = "none", optimize(speed))]
-fn enter<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
+pub(crate) fn enter<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
     match local.running {
         Running::Idle => Next::Idle,
         Running::Thread(index) => Next::Thread(index),

@@ -2,7 +2,7 @@
 //! Signals: bits in a thread's word, from any CPU; and physical lines bound to them.
 
 use crate::errand::{Errand, each};
-use crate::forward::{self, FORWARDED, QueueServer};
+use crate::forward::{self, FORWARDED, QueueServer, TAKES};
 use crate::local::{Local, Running, THREADS};
 use crate::machine::{Machine, NEVER, ThreadContext};
 use crate::pool::Id;
@@ -50,9 +50,12 @@ fn wake<M: Machine>(local: &mut Local<M>, shared: &Shared, index: u16) {
     if bits == 0 {
         return;
     }
+    let takes = thread.mask & TAKES != 0 && bits & local.server.bits != 0;
+    let service = if takes { forward::take(local, shared) } else { None };
+    let thread = local.threads.at_mut(index);
     thread.state = ThreadState::Ready;
     thread.entry = Entry::Parked;
-    thread.context.set_return([bits, 0, 0]);
+    thread.context.set_return([bits, service.unwrap_or(0), service.is_some().into()]);
     let budget = thread.budget;
     schedule::clear_deadline(local, index);
     schedule::ready(local, budget, Running::Thread(index));
@@ -86,9 +89,10 @@ fn overtake<M: Machine>(
     if thread.state != ThreadState::Waiting || bits & !thread.mask != 0 || others != 0 {
         return Next::Slow;
     }
-    if !schedule::overtake(local, machine, index) {
+    if !schedule::may_overtake(local, index) {
         return Next::Slow;
     }
+    schedule::overtake(local, machine, index);
     local.threads.at_mut(index).state = ThreadState::Ready;
     Next::Overtake { thread: index, value: bits }
 }
@@ -153,7 +157,7 @@ pub fn line_arrived<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: 
 }
 
 /// A device line arrived, and its thread waits for it on this CPU and goes before what runs: it runs at once, entered at
-/// the end of its system call. [`Next::Slow`]: it is not so; if a queue is to be served, its server is told.
+/// the end of its system call. [`Next::Slow`]: it is not so, and nothing was done.
 #[inline(always)]
 pub fn line_at_once<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, line: u32) -> Next {
     if forward::is_forwarded(shared, line) {
@@ -171,10 +175,16 @@ pub fn bound_at_once<M: Machine>(local: &mut Local<M>, shared: &Shared, machine:
     if bits == 0 || bits & FORWARDED != 0 || local.running == Running::Idle {
         return Next::Slow;
     }
-    line_overtakes(local, shared, machine, QueueServer { thread, bits })
+    let next = overtake(local, shared, machine, Id::from_word(thread), bits);
+    if let Next::Overtake { thread, value } = next {
+        let thread = local.threads.at_mut(thread);
+        thread.entry = Entry::Parked;
+        thread.context.set_return([value, 0, 0]);
+    }
+    next
 }
 
-/// The same for one whose source goes into a queue.
+/// The same for one that is forwarded, whose server waits for the next of its queue.
 #[inline(always)]
 pub fn forwarded_at_once<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, line: u32) -> Next {
     let slot = &shared.lines[line as usize % LINES];
@@ -185,24 +195,7 @@ pub fn forwarded_at_once<M: Machine>(local: &mut Local<M>, shared: &Shared, mach
     if thread != 0 {
         return forward::direct_at_once(local, shared, machine, thread, bits);
     }
-    let Some(server) = forward::fired(local, shared, bits) else { return Next::Slow };
-    let next = line_overtakes(local, shared, machine, server);
-    if next == Next::Slow {
-        // The source is in the queue: the slow way will find nothing new.
-        forward::wake(local, shared, machine, server);
-    }
-    next
-}
-
-#[inline(always)]
-fn line_overtakes<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, who: QueueServer) -> Next {
-    let next = overtake(local, shared, machine, Id::from_word(who.thread), who.bits);
-    if let Next::Overtake { thread, value } = next {
-        let thread = local.threads.at_mut(thread);
-        thread.entry = Entry::Parked;
-        thread.context.set_return([value, 0, 0]);
-    }
-    next
+    forward::give_at_once(local, shared, machine, bits)
 }
 
 /// The name of a thread without the machine in its type.

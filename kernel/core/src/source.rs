@@ -157,6 +157,24 @@ impl<A: Atomic, const N: usize> Sources<A, N> {
         Some(Service { source: popped.0, turn, latched: source.latch.swap(0) != 0 })
     }
 
+    /// The line fired on a CPU whose server waits for just that: the service begins at once, and the source gets into no
+    /// queue. `None`, with nothing changed: it is in one, or with a server, and is to be raised. The latch says what came
+    /// besides, and stays as it is.
+    #[inline(always)]
+    pub fn begin(&self, index: u16) -> Option<Service> {
+        let idle = |old: u64| (old & (BOUND | SCHEDULED | RUNNING | LINKED) == BOUND).then(|| old.wrapping_add(TURN) | RUNNING);
+        let before = self.at(index).change(idle).ok()?;
+        Some(Service { source: index, turn: (before.wrapping_add(TURN) >> 32) as u32, latched: true })
+    }
+
+    /// A service is over, and nothing was raised meanwhile. False, with nothing changed: it is not so
+    /// ([`Sources::complete`]).
+    #[inline(always)]
+    pub fn finish(&self, index: u16, turn: u32) -> bool {
+        let mine = |old: u64| old & (SCHEDULED | RUNNING) == RUNNING && (old >> 32) as u32 == turn;
+        self.at(index).change(|old| mine(old).then_some(old & !RUNNING)).is_ok()
+    }
+
     /// A service is over. What comes back was raised meanwhile and must go into this CPU's queue. `Gone`: this service
     /// is over already, or was taken away from its server.
     pub fn complete(&self, index: u16, turn: u32) -> Result<Option<Unlinked>, Refusal> {

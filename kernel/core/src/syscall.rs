@@ -2,6 +2,7 @@
 //! The table of operations: who asks, on which CPU it is done, and one arm an operation. Each noun has a file below.
 
 use crate::cap::{Cap, CapWord};
+use crate::forward::TAKES;
 use crate::local::{Local, Running};
 use crate::machine::{Machine, ThreadContext};
 use crate::pool::Id;
@@ -10,6 +11,7 @@ use crate::remote;
 use crate::schedule;
 use crate::shared::Shared;
 use crate::signal;
+use crate::signal_word;
 use crate::table::TableRange;
 use crate::thread::{Entry, ThreadState};
 use crate::trace::place_of;
@@ -67,7 +69,7 @@ pub fn dispatch<M: Machine>(
         Some(Op::Call) => portal::call_slow(local, shared, machine, a[0], a[1]),
         Some(Op::ReplyAndWait) => portal::reply_slow(local, shared, machine, a[0], a[1]),
         Some(Op::Forward) => portal::forward(local, shared, machine, a[0]),
-        Some(Op::Wait) => signal::wait(local, shared, machine, a[0], a[1]),
+        Some(Op::Wait) => signal::wait(local, shared, machine, a[0] & signal_word::SIGNALS, a[1]),
         Some(Op::Exit) => Ok(portal::end(local, shared, machine, me, ThreadState::Ended)),
         Some(Op::Yield) => {
             local.threads.at_mut(me).context.set_return([0; 3]);
@@ -82,6 +84,9 @@ pub fn dispatch<M: Machine>(
             let result = call.perform(op);
             let (elsewhere, rest) = (call.elsewhere, call.rest);
             match result {
+                Ok(bits) if op == Op::QueueNext && rest[1] == 0 => {
+                    signal::wait(local, shared, machine, a[2] | bits | TAKES, a[3])
+                }
                 Ok(first) => {
                     let caller = local.threads.at_mut(me);
                     caller.context.set_return([first, rest[0], rest[1]]);
@@ -193,6 +198,7 @@ impl<M: Machine> Call<'_, M> {
             Op::QueueServe => self.queue_serve(),
             Op::QueueTake => self.queue_take(),
             Op::QueueDone => self.queue_done(),
+            Op::QueueNext => self.queue_next(),
             Op::SystemOff => self.system_off(),
             Op::Log => self.log(),
             Op::LogRead => self.log_read(),

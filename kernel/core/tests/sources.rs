@@ -47,6 +47,10 @@ trait Protocol: Send + Sync + 'static {
     fn own() -> Self::Own;
     /// True: the CPU's server must be woken.
     fn raise(&self, cpu: usize, source: u16) -> bool;
+    /// The source fired on the CPU of a server that waits for just that.
+    fn begin(&self, source: u16) -> Option<Taken>;
+    /// Ends a service if nothing came meanwhile.
+    fn finish(&self, taken: &Taken) -> bool;
     fn take(&self, cpu: usize, own: &mut Self::Own) -> Option<Taken>;
     /// True: the CPU's server must be woken.
     fn complete(&self, cpu: usize, taken: Taken) -> bool;
@@ -86,6 +90,13 @@ impl<const RELAXED: bool> Protocol for Real<RELAXED> {
     fn raise(&self, cpu: usize, source: u16) -> bool {
         self.push(cpu, self.sources.raise(source))
     }
+    fn begin(&self, source: u16) -> Option<Taken> {
+        let Service { source, turn, latched } = self.sources.begin(source)?;
+        Some(Taken { source, turn, latched, serve: true })
+    }
+    fn finish(&self, taken: &Taken) -> bool {
+        self.sources.finish(taken.source, taken.turn)
+    }
     fn take(&self, cpu: usize, own: &mut Backlog) -> Option<Taken> {
         let popped = own.pop(&self.queues[cpu], &self.sources)?;
         Some(match self.sources.serve(popped) {
@@ -110,6 +121,10 @@ enum Mistake {
     LatchInTheStateWord,
     /// Whether the queue is empty is asked before the source is put in.
     AsksTooEarly,
+    /// A waiting server is given a source though it is in a queue.
+    GivesWhatIsQueued,
+    /// What came during the service is forgotten when that ends at once.
+    EndsWhatCame,
 }
 
 /// A sketch of the protocol in plain words, to put mistakes into: 1 scheduled, 2 running, 4 linked.
@@ -126,7 +141,9 @@ impl<const MISTAKE: u8> Sketch<MISTAKE> {
         1 => Mistake::RunNotChecked,
         2 => Mistake::LatchStored,
         3 => Mistake::LatchInTheStateWord,
-        _ => Mistake::AsksTooEarly,
+        4 => Mistake::AsksTooEarly,
+        5 => Mistake::GivesWhatIsQueued,
+        _ => Mistake::EndsWhatCame,
     };
 
     fn link(&self, cpu: usize, source: u16) -> bool {
@@ -163,6 +180,16 @@ impl<const MISTAKE: u8> Protocol for Sketch<MISTAKE> {
         }
         let old = self.change(source, |old| if old & busy == 0 { old | 1 | 4 } else { old | 1 });
         old & busy == 0 && self.link(cpu, source)
+    }
+    fn begin(&self, source: u16) -> Option<Taken> {
+        let busy = if Self::MISTAKE == Mistake::GivesWhatIsQueued { 2 } else { 1 | 2 | 4 };
+        let old = self.change(source, |old| if old & busy == 0 { old | 2 } else { old });
+        (old & busy == 0).then_some(Taken { source, turn: 0, latched: true, serve: true })
+    }
+    fn finish(&self, taken: &Taken) -> bool {
+        let always = Self::MISTAKE == Mistake::EndsWhatCame;
+        let ends = |old: u64| always || old & 1 == 0;
+        ends(self.change(taken.source, |old| if ends(old) { 0 } else { old }))
     }
     fn take(&self, cpu: usize, (): &mut ()) -> Option<Taken> {
         let set = self.queues[cpu].load(Ordering::Acquire);
@@ -211,20 +238,36 @@ impl<P: Protocol> World<P> {
         self.wake(cpu, self.protocol.raise(cpu, source));
     }
 
+    /// The line fires on the CPU of a server that waits for just that: it is given the service, or woken.
+    fn give(&self, cpu: usize, own: &mut P::Own, source: u16) {
+        self.device[source as usize].store(1, Ordering::Relaxed);
+        match self.protocol.begin(source) {
+            Some(taken) => self.one(cpu, taken, true),
+            None => self.wake(cpu, self.protocol.raise(cpu, source)),
+        }
+        self.serve(cpu, own);
+    }
+
+    /// Serves one.
+    fn one(&self, cpu: usize, taken: Taken, at_once: bool) {
+        let source = taken.source as usize;
+        assert_eq!(self.serving[source].fetch_add(1, Ordering::Relaxed), 0, "one server at a time");
+        if taken.latched {
+            self.device[source].store(0, Ordering::Relaxed);
+        }
+        self.serving[source].fetch_sub(1, Ordering::Relaxed);
+        if !at_once || !self.protocol.finish(&taken) {
+            self.wake(cpu, self.protocol.complete(cpu, taken));
+        }
+    }
+
     /// A server's thread: sleeps unless it is woken, then takes all there is.
     fn serve(&self, cpu: usize, own: &mut P::Own) {
         while self.wakes[cpu].swap(0, Ordering::AcqRel) != 0 {
             while let Some(taken) = self.protocol.take(cpu, own) {
-                if !taken.serve {
-                    continue;
+                if taken.serve {
+                    self.one(cpu, taken, false);
                 }
-                let source = taken.source as usize;
-                assert_eq!(self.serving[source].fetch_add(1, Ordering::Relaxed), 0, "one server at a time");
-                if taken.latched {
-                    self.device[source].store(0, Ordering::Relaxed);
-                }
-                self.serving[source].fetch_sub(1, Ordering::Relaxed);
-                self.wake(cpu, self.protocol.complete(cpu, taken));
             }
         }
     }
@@ -284,11 +327,32 @@ fn two_sources<P: Protocol>() {
     check(1, || storm::<P>([&[0, 1], &[1, 0], &[]]));
 }
 
+/// A line that fires on the CPU of a server that waits, while it fires on another CPU too, whose server runs.
+fn given<P: Protocol>() {
+    check(3, || {
+        let world = World::<P>::new();
+        let raiser = {
+            let world = world.clone();
+            thread::spawn(move || {
+                let mut own = P::own();
+                world.fire(1, 0);
+                world.serve(1, &mut own);
+                own
+            })
+        };
+        let mut own = P::own();
+        world.give(0, &mut own, 0);
+        world.give(0, &mut own, 0);
+        let mut other = raiser.join().expect("it ended");
+        world.settle([&mut own, &mut other]);
+    });
+}
+
 /// Whether the questions find the mistake.
 fn finds_it<P: Protocol>() -> bool {
     let silent = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let stories: [fn(); 3] = [three_raisers::<P>, fired_again::<P>, two_sources::<P>];
+    let stories: [fn(); 4] = [three_raisers::<P>, fired_again::<P>, two_sources::<P>, given::<P>];
     let found = stories.iter().any(|story| std::panic::catch_unwind(story).is_err());
     std::panic::set_hook(silent);
     found
@@ -299,6 +363,21 @@ fn nothing_is_lost_or_served_twice_at_once() {
     three_raisers::<Real<false>>();
     fired_again::<Real<false>>();
     two_sources::<Real<false>>();
+}
+
+#[test]
+fn what_is_given_to_a_waiting_server_is_neither_lost_nor_served_twice_at_once() {
+    given::<Real<false>>();
+}
+
+#[test]
+fn giving_what_is_queued_is_found() {
+    assert!(finds_it::<Sketch<5>>());
+}
+
+#[test]
+fn forgetting_what_came_during_a_service_is_found() {
+    assert!(finds_it::<Sketch<6>>());
 }
 
 #[test]

@@ -163,6 +163,7 @@ fn shape(op: Op) -> [Shape; 6] {
         Op::QueueServe => of(&[Of(Kind::System), Of(Kind::Signal), Below(3)]),
         Op::QueueTake => of(&[Of(Kind::System)]),
         Op::QueueDone => of(&[Of(Kind::System), Taken]),
+        Op::QueueNext => of(&[Of(Kind::Vcpu), Taken, Below(4), Soon]),
         Op::LineCreate => of(&[Of(Kind::System), Below(64), Empty]),
         Op::SystemOff => of(&[Of(Kind::System), Below(2)]),
         Op::Log => of(&[Below(64)]),

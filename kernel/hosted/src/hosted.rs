@@ -21,7 +21,7 @@ use trellis_core::thread::{Entry, FaultRecord};
 use trellis_core::trace::place_of;
 use trellis_core::trap::{Next, Trap, interrupt, take};
 use trellis_core::vcpu::mask_words;
-use trellis_core::{float, init, lines, notice, portal, signal, step, vcpu};
+use trellis_core::{float, forward, init, lines, notice, portal, signal, step, vcpu};
 use trellis_idl::boot::{BootHeader, MAGIC, Range, Segment};
 use trellis_idl::kernel::{Access, ExitClass, ExitHeader, Groups, GuestCall, Op, Refusal};
 use trellis_idl::layout;
@@ -90,7 +90,7 @@ pub struct Hosted {
     pub board: Rc<RefCell<Board>>,
     /// Services of sources that the last ones to look into a queue were given, for steps to use.
     pub taken: Vec<u64>,
-    /// Interrupts never take their hot door.
+    /// Interrupts, and who hands them on, never take their hot doors.
     pub only_slow: bool,
 }
 
@@ -166,9 +166,13 @@ impl Hosted {
         const CALL: u16 = Op::Call as u16;
         const REPLY: u16 = Op::ReplyAndWait as u16;
         const SIGNAL: u16 = Op::Signal as u16;
+        const NEXT: u16 = Op::QueueNext as u16;
         let mut next = match number {
             CALL => portal::call(&mut this.local, &self.shared, a[0], a[1]),
             REPLY => portal::reply(&mut this.local, a[0], a[1]),
+            NEXT if !self.only_slow => {
+                forward::next_at_once(&mut this.local, &self.shared, &mut this.machine, &a).unwrap_or(Next::Slow)
+            }
             SIGNAL => signal::overtaking(&mut this.local, &self.shared, &mut this.machine, a[0]),
             n if n > Op::LAST => Next::Same(Refusal::NoOperation.to_register()),
             _ => Next::Slow,

@@ -4,11 +4,13 @@
 use super::{Call, Done, MORE};
 use crate::forward::{self, FORWARDED, QueueServer, SOURCES};
 use crate::lines;
+use crate::local::THREADS;
 use crate::machine::Machine;
 use crate::shared::{LINES, LineSlot};
+use crate::signal_word;
 use core::sync::atomic::Ordering;
 use trellis_idl::boot::MAX_CPUS;
-use trellis_idl::kernel::{Kind, Refusal, Rights, Service};
+use trellis_idl::kernel::{Kind, Refusal, Rights};
 
 impl<'a, M: Machine> Call<'a, M> {
     pub(super) fn line_create(&mut self) -> Done {
@@ -128,7 +130,6 @@ impl<'a, M: Machine> Call<'a, M> {
         Ok(0)
     }
 
-    #[cfg_attr(target_os = "none", optimize(speed))]
     pub(super) fn line_pass(&mut self) -> Done {
         let index = self.vcpu(Rights::LINES)?;
         let service = self.a[1];
@@ -139,6 +140,20 @@ impl<'a, M: Machine> Call<'a, M> {
         forward::complete(self.local, self.shared, self.machine, service)?;
         lines::arrive_tied(self.local, index, line as u8);
         Ok(0)
+    }
+
+    /// Hands on, and gives what waits in the queue. When nothing does, the caller waits ([`super::dispatch`]); another CPU,
+    /// which is asked since the vCPU is its own, refuses.
+    pub(super) fn queue_next(&mut self) -> Done {
+        let server = self.local.server;
+        let me = self.caller.filter(|me| self.local.threads.name_at(*me).0 == server.thread).ok_or(Refusal::BadState)?;
+        if self.a[0] != 0 {
+            self.line_pass()?;
+        }
+        // It looks itself.
+        signal_word::take(&self.shared.cpus[self.local.cpu as usize % MAX_CPUS].signals[me as usize % THREADS], server.bits);
+        let service = forward::take(self.local, self.shared);
+        self.with(server.bits, [service.unwrap_or(0), service.is_some().into()])
     }
 
     pub(super) fn queue_serve(&mut self) -> Done {
@@ -160,20 +175,15 @@ impl<'a, M: Machine> Call<'a, M> {
         Ok(0)
     }
 
-    #[cfg_attr(target_os = "none", optimize(speed))]
     pub(super) fn queue_take(&mut self) -> Done {
         self.name(0, Kind::System, Rights::LINES)?;
         let mut taken = [0; 2];
         let mut count = 0;
-        let forwarding = &self.shared.forwarding;
-        let queue = &forwarding.queues[self.local.cpu as usize % MAX_CPUS];
         while count < taken.len()
-            && let Some(popped) = self.local.backlog.pop(queue, &forwarding.sources)
+            && let Some(service) = forward::take(self.local, self.shared)
         {
-            if let Some(service) = forwarding.sources.serve(popped) {
-                taken[count] = Service::new(service.source, service.turn, service.latched).0;
-                count += 1;
-            }
+            taken[count] = service;
+            count += 1;
         }
         self.with(count as u64, taken)
     }
