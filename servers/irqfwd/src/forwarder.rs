@@ -6,7 +6,7 @@
 //! is refused. While the guest is just moving the line, no vCPU has it: the service is kept and tried again.
 
 use crate::binding::{self, Leaving, Masked, Open};
-use crate::queue::{Queue, Served};
+use crate::queue::{Queue, Served, Woken};
 use crate::storm::{Limit, Storm};
 use heapless::Vec;
 use trellis_idl::kernel::{Op, Refusal};
@@ -77,6 +77,33 @@ struct Source {
     counters: Counters,
     /// A service that no vCPU took yet, how often it was tried, and when it will be again.
     held: Option<(Served, u32, u64)>,
+}
+
+/// A thread's place at its CPU's queue.
+#[derive(Debug)]
+pub struct Post {
+    queue: Queue,
+    /// Bits of its signal word that end its wait as well.
+    others: u64,
+    /// When something is to be done though nothing comes; 0 = never.
+    deadline: u64,
+}
+
+impl Post {
+    /// The thread serves this queue and nothing else.
+    pub const fn new(queue: Queue) -> Post {
+        Post { queue, others: 0, deadline: 0 }
+    }
+
+    /// It also wants to know of these bits.
+    pub const fn with(queue: Queue, others: u64) -> Post {
+        Post { queue, others, deadline: 0 }
+    }
+
+    /// Waits for the next.
+    pub fn wait(&self, system: &impl System) -> Result<Woken, Refusal> {
+        self.queue.next(system, self.others, self.deadline)
+    }
 }
 
 /// The server.
@@ -193,8 +220,14 @@ impl Forwarder {
         Some(Counters { direct, ..source.counters })
     }
 
-    /// Serves all that came to this CPU. To be called when the queue's signal came.
-    #[inline]
+    /// Serves all that came to this CPU, and does what time has come for.
+    pub fn serve_all(&self, system: &impl System, post: &mut Post) {
+        if self.serve(system, post.queue) {
+            self.look_after(system, post);
+        }
+    }
+
+    /// Serves all that came to this CPU. True: something is to be done later ([`Forwarder::attend`]).
     pub fn serve(&self, system: &impl System, queue: Queue) -> bool {
         let mut waits = false;
         loop {
@@ -206,6 +239,66 @@ impl Forwarder {
                 return waits;
             }
         }
+    }
+
+    /// Serves what this thread was woken for, then waits for the next: one system call, where the vCPU that got the last
+    /// interrupt of its line gets this one.
+    #[inline]
+    pub fn step(&self, system: &impl System, post: &mut Post, woken: Woken) -> Result<Woken, Refusal> {
+        let Some(served) = woken.served else {
+            if woken.bits == 0 {
+                self.look_after(system, post);
+            }
+            return post.wait(system);
+        };
+        let Some((served, vcpu)) = self.admit(system, post, served) else { return post.wait(system) };
+        match served.pass_and_wait(system, vcpu, post.others, post.deadline) {
+            Ok(woken) => Ok(woken),
+            Err(served) => {
+                self.refused(system, post, served);
+                post.wait(system)
+            }
+        }
+    }
+
+    /// The vCPU that is to get it. `None`: all is done.
+    #[inline]
+    fn admit(&self, system: &impl System, post: &mut Post, served: Served) -> Option<(Served, Vcpu)> {
+        let mut place = self.at(served.source()).lock(system);
+        if let Some(source) = place.as_mut()
+            && let Some(vcpu) = source.admit()
+        {
+            return Some((served, vcpu));
+        }
+        drop(place);
+        if self.one(system, post.queue, served) {
+            self.look_after(system, post);
+        }
+        None
+    }
+
+    /// The vCPU that it was handed to does not take it.
+    #[cold]
+    fn refused(&self, system: &impl System, post: &mut Post, served: Served) {
+        let mut place = self.at(served.source()).lock(system);
+        // Until its service is over nobody else has the source.
+        let is_held = match place.as_mut() {
+            Some(source) => source.refused(system, post.queue, served),
+            None => {
+                post.queue.done(system, served);
+                false
+            }
+        };
+        drop(place);
+        if is_held {
+            self.look_after(system, post);
+        }
+    }
+
+    /// Does what time has come for, and notes when to do it again.
+    #[cold]
+    fn look_after(&self, system: &impl System, post: &mut Post) {
+        post.deadline = self.attend(system, post.queue).unwrap_or(0);
     }
 
     /// Serves one. True: something is to be done later ([`Forwarder::attend`]).
@@ -231,6 +324,28 @@ impl Forwarder {
 }
 
 impl Source {
+    /// The vCPU that gets its next interrupt, if nothing else is to be thought of; it is counted as handed on.
+    #[inline]
+    fn admit(&mut self) -> Option<Vcpu> {
+        let vcpu = *self.wish.vcpus.get(self.target)?;
+        if matches!(self.stage, Stage::Leaving(_)) || !self.storm.count_quietly() {
+            return None;
+        }
+        self.counters.taken += 1;
+        self.counters.passed += 1;
+        Some(vcpu)
+    }
+
+    /// What was admitted was not taken. True: by nobody yet.
+    fn refused(&mut self, system: &impl System, queue: Queue, served: Served) -> bool {
+        self.counters.passed -= 1;
+        if matches!(self.stage, Stage::Leaving(_)) {
+            queue.done(system, served);
+            return false;
+        }
+        self.look_for(system, served, 0)
+    }
+
     #[inline]
     fn serve(&mut self, system: &impl System, queue: Queue, served: Served) -> bool {
         self.counters.taken += 1;

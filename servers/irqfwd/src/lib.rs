@@ -14,7 +14,7 @@ pub mod queue;
 pub mod server;
 pub mod storm;
 
-pub use forwarder::{Counters, Forwarder, Wish};
-pub use queue::{Queue, Served};
+pub use forwarder::{Counters, Forwarder, Post, Wish};
+pub use queue::{Queue, Served, Woken};
 pub use server::Irqfwd;
 pub use storm::Limit;

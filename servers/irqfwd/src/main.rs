@@ -5,6 +5,8 @@
 
 #[cfg(target_os = "none")]
 mod board {
+    use core::convert::Infallible;
+    use trellis_idl::kernel::Refusal;
     use trellis_irqfwd::Irqfwd;
     use trellis_runtime::{Once, Svc, config, serve};
 
@@ -23,9 +25,16 @@ mod board {
         if server.is_control(Svc.thread()) {
             serve(server);
         }
-        let Ok(queue) = server.post(&Svc, Svc.thread()) else { panic!("this CPU's queue is another's") };
+        let Err(why) = forward(server);
+        panic!("this CPU's queue is another's: {why:?}");
+    }
+
+    /// Serves this thread's queue for as long as it has it.
+    fn forward(server: &Irqfwd) -> Result<Infallible, Refusal> {
+        let mut post = server.post(&Svc, Svc.thread())?;
+        let mut woken = post.wait(&Svc)?;
         loop {
-            server.step(&Svc, queue);
+            woken = server.step(&Svc, &mut post, woken)?;
         }
     }
 

@@ -5,6 +5,7 @@
 //! not is noticed by the compiler.
 
 use trellis_idl::kernel::{Refusal, Service};
+use trellis_runtime::handle::queue_next;
 use trellis_runtime::{Machine, Signal, System, Vcpu};
 
 /// The queue of the CPU of the thread that uses it.
@@ -17,6 +18,23 @@ pub struct Queue {
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "until the service is ended its source is never served again"]
 pub struct Served(Service);
+
+/// Why a thread at its queue goes on.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "there may be a service in it"]
+pub struct Woken {
+    /// Bits of its signal word; 0 = a deadline passed.
+    pub bits: u64,
+    /// What is to be served.
+    pub served: Option<Served>,
+}
+
+impl Woken {
+    #[inline(always)]
+    fn of((bits, service): (u64, Option<Service>)) -> Woken {
+        Woken { bits, served: service.map(Served) }
+    }
+}
 
 impl Queue {
     /// From now on the signal's thread, which is on this CPU, serves it. `adopt`: what a server that is no more was
@@ -36,6 +54,12 @@ impl Queue {
     pub fn take(self, system: &impl System) -> ([Option<Served>; 2], bool) {
         let Ok((count, [first, second])) = self.machine.queue_take(system) else { return ([None, None], false) };
         ([(count > 0).then_some(Served(first)), (count > 1).then_some(Served(second))], count > 1)
+    }
+
+    /// Waits for the next, for one of these bits of this thread's signal word, or for a deadline (0 = for ever). Refused
+    /// `BadState`: this CPU's queue is another thread's.
+    pub fn next(self, system: &impl System, others: u64, deadline: u64) -> Result<Woken, Refusal> {
+        queue_next(system, None, others, deadline).map(Woken::of)
     }
 
     /// Ends a service with nobody told.
@@ -62,5 +86,13 @@ impl Served {
     #[inline]
     pub fn pass(self, system: &impl System, vcpu: Vcpu) -> Result<(), (Served, Refusal)> {
         vcpu.pass(system, self.0).map_err(|refusal| (self, refusal))
+    }
+
+    /// The same, and waits for the next as [`Queue::next`] does, all in one. Refused, nothing was done.
+    #[inline(always)]
+    pub fn pass_and_wait(
+        self, system: &impl System, vcpu: Vcpu, others: u64, deadline: u64,
+    ) -> Result<Woken, Served> {
+        queue_next(system, Some((self.0, vcpu)), others, deadline).map(Woken::of).map_err(|_| self)
     }
 }

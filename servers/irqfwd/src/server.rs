@@ -4,10 +4,10 @@
 //! One thread a CPU serves that CPU's queue, and one more answers root. What an earlier server had is taken over: lines
 //! that are sources stay so, and what it was serving comes again once they are bound here.
 
-use crate::{Forwarder, Limit, Queue, Wish};
+use crate::{Forwarder, Limit, Post, Queue, Wish, Woken};
 use trellis_idl::interface::{self, ATTACH};
 use trellis_idl::kernel::{Exit, Refusal, WORDS};
-use trellis_idl::layout::{badge as badges, irqfwd_signal, slot};
+use trellis_idl::layout::{badge as badges, slot};
 use trellis_idl::plan::{IrqfwdConfig, MAX_SOURCES, MAX_VCPUS, SourcePlan};
 use trellis_idl::wire::{IrqfwdOp, to_answer};
 use trellis_runtime::handle::clock;
@@ -48,16 +48,17 @@ impl Irqfwd {
 
     /// The queue of a thread's CPU is its own from now on. The first thread also has served again what an earlier server was
     /// serving; the others wait for that, lest their services be taken for such.
-    pub fn post(&self, system: &impl System, thread: usize) -> Result<Queue, Refusal> {
+    pub fn post(&self, system: &impl System, thread: usize) -> Result<Post, Refusal> {
         let (machine, signal) = (Machine::at(slot::SYSTEM), Signal::at(slot::QUEUE + thread as u64));
         let mut adopted = self.adopted.lock(system);
         let queue = Queue::open(system, machine, signal, !*adopted)?;
+        let mut post = Post::new(queue);
         if !core::mem::replace(&mut *adopted, true) {
-            self.forwarder.serve(system, queue);
+            self.forwarder.serve_all(system, &mut post);
             // Lines that were leaving have left.
             self.bind_all(system);
         }
-        Ok(queue)
+        Ok(post)
     }
 
     /// Whether a thread answers root, and serves no queue.
@@ -65,18 +66,10 @@ impl Irqfwd {
         thread as u64 >= cpus(&self.config)
     }
 
-    /// Serves what came. Back: when something is to be done, or 0.
-    pub fn serve(&self, system: &impl System, queue: Queue) -> u64 {
-        let waits = self.forwarder.serve(system, queue);
-        if waits { self.forwarder.attend(system, queue).unwrap_or(0) } else { 0 }
-    }
-
-    /// Serves what came, then waits for more, and does meanwhile what time has come for.
-    pub fn step(&self, system: &impl System, queue: Queue) {
-        let mut deadline = self.serve(system, queue);
-        while system.wait(irqfwd_signal::QUEUE, deadline) == 0 {
-            deadline = self.forwarder.attend(system, queue).unwrap_or(0);
-        }
+    /// Serves what this thread was woken for, and waits for the next ([`Forwarder::step`]).
+    #[inline]
+    pub fn step(&self, system: &impl System, post: &mut Post, woken: Woken) -> Result<Woken, Refusal> {
+        self.forwarder.step(system, post, woken)
     }
 
     fn bind_all(&self, system: &impl System) {

@@ -3,13 +3,13 @@
 //! vCPU on each of two CPUs owns the line.
 
 use heapless::Vec;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use trellis_core::trap::Trap;
 use trellis_hosted::small::{self, ROOT, anywhere, must, slot};
 use trellis_hosted::{Hosted, Now, Settings, laws};
 use trellis_idl::kernel::{LineField, LineState, Op, Refusal, WORDS};
 use trellis_idl::layout::root_slot;
-use trellis_irqfwd::{Counters, Forwarder, Limit, Queue, Wish};
+use trellis_irqfwd::{Counters, Forwarder, Limit, Post, Queue, Wish};
 use trellis_runtime::handle::Tie;
 use trellis_runtime::{Line, Machine, Signal, System, Vcpu};
 
@@ -19,12 +19,13 @@ const SECOND: u64 = slot::FREE + 1;
 const BIT: u32 = 1 << (LINE - 32);
 const VCPUS: [Vcpu; 2] = [Vcpu::at(slot::VCPU), Vcpu::at(SECOND)];
 
-/// The kernel as root's thread on CPU 0 asks it.
-struct Kernel(RefCell<Hosted>);
+/// The kernel as root's thread on CPU 0 asks it; whether it waits for the next of its queue, and how often it asked at all.
+struct Kernel(RefCell<Hosted>, Cell<bool>, Cell<u32>);
 
 impl System for Kernel {
     fn invoke(&self, op: Op, arguments: [u64; 6]) -> Result<[u64; 3], Refusal> {
         let mut hosted = self.0.borrow_mut();
+        self.2.set(self.2.get() + 1);
         hosted.syscall(0, op as u16, arguments, [0; WORDS]);
         hosted.deliver_kicks();
         assert_eq!(hosted.now(0), Now::Thread(ROOT), "{op:?} was meant to come back");
@@ -39,6 +40,23 @@ impl System for Kernel {
     fn wait(&self, mask: u64, deadline: u64) -> u64 {
         self.0.borrow_mut().syscall(0, Op::Wait as u16, [mask, deadline, 0, 0, 0, 0], [0; WORDS]);
         0
+    }
+
+    /// While it waits nothing comes back, as when a deadline has passed; the next call is where it goes on.
+    fn queue_next(&self, [vcpu, service, others, deadline]: [u64; 4]) -> Result<[u64; 3], Refusal> {
+        let mut hosted = self.0.borrow_mut();
+        if !self.1.replace(false) {
+            self.2.set(self.2.get() + 1);
+            hosted.syscall(0, Op::QueueNext as u16, [vcpu, service, others, deadline, 0, 0], [0; WORDS]);
+            // Another CPU that has to be asked has answered.
+            hosted.deliver_kicks();
+        }
+        if hosted.now(0) != Now::Thread(ROOT) {
+            self.1.set(true);
+            return Ok([0; 3]);
+        }
+        let [x0, x1, x2] = hosted.registers(0).x;
+        Refusal::from_register(x0).map(|x0| [x0, x1, x2])
     }
 
     fn with_buffer<R>(&self, f: impl FnOnce(&mut [u8; 4096]) -> R) -> R {
@@ -59,7 +77,7 @@ impl Kernel {
         for vcpu in [slot::VCPU, SECOND] {
             anywhere(&mut hosted, Op::VcpuStart, [vcpu, 0, 0, 0, 0, 0]).expect("it is stopped");
         }
-        let kernel = Kernel(RefCell::new(hosted));
+        let kernel = Kernel(RefCell::new(hosted), Cell::new(false), Cell::new(0));
         VCPUS[0].lines_write(&kernel, LineField::Enabled, 32, BIT, BIT).expect("root may");
         kernel
     }
@@ -158,6 +176,123 @@ fn each_interrupt_reaches_the_guest_once() {
         assert_eq!(counters(&kernel, &forwarder, source), expected);
     }
     laws::full(&kernel.0.borrow()).expect("the laws hold");
+}
+
+/// The server waits at its queue.
+fn waits(kernel: &Kernel, queue: Queue) -> Post {
+    let post = Post::new(queue);
+    // It is told to look once, as whoever begins to serve a queue is.
+    let woken = post.wait(kernel).expect("it is its own");
+    assert_eq!((woken.bits, woken.served, kernel.1.get()), (0, None, true));
+    post
+}
+
+/// The server goes on where it waits, and waits again. Whether it was given a service.
+fn goes_on(kernel: &Kernel, forwarder: &Forwarder, post: &mut Post) -> bool {
+    let woken = post.wait(kernel).expect("it is its own");
+    let is_given = woken.served.is_some();
+    let woken = forwarder.step(kernel, post, woken).expect("it is its own");
+    assert_eq!((woken.served, kernel.1.get()), (None, true), "it waits");
+    is_given
+}
+
+#[test]
+fn an_interrupt_costs_one_call() {
+    let (kernel, forwarder, queue, source) = bound(Limit { most: 100, window: 1, cool_down: 1 });
+    let mut post = waits(&kernel, queue);
+    for count in 1..=5 {
+        kernel.fire(0);
+        let before = kernel.2.get();
+        assert!(goes_on(&kernel, &forwarder, &mut post), "it is given the service");
+        assert_eq!(kernel.2.get(), before + 1, "handing on and waiting is one");
+        assert!(kernel.guest_serves(0) && !kernel.is_active());
+        assert!(!goes_on(&kernel, &forwarder, &mut post), "nobody in particular");
+        let mut hosted = kernel.0.borrow_mut();
+        assert_eq!(hosted.acknowledge(0), None);
+        drop(hosted);
+        kernel.wake_root();
+        let expected = Counters { taken: count, passed: count, ..Counters::default() };
+        assert_eq!(counters(&kernel, &forwarder, source), expected);
+        assert!(!goes_on(&kernel, &forwarder, &mut post));
+    }
+    laws::full(&kernel.0.borrow()).expect("the laws hold");
+}
+
+#[test]
+fn what_the_vcpu_does_not_take_goes_to_the_one_that_does() {
+    let (kernel, forwarder, queue, source) = bound(Limit::NONE);
+    kernel.move_line(0, 1);
+    let mut post = waits(&kernel, queue);
+    kernel.fire(0);
+    assert!(goes_on(&kernel, &forwarder, &mut post));
+    assert_eq!(kernel.comes_to(), Some(1), "the next comes where it is wanted");
+    assert!(kernel.guest_serves(1) && !kernel.is_active());
+    assert_eq!(counters(&kernel, &forwarder, source), Counters { taken: 1, passed: 1, moved: 1, ..Counters::default() });
+    // It comes to this CPU still, whose server's vCPU is another CPU's now.
+    Line::at(LINE_SLOT).open_at(&kernel, 0).expect("root may");
+    assert!(!goes_on(&kernel, &forwarder, &mut post));
+    kernel.fire(0);
+    assert!(goes_on(&kernel, &forwarder, &mut post));
+    assert!(kernel.guest_serves(1) && !kernel.is_active());
+    assert_eq!(counters(&kernel, &forwarder, source), Counters { taken: 2, passed: 2, moved: 1, ..Counters::default() });
+}
+
+#[test]
+fn what_no_vcpu_takes_is_tried_again_by_the_one_that_waits() {
+    let (kernel, forwarder, queue, source) = bound(Limit::NONE);
+    let state = VCPUS[0].line_take(&kernel, LINE).expect("it is not active");
+    let mut post = waits(&kernel, queue);
+    kernel.fire(0);
+    assert!(goes_on(&kernel, &forwarder, &mut post));
+    kernel.wake_root();
+    assert_eq!(counters(&kernel, &forwarder, source), Counters { taken: 1, ..Counters::default() });
+    VCPUS[1].line_target(&kernel, LINE, state).expect("it is nowhere");
+    assert!(!goes_on(&kernel, &forwarder, &mut post));
+    kernel.0.borrow_mut().advance(1_000_000);
+    assert!(!goes_on(&kernel, &forwarder, &mut post), "its time has come");
+    assert!(kernel.guest_serves(1));
+    assert_eq!(counters(&kernel, &forwarder, source).passed, 1);
+}
+
+/// A line that cools down is opened again though another line interrupts meanwhile.
+#[test]
+fn other_interrupts_do_not_make_a_server_forget_what_it_has_to_do() {
+    let (kernel, forwarder, queue, source) = bound(Limit { most: 2, window: 1000, cool_down: 50_000 });
+    let other = Line::at(SECOND + 1);
+    must(&mut kernel.0.borrow_mut(), Op::LineCreate, [root_slot::SYSTEM, LINE + 1, SECOND + 1, 0, 0, 0]);
+    VCPUS[0].lines_write(&kernel, LineField::Enabled, 32, BIT << 1, BIT << 1).expect("root may");
+    forwarder.bind(&kernel, Wish { line: other, number: LINE as u32 + 1, ..wish(Limit::NONE) }).expect("nobody has it");
+    let mut post = waits(&kernel, queue);
+    for _ in 0..2 {
+        kernel.fire(0);
+        assert!(goes_on(&kernel, &forwarder, &mut post));
+        assert!(kernel.guest_serves(0));
+        goes_on(&kernel, &forwarder, &mut post);
+    }
+    assert_eq!(kernel.comes_to(), None, "it came too often");
+    kernel.0.borrow_mut().trap(0, Trap::Line(LINE as u32 + 1));
+    assert!(goes_on(&kernel, &forwarder, &mut post));
+    assert_eq!(kernel.comes_to(), None);
+    kernel.0.borrow_mut().advance(60_000);
+    assert!(!goes_on(&kernel, &forwarder, &mut post), "a deadline");
+    assert_eq!(kernel.comes_to(), Some(0));
+    kernel.wake_root();
+    assert_eq!(counters(&kernel, &forwarder, source).storms, 1);
+}
+
+#[test]
+fn a_source_that_is_let_go_while_it_is_served_is_ended() {
+    let (kernel, forwarder, queue, source) = bound(Limit::NONE);
+    let mut post = waits(&kernel, queue);
+    kernel.fire(0);
+    let woken = post.wait(&kernel).expect("it is its own");
+    assert!(woken.served.is_some());
+    assert_eq!(forwarder.unbind(&kernel, source, queue), Err(Refusal::Again), "a server has it");
+    let woken = forwarder.step(&kernel, &mut post, woken).expect("it is its own");
+    assert_eq!((woken.served, kernel.1.get()), (None, true));
+    kernel.wake_root();
+    assert_eq!(forwarder.unbind(&kernel, source, queue), Ok(()));
+    assert!(!kernel.is_active() && !kernel.guest_serves(0));
 }
 
 #[test]
@@ -289,7 +424,7 @@ fn whatever_happens_the_line_comes_in_the_end() {
 fn step(kernel: &Kernel, forwarder: &mut Forwarder, queue: &mut Queue, home: &mut usize, seed: &mut u64) {
     match next(seed) % 10 {
         0 | 1 => kernel.fire(0),
-        2 => drop(forwarder.serve(kernel, *queue)),
+        2 => serve_some(kernel, forwarder, *queue, next(seed)),
         3 => drop(kernel.guest_serves(*home as u16)),
         4 => {
             let direct = next(seed).is_multiple_of(2);
@@ -335,6 +470,25 @@ fn step(kernel: &Kernel, forwarder: &mut Forwarder, queue: &mut Queue, home: &mu
             }
         }
     }
+}
+
+/// The server serves all there is, or what it is given where it waits, until it waits again; and is then called away.
+fn serve_some(kernel: &Kernel, forwarder: &Forwarder, queue: Queue, how: u64) {
+    if how.is_multiple_of(3) {
+        forwarder.serve(kernel, queue);
+        return;
+    }
+    let mut post = Post::new(queue);
+    let mut woken = post.wait(kernel).expect("it is its own");
+    if how % 3 == 2 && kernel.1.get() {
+        kernel.fire(0);
+        woken = post.wait(kernel).expect("it is its own");
+    }
+    while !kernel.1.get() {
+        woken = forwarder.step(kernel, &mut post, woken).expect("it is its own");
+    }
+    kernel.1.set(false);
+    kernel.wake_root();
 }
 
 /// What is in flight arrives, the line is bound anew and comes.

@@ -10,8 +10,8 @@ use core::fmt::Write;
 use heapless::Vec;
 use trellis_idl::kernel::{Access, LineField, Op, VcpuRegister};
 use trellis_idl::layout::root_slot;
-use trellis_irqfwd::{Forwarder, Limit, Queue, Wish};
-use trellis_runtime::{Line, Machine, Signal, Svc, System, Vcpu};
+use trellis_irqfwd::{Forwarder, Limit, Post, Queue, Wish};
+use trellis_runtime::{Line, Machine, Signal, Svc, Vcpu};
 
 /// Interrupts; the guest's code has the number too.
 const PASSES: u64 = 1000;
@@ -119,8 +119,10 @@ fn measure(name: &str, queue: Queue, direct: bool) {
     kernel(Op::VcpuReset, [VCPU, 0, 0, 0, 0, 0]);
     kernel(Op::VcpuSet, [VCPU, VcpuRegister::Pc as u64, 0x4000_0000, 0, 0, 0]);
     kernel(Op::VcpuStart, [VCPU, 0, 0, 0, 0, 0]);
-    while Svc.wait(DONE | QUEUE, 0) & DONE == 0 {
-        FORWARDER.serve(&Svc, queue);
+    let mut post = Post::with(queue, DONE);
+    let mut woken = post.wait(&Svc).expect("the queue is its own");
+    while woken.bits & DONE == 0 {
+        woken = FORWARDER.step(&Svc, &mut post, woken).expect("the queue is its own");
     }
     let x = |n: u64| kernel(Op::VcpuGet, [VCPU, n, 0, 0, 0, 0])[1];
     let counters = FORWARDER.counters(&Svc, source).expect("it is bound");

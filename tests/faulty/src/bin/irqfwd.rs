@@ -5,12 +5,13 @@
 
 #[cfg(target_os = "none")]
 mod board {
-    use trellis_idl::layout::irqfwd_signal;
+    use core::convert::Infallible;
+    use trellis_idl::kernel::Refusal;
     use trellis_irqfwd::Irqfwd;
-    use trellis_runtime::{Once, Svc, System, config, serve};
+    use trellis_runtime::{Once, Svc, config, serve};
 
-    /// Times that a thread is woken before it crashes; the first is its beginning.
-    const LIFE: u32 = 21;
+    /// Interrupts that a thread serves before it crashes with the next.
+    const LIFE: u32 = 20;
 
     static SERVER: Once<Irqfwd> = Once::new();
 
@@ -27,15 +28,19 @@ mod board {
         if server.is_control(Svc.thread()) {
             serve(server);
         }
-        let Ok(queue) = server.post(&Svc, Svc.thread()) else { panic!("this CPU's queue is another's") };
+        let Err(why) = forward(server);
+        panic!("this CPU's queue is another's: {why:?}");
+    }
+
+    /// Serves this thread's queue, for a while.
+    fn forward(server: &Irqfwd) -> Result<Infallible, Refusal> {
+        let mut post = server.post(&Svc, Svc.thread())?;
+        let mut woken = post.wait(&Svc)?;
         for _ in 0..LIFE {
-            Svc.wait(irqfwd_signal::QUEUE, 0);
-            server.serve(&Svc, queue);
+            woken = server.step(&Svc, &mut post, woken)?;
         }
-        Svc.wait(irqfwd_signal::QUEUE, 0);
-        let taken = queue.take(&Svc);
         trellis_faulty::crash();
-        panic!("{taken:?} was to be the last")
+        panic!("{woken:?} was to be the last")
     }
 
     trellis_runtime::entry!(main);
