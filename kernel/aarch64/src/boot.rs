@@ -141,7 +141,9 @@ fn report_vectors(cpu: &Cpu, header: &BootHeader) {
 /// Says why the kernel cannot run here, and switches off where firmware can.
 fn refuse(header: &BootHeader, level: u64, why: &str) -> ! {
     let mut serial = serial(header);
-    let _ = writeln!(serial, "Trellis cannot run here: {why}.");
+    for text in ["Trellis cannot run here: ", why, ".\n"] {
+        let _ = serial.write_str(text);
+    }
     if header.start == trellis_idl::boot::start::PSCI {
         // PSCI 5.9, SYSTEM_OFF: at EL1 it is a hypervisor that listens.
         if level == 1 { isa::hvc(0x8400_0008) } else { isa::smc(0x8400_0008, 0, 0, 0) };
@@ -178,11 +180,15 @@ const LAST_WORDS: u64 = 16;
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     let header = header();
-    let _ = writeln!(serial(header), "\nkernel panic: {info}");
+    let (mut serial, place) = (serial(header), info.location());
+    // Piece by piece: what a string needs to be put into columns would be code for this alone.
+    let _ = serial.write_str("\nkernel panic: ");
+    let _ = serial.write_str(place.map_or("", |place| place.file()));
+    let _ = writeln!(serial, ":{}: {}", place.map_or(0, |place| u64::from(place.line())), info.message());
     say_all(header);
-    let _ = writeln!(serial(header), "what this CPU did last:");
+    let _ = writeln!(serial, "what this CPU did last:");
     last_records(LAST_WORDS, |record| {
-        let _ = writeln!(serial(header), "{record}");
+        let _ = writeln!(serial, "{record}");
     });
     if header.start == trellis_idl::boot::start::PSCI {
         isa::smc(0x8400_0008, 0, 0, 0);

@@ -52,7 +52,10 @@ impl fmt::Display for Midr {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = NAMES.iter().find(|(part, _)| Some(*part) == self.part()).map(|(_, name)| *name);
         match name {
-            Some(name) => write!(out, "{name} r{}p{}", self.revision() >> 4, self.revision() & 15),
+            Some(name) => {
+                out.write_str(name)?;
+                write!(out, " r{}p{}", self.revision() >> 4, self.revision() & 15)
+            }
             None => write!(out, "unknown part, MIDR {:#x}", self.0),
         }
     }

@@ -24,7 +24,9 @@ impl P2m {
                 return Reply::Exit(Answer::RETRY, [0; WORDS]);
             }
         } else if exit.header.class() == Some(ExitClass::Memory) {
-            let recent = if self.map.has(page) { self.recent.find(badge, exit.header, page) } else { None };
+            // Only what a leaf forbids is watched.
+            let is_forbidden = exit.header.has(ExitHeader::PERMISSION) && self.map.has(page);
+            let recent = if is_forbidden { self.recent.find(badge, exit.header, page) } else { None };
             let found = match recent {
                 None => self.seen(system, badge, exit, page),
                 session => Ok(session),
