@@ -109,6 +109,7 @@ fn work(machine: &'static Machine, index: usize) {
         reads(index, round);
         if all {
             tries += exclusive(index, round);
+            denied_otherwise(index, round);
         }
         if at_once {
             atomic(index, round);
@@ -163,6 +164,21 @@ fn denied(index: usize, round: u64) {
     }
 }
 
+/// Nor is one whose instruction must be looked at, but what else it changes has changed.
+fn denied_otherwise(index: usize, round: u64) {
+    let at = place(Page::Denied, index);
+    store_pair(at, round | 1);
+    expect(index, round, "a denied pair, first", load(at), 0);
+    expect(index, round, "a denied pair, second", load(at + 8), 0);
+    let next = store_and_go_on(at + 16, round | 1);
+    expect(index, round, "the address behind a denied store", next, at + 24);
+    expect(index, round, "a denied store that goes on", load(at + 16), 0);
+    if add_exclusively(at + 24, MOST_TRIES) == u64::MAX {
+        fail(index, format_args!("round {round}: a denied exclusive store never succeeds"));
+    }
+    expect(index, round, "a denied exclusive count", load(at + 24), 0);
+}
+
 /// What may not be read reads as zero; what may reads as it is.
 fn reads(index: usize, round: u64) {
     let (blind, seen) = (place(Page::Blind, index), place(Page::Seen, index));
@@ -183,7 +199,7 @@ fn exclusive(index: usize, round: u64) -> u64 {
     tries
 }
 
-/// A count by LDADD, and a pair that is denied.
+/// A count by LDADD.
 fn atomic(index: usize, round: u64) {
     let at = place(Page::Allowed, index) + 72;
     expect(index, round, "what an atomic addition found", add_at_once(at, 1), round - 1);

@@ -58,6 +58,13 @@ fn the_example_runs_to_its_end_on_every_board() {
     }
 }
 
+/// Pairs, exclusive stores and stores that move their base have no syndrome that says what they do.
+#[test]
+fn what_no_syndrome_describes_has_the_effect_that_was_ordered_too() {
+    let guest = "kernel = \"watched\"\ncommand-line = \"rounds=20 forms=all\"\ncpus = [0, 1]\non-reset = \"end\"";
+    expect_ordered(&run("forms", guest, "", (&RULES, 3), (true, &[])), 2);
+}
+
 /// Sixteen writes are denied, and each instance dies with the sixth that it would deny.
 #[test]
 fn a_monitor_that_dies_with_an_event_in_its_hands_is_made_again_and_the_event_is_asked_again() {
