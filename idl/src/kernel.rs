@@ -139,11 +139,14 @@ pub enum Op {
     VcpuGet = 0x43,
     /// Writes a register of a stopped vCPU: `x0` vCPU, `x1` [`VcpuRegister`], `x2` value. Bits a guest may not have are refused.
     VcpuSet = 0x44,
-    /// Makes a stopped vCPU run. `x0` vCPU. Refused `BadState` when it is not stopped.
+    /// Makes a stopped vCPU run. `x0` vCPU. Refused `BadState` when it is not stopped. `x1` = [`PAUSE`]: ends a pause
+    /// instead, whether there is one or not.
     VcpuStart = 0x45,
     /// Puts a vCPU's registers to their architectural reset values. `x0` vCPU, stopped. It stays in its view.
     VcpuReset = 0x46,
-    /// Stops a vCPU: `x0` vCPU. It stays until [`Op::VcpuStart`].
+    /// Stops a vCPU: `x0` vCPU. It stays until [`Op::VcpuStart`]. `x1` = [`PAUSE`]: keeps it from running until the pause is
+    /// ended, unseen by its servers: an exit is served to its end, and a start or a stop in between counts afterwards.
+    /// Back: `x0` = 1 while a pause finds an exit being served.
     VcpuStop = 0x47,
     /// Enters an exception in a stopped vCPU at EL1: `x0` vCPU, `x1` syndrome, `x2` fault address.
     VcpuException = 0x48,
@@ -320,6 +323,9 @@ impl Seat {
         }
     }
 }
+
+/// Argument of [`Op::VcpuStop`] and [`Op::VcpuStart`]: begins or ends a pause.
+pub const PAUSE: u64 = 1;
 
 /// Most views of a guest, its host map among them.
 pub const MAX_VIEWS: u64 = 512;

@@ -6,8 +6,8 @@
 use crate::system::System;
 use core::marker::PhantomData;
 use trellis_idl::kernel::{
-    ANY_VIEW, Access, ExitClass, Fact, Groups, Inside, LineField, LineState, Op, PLACE, Refusal, Rights, Seat, Service,
-    ThreadFault, Traps, VcpuRegister, WORDS,
+    ANY_VIEW, Access, ExitClass, Fact, Groups, Inside, LineField, LineState, Op, PAUSE, PLACE, Refusal, Rights, Seat,
+    Service, ThreadFault, Traps, VcpuRegister, WORDS,
 };
 
 /// Kinds of objects, as types.
@@ -525,6 +525,16 @@ impl Vcpu {
     /// [`Op::VcpuStop`].
     pub fn stop(self, system: &impl System) -> Done {
         tell(system, Op::VcpuStop, [self.slot])
+    }
+
+    /// [`Op::VcpuStop`] with [`PAUSE`]: keeps it from running. True: an exit of it is being served still.
+    pub fn pause(self, system: &impl System) -> Result<bool, Refusal> {
+        system.invoke(Op::VcpuStop, [self.slot, PAUSE, 0, 0, 0, 0]).map(|[served, ..]| served == 1)
+    }
+
+    /// [`Op::VcpuStart`] with [`PAUSE`]: that is over.
+    pub fn resume(self, system: &impl System) -> Done {
+        tell(system, Op::VcpuStart, [self.slot, PAUSE])
     }
 
     /// [`Op::VcpuDestroy`].

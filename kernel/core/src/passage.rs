@@ -15,7 +15,7 @@ use crate::pool::Empty;
 use crate::remote;
 use crate::schedule;
 use crate::shared::Shared;
-use crate::vcpu::{self, Route, Vcpu, VcpuState};
+use crate::vcpu::{self, Route, Vcpu};
 use core::sync::atomic::Ordering;
 use trellis_idl::kernel::Refusal;
 
@@ -45,7 +45,7 @@ pub fn leave<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M,
     let passage = machine.passage();
     let mut passage = passage.lock();
     let place = mail.place.load(Ordering::Acquire);
-    if vcpu.state != VcpuState::Stopped || place == 0 {
+    if !vcpu.is_still() || place == 0 {
         return Err(Refusal::BadState);
     }
     if passage.to != 0 {

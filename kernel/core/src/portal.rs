@@ -18,7 +18,7 @@ use crate::step;
 use crate::trace;
 use crate::thread::{Entry, Thread, ThreadState};
 use crate::trap::Next;
-use crate::vcpu::{self, Vcpu, VcpuState};
+use crate::vcpu::{self, Pause, Vcpu, VcpuState};
 use trellis_idl::kernel::{Answer, BADGE_BITS, Groups, Kind, PAGE, Refusal, Rights};
 
 /// Ranks that a chain of calls can go through.
@@ -553,6 +553,9 @@ fn answer<M: Machine>(
             }
             vcpu.context.answer(mask, &words);
             if mask & Answer::STOP.0 != 0 || vcpu.stop_wanted {
+                if mask & Answer::STOP.0 != 0 {
+                    vcpu.settle();
+                }
                 vcpu::stopped(local, shared, machine, id.index() as u16);
                 return None;
             }
@@ -773,10 +776,12 @@ fn refuse<M: Machine>(
         }
         Client::Vcpu(name, turn) => {
             let id = Local::<M>::vcpu_id(name);
-            let Some(vcpu) = local.vcpus.get(id).filter(|vcpu| vcpu.turn == turn) else { return };
-            if vcpu.watch.thread == server && !vcpu.stop_wanted {
+            let Some(vcpu) = local.vcpus.get_mut(id).filter(|vcpu| vcpu.turn == turn) else { return };
+            // One that is paused is still owed its answer.
+            if vcpu.watch.thread == server && (!vcpu.stop_wanted || vcpu.pause == Pause::Runs) {
                 session::owe(local, shared, id.index() as u16);
             } else {
+                vcpu.settle();
                 vcpu::stopped(local, shared, machine, id.index() as u16);
             }
         }

@@ -222,6 +222,7 @@ fn give<M: Machine>(
     };
     forgive(shared, vcpu);
     let Some((server, badge)) = to else {
+        local.vcpus.at_mut(index).settle();
         vcpu::stopped(local, shared, machine, index);
         return NONE;
     };

@@ -39,6 +39,18 @@ pub enum VcpuState {
     Vacant,
 }
 
+/// Whether somebody outside keeps a vCPU from running, unseen by its servers ([`trellis_idl::kernel::Op::VcpuStop`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Pause {
+    /// Nobody does.
+    No,
+    /// It would not run anyhow.
+    Still,
+    /// It runs once the pause is over.
+    Runs,
+}
+
 /// Where a class of exits goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Route {
@@ -85,6 +97,8 @@ pub struct Vcpu<M: Machine> {
     pub hazard: bool,
     /// Stop instead of going on at the next answer.
     pub stop_wanted: bool,
+    /// Somebody keeps it from running.
+    pub pause: Pause,
     /// Counts exits that were cancelled.
     pub turn: u32,
     /// One route a class.
@@ -122,12 +136,27 @@ pub struct Vcpu<M: Machine> {
     pub moved: Mark,
 }
 
+impl<M: Machine> Vcpu<M> {
+    /// Its servers and its guest take it for stopped: it may be started, reset and moved.
+    pub fn is_still(&self) -> bool {
+        self.state == VcpuState::Stopped && self.pause != Pause::Runs
+    }
+
+    /// It shall not run after a pause either.
+    pub fn settle(&mut self) {
+        if self.pause == Pause::Runs {
+            self.pause = Pause::Still;
+        }
+    }
+}
+
 impl<M: Machine> Empty for Vcpu<M> {
     const EMPTY: Self = Vcpu {
         context: M::Vcpu::EMPTY,
         state: VcpuState::Stopped,
         hazard: false,
         stop_wanted: false,
+        pause: Pause::No,
         turn: 0,
         routes: Route::NONE,
         windows: [Window { first: 0, count: 0, class: 0 }; WINDOWS],

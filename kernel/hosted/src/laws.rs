@@ -17,7 +17,7 @@ use trellis_core::guest::Guest;
 use trellis_core::shared::{DOMAINS, GUEST_VCPUS, GUESTS};
 use trellis_core::space::OTHER;
 use trellis_core::thread::{Thread, ThreadState};
-use trellis_core::vcpu::{Vcpu, VcpuState};
+use trellis_core::vcpu::{Pause, Vcpu, VcpuState};
 use trellis_idl::kernel::VcpuRegister;
 use trellis_core::view::{Views, in_views};
 
@@ -293,6 +293,9 @@ fn budgets(local: &LocalState) -> Result<(), Broken> {
     }
     for (index, _, t) in threads(local).filter(|(_, _, t)| t.state == ThreadState::Ready) {
         law!(on.contains_key(&(false, index)), "thread {index} can run and no budget has it (its: {})", t.budget);
+    }
+    for (index, _, v) in vcpus(local).filter(|(_, _, v)| matches!(v.state, VcpuState::Running | VcpuState::Waiting)) {
+        law!(v.pause == Pause::No, "vCPU {index} runs in spite of a pause");
     }
     for (index, _, _) in vcpus(local).filter(|(_, _, v)| v.state == VcpuState::Running) {
         law!(on.contains_key(&(true, index)), "vCPU {index} can run and no budget has it");

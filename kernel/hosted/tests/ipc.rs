@@ -6,11 +6,11 @@ mod common;
 use common::*;
 use trellis_core::thread::FaultRecord;
 use trellis_core::trap::Trap;
-use trellis_core::vcpu::VcpuState;
+use trellis_core::vcpu::{Pause, VcpuState};
 use trellis_hosted::guest::Touch;
 use trellis_hosted::small::{self, CLIENT, INNER, OUTER, PORTAL_BADGES, ROOT, inner_slot, must, slot};
 use trellis_hosted::{Now, Settings};
-use trellis_idl::kernel::{Access, Answer, BADGE_BITS, ExitClass, Groups, Op, Refusal, VcpuRegister};
+use trellis_idl::kernel::{Access, Answer, BADGE_BITS, ExitClass, Groups, Op, PAUSE, Refusal, VcpuRegister};
 
 #[test]
 fn a_call_reaches_its_server_and_the_answer_comes_back_without_locks_or_shared_writes() {
@@ -297,6 +297,101 @@ fn a_vcpu_stopped_in_the_middle_of_an_exit_starts_again_and_the_late_answer_find
     assert_eq!(hosted.now(0), Now::Guest(0));
     assert_eq!(hosted.cpus[0].local.vcpus.at(0).context.pc(), 0, "the late answer counts for nothing");
     lawful(&hosted);
+}
+
+/// Root sleeps for so long that others have all their time.
+const NAP: u64 = 10_000_000;
+
+fn nap(hosted: &mut trellis_hosted::Hosted) -> Now {
+    let now = must(hosted, Op::Clock, [0; 6])[0];
+    hosted.syscall(0, Op::Wait as u16, [1, now + NAP, 0, 0, 0, 0], [0; 10])
+}
+
+/// Root, woken while the guest runs or its server works, begins or ends a pause; then they go on.
+fn root_does(hosted: &mut trellis_hosted::Hosted, op: Op) -> u64 {
+    while hosted.now(0) != Now::Thread(ROOT) {
+        hosted.advance(NAP);
+    }
+    let back = must(hosted, op, [slot::VCPU, PAUSE, 0, 0, 0, 0])[0];
+    nap(hosted);
+    back
+}
+
+#[test]
+fn a_pause_in_the_middle_of_an_exit_lets_it_end_and_nothing_is_done_twice() {
+    let mut hosted = system();
+    must(&mut hosted, Op::VcpuStart, [slot::VCPU, 0, 0, 0, 0, 0]);
+    assert_eq!(nap(&mut hosted), Now::Guest(0));
+    hosted.exit(0, ExitClass::Hypercall, [0; 10]);
+    assert_eq!(root_does(&mut hosted, Op::VcpuStop), 1, "its exit is being served");
+    assert_eq!(reply(&mut hosted, Answer::ADVANCE.0, [0; 10]), Now::Idle);
+    assert_eq!(hosted.cpus[0].local.vcpus.at(0).context.pc(), 4, "the answer counts");
+    assert_eq!(root_does(&mut hosted, Op::VcpuStop), 0, "not any more");
+    assert_eq!(hosted.now(0), Now::Idle);
+    root_does(&mut hosted, Op::VcpuStart);
+    assert_eq!(hosted.now(0), Now::Guest(0));
+    root_does(&mut hosted, Op::VcpuStart);
+    assert_eq!(hosted.now(0), Now::Guest(0), "once more changes nothing");
+    // One that ends before the answer comes is none.
+    hosted.exit(0, ExitClass::Hypercall, [0; 10]);
+    assert_eq!(root_does(&mut hosted, Op::VcpuStop), 1);
+    root_does(&mut hosted, Op::VcpuStart);
+    assert_eq!(reply(&mut hosted, Answer::ADVANCE.0, [0; 10]), Now::Guest(0));
+    lawful(&hosted);
+}
+
+#[test]
+fn what_servers_start_and_stop_during_a_pause_counts_after_it() {
+    let (start, stop) = ([slot::VCPU, 0, 0, 0, 0, 0], [slot::VCPU, 0, 0, 0, 0, 0]);
+    let pause = [slot::VCPU, PAUSE, 0, 0, 0, 0];
+    let state = |hosted: &trellis_hosted::Hosted| hosted.cpus[0].local.vcpus.at(0).state;
+    // Whether it is started before, and what servers do meanwhile; whether it runs after.
+    type Case<'a> = (bool, &'a [Op], bool);
+    let cases: [Case<'_>; 6] = [
+        (false, &[], false),
+        (true, &[], true),
+        (false, &[Op::VcpuStart], true),
+        (true, &[Op::VcpuStop], false),
+        (true, &[Op::VcpuStop, Op::VcpuReset, Op::VcpuStart], true),
+        (false, &[Op::VcpuLaunch, Op::VcpuStop], false),
+    ];
+    for (before, meanwhile, after) in cases {
+        let mut hosted = system();
+        if before {
+            must(&mut hosted, Op::VcpuStart, start);
+        }
+        must(&mut hosted, Op::VcpuStop, pause);
+        assert_eq!(state(&hosted), VcpuState::Stopped);
+        // To its servers it runs as long as nobody stops it.
+        let refused = hosted.invoke(0, Op::VcpuReset, stop).is_err();
+        assert_eq!(refused, before);
+        for op in meanwhile {
+            must(&mut hosted, *op, start);
+            assert_eq!(state(&hosted), VcpuState::Stopped, "{op:?}");
+        }
+        must(&mut hosted, Op::VcpuStart, pause);
+        assert_eq!(state(&hosted) == VcpuState::Running, after, "{before} {meanwhile:?}");
+        assert_eq!(wait(&mut hosted), if after { Now::Guest(0) } else { Now::Idle });
+        lawful(&hosted);
+    }
+}
+
+#[test]
+fn a_server_that_stops_the_vcpu_it_serves_is_not_overruled_by_a_pause() {
+    let mut hosted = guest_runs();
+    hosted.exit(0, ExitClass::Hypercall, [0; 10]);
+    hosted.invoke(0, Op::VcpuStop, [inner_slot::VCPU, PAUSE, 0, 0, 0, 0]).expect("it has the right");
+    assert_eq!(reply(&mut hosted, Answer::ADVANCE.with(Answer::STOP).0, [0; 10]), Now::Idle);
+    let mut other = guest_runs();
+    other.exit(0, ExitClass::Hypercall, [0; 10]);
+    other.invoke(0, Op::VcpuStop, [inner_slot::VCPU, 0, 0, 0, 0, 0]).expect("it has the right");
+    other.invoke(0, Op::VcpuStop, [inner_slot::VCPU, PAUSE, 0, 0, 0, 0]).expect("it has the right");
+    other.invoke(0, Op::VcpuStart, [inner_slot::VCPU, PAUSE, 0, 0, 0, 0]).expect("it has the right");
+    assert_eq!(reply(&mut other, Answer::ADVANCE.0, [0; 10]), Now::Idle);
+    for hosted in [&hosted, &other] {
+        let vcpu = hosted.cpus[0].local.vcpus.at(0);
+        assert_eq!((vcpu.state, vcpu.pause == Pause::Runs), (VcpuState::Stopped, false));
+    }
 }
 
 #[test]

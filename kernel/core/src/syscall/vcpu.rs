@@ -14,9 +14,9 @@ use crate::remote;
 use crate::schedule;
 use crate::session;
 use crate::shared::{GUEST_VCPUS, GUESTS};
-use crate::vcpu::{self, Route, Vcpu, VcpuState, WINDOWS, Window};
+use crate::vcpu::{self, Pause, Route, Vcpu, VcpuState, WINDOWS, Window};
 use core::sync::atomic::Ordering;
-use trellis_idl::kernel::{EXIT_CLASSES, ExitClass, Kind, Op, PLACE, Refusal, Rights, Traps};
+use trellis_idl::kernel::{EXIT_CLASSES, ExitClass, Kind, Op, PAUSE, PLACE, Refusal, Rights, Traps};
 
 impl<M: Machine> Call<'_, M> {
     pub(super) fn vcpu_create(&mut self) -> Done {
@@ -206,14 +206,30 @@ impl<M: Machine> Call<'_, M> {
 
     pub(super) fn vcpu_start(&mut self) -> Done {
         let index = self.vcpu(Rights::EXECUTE)?;
-        self.start_stopped(index)
+        if self.a[1] == PAUSE { self.unpause(index) } else { self.start_stopped(index) }
+    }
+
+    /// A pause is over: it goes on if it would be running now.
+    fn unpause(&mut self, index: u16) -> Done {
+        let vcpu = self.local.vcpus.at_mut(index);
+        let runs = core::mem::replace(&mut vcpu.pause, Pause::No) == Pause::Runs;
+        if runs && vcpu.state == VcpuState::Stopped {
+            return self.start_stopped(index);
+        }
+        // Its exit is still being served.
+        vcpu.stop_wanted &= !runs;
+        Ok(0)
     }
 
     #[cfg_attr(target_os = "none", optimize(speed))]
     fn start_stopped(&mut self, index: u16) -> Done {
         let vcpu = self.local.vcpus.at_mut(index);
-        if vcpu.state != VcpuState::Stopped {
+        if !vcpu.is_still() {
             return Err(Refusal::BadState);
+        }
+        if vcpu.pause != Pause::No {
+            vcpu.pause = Pause::Runs;
+            return Ok(0);
         }
         if vcpu.moved != 0 {
             self.gather(index)?;
@@ -246,7 +262,7 @@ impl<M: Machine> Call<'_, M> {
 
     #[cfg_attr(target_os = "none", optimize(speed))]
     fn reset_stopped(&mut self, index: u16) -> Done {
-        if self.local.vcpus.at(index).state != VcpuState::Stopped {
+        if !self.local.vcpus.at(index).is_still() {
             return Err(Refusal::BadState);
         }
         // It stays in its view, as whoever put it there wants: its first instruction is watched as well.
@@ -270,6 +286,10 @@ impl<M: Machine> Call<'_, M> {
     pub(super) fn vcpu_stop(&mut self) -> Done {
         let index = self.vcpu(Rights::EXECUTE)?;
         let vcpu = self.local.vcpus.at_mut(index);
+        if self.a[1] == PAUSE {
+            return self.pause(index);
+        }
+        vcpu.settle();
         match vcpu.state {
             VcpuState::Awaiting | VcpuState::Queued => self.cancel_exit(index),
             VcpuState::Running | VcpuState::Waiting => {
@@ -281,6 +301,25 @@ impl<M: Machine> Call<'_, M> {
             VcpuState::Stopped | VcpuState::Vacant => {}
         }
         Ok(0)
+    }
+
+    /// Keeps a vCPU from running. An exit is served to its end, so that nothing is done twice. Back: 1 while it is.
+    fn pause(&mut self, index: u16) -> Done {
+        let vcpu = self.local.vcpus.at_mut(index);
+        let is_served = matches!(vcpu.state, VcpuState::Awaiting | VcpuState::Queued | VcpuState::Owed);
+        if vcpu.pause == Pause::No {
+            let stops = vcpu.stop_wanted || vcpu.state == VcpuState::Stopped;
+            vcpu.pause = if stops { Pause::Still } else { Pause::Runs };
+            if is_served {
+                vcpu.stop_wanted = true;
+                vcpu.hazard = true;
+            } else if !stops {
+                let budget = vcpu.budget();
+                vcpu::stopped(self.local, self.shared, self.machine, index);
+                schedule::retire(self.local, budget);
+            }
+        }
+        Ok(is_served.into())
     }
 
     /// Stops a vCPU in the middle of an exit. Its server's answer will find nobody, and is paid by the server itself
