@@ -199,9 +199,9 @@ mod tests {
 
     fn any_item() -> impl Strategy<Value = Item> {
         let text = "[ -~\n]{1,80}".prop_map(|text| Item::Raw(text.into_bytes()));
-        let parts = (1u8..=4, any::<u8>(), prop::collection::vec(any::<u8>(), 0..=MAX_PAYLOAD));
+        let parts = (1u8..=5, any::<u8>(), prop::collection::vec(any::<u8>(), 0..=MAX_PAYLOAD));
         let frames = parts.prop_map(|(kind, channel, payload)| {
-            let kind = FrameKind::from_number(kind).expect("1 to 4 are kinds");
+            let kind = FrameKind::from_number(kind).expect("1 to 5 are kinds");
             Item::Frame(Frame { kind, channel, payload })
         });
         prop_oneof![text, frames]

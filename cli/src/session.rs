@@ -54,6 +54,8 @@ pub struct Session {
     is_foreign: bool,
     hertz: u64,
     timeline: Timeline,
+    /// Parts of answers to those who asked by the control channel.
+    answers: Vec<Vec<u8>>,
 }
 
 impl Session {
@@ -74,6 +76,7 @@ impl Session {
             is_foreign: false,
             hertz: 0,
             timeline: Timeline::default(),
+            answers: Vec::new(),
         }
     }
 
@@ -87,6 +90,11 @@ impl Session {
     /// Root has said that the machine goes off.
     pub fn is_off(&self) -> bool {
         self.off.is_some()
+    }
+
+    /// Parts of answers of the control channel that came since the last time.
+    pub fn take_answers(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.answers)
     }
 
     /// What CPUs did, if the image sends that.
@@ -146,6 +154,10 @@ impl Session {
             FrameKind::ServerLog => self.server(frame.channel).push(&frame.payload, outputs.log),
             FrameKind::Guest => self.guest(&frame, outputs),
             FrameKind::Report => self.report(&frame.payload, outputs),
+            FrameKind::Control => {
+                self.answers.push(frame.payload);
+                Ok(())
+            }
         }
     }
 

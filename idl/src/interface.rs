@@ -5,6 +5,7 @@
 //! answer is 0 where all three agree, else 1 + `Unsupported`, with what the server has in `m1` and `m2`. The hash is
 //! `postcard-schema`'s: of the names, order and types of everything that crosses.
 
+use crate::control::{Answer, Ask, FromHost, Head};
 use crate::kernel::WORDS;
 use crate::wire::{IrqfwdOp, MonitorOp, MonitorState, Order, P2mOp, PageRanges, Report, ToRoot, VcpuOp};
 use postcard_schema::Schema;
@@ -32,6 +33,8 @@ pub const VCPU: Interface = Interface::of::<(VcpuOp, Order, ToRoot)>(2, 1, "vcpu
 pub const IRQFWD: Interface = Interface::of::<(IrqfwdOp, ToRoot)>(4, 1, "irqfwd");
 /// What a monitor answers and reports.
 pub const MONITOR: Interface = Interface::of::<(MonitorOp, MonitorState, ToRoot)>(5, 1, "monitor");
+/// What the host asks a running system, and what it answers; console hands questions to root.
+pub const CONTROL: Interface = Interface::of::<(Head, Ask, Answer, FromHost)>(8, crate::control::VERSION, "control");
 /// What root reports to the host.
 pub const HOST: Interface = Interface::of::<Report>(3, 1, "host");
 

@@ -58,6 +58,10 @@ pub mod ring {
     }
     /// Console: [`crate::wire::Report`]s from root, as records.
     pub const CONSOLE_REPORT: usize = MAX_SERVERS + 2 * crate::plan::MAX_GUESTS;
+    /// Console: what the host asked, [`crate::control::FromHost`] as records (to root).
+    pub const CONSOLE_ASKED: usize = CONSOLE_REPORT + 1;
+    /// Console: [`crate::control::Answer`]s from root, as records.
+    pub const CONSOLE_ANSWER: usize = CONSOLE_REPORT + 2;
 
     /// Root: the reports of the server with this index in the plan.
     pub const fn root_report(server: usize) -> usize {
@@ -67,6 +71,10 @@ pub mod ring {
     pub const ROOT_LOG: usize = MAX_SERVERS;
     /// Root: [`crate::wire::Report`]s to console, as records.
     pub const ROOT_REPORT: usize = MAX_SERVERS + 1;
+    /// Root: what the host asked, from console.
+    pub const ROOT_ASKED: usize = MAX_SERVERS + 2;
+    /// Root: answers to console.
+    pub const ROOT_ANSWER: usize = MAX_SERVERS + 3;
 }
 
 /// Capability slots that every server starts with.
@@ -93,6 +101,8 @@ pub mod slot {
     pub const INPUT: u64 = 16;
     /// console: the UART's line.
     pub const UART_LINE: u64 = 5;
+    /// console: signal to root: the host asked something.
+    pub const ASKED: u64 = 8;
     /// console: the system capability with the right to read the kernel's log. irqfwd: with the right to serve queues.
     pub const SYSTEM: u64 = 6;
     /// p2m: the guest's own devices, slot `DEVICE + i` in the order of its configuration.
@@ -221,6 +231,8 @@ pub mod root_signal {
     pub const fn server(index: usize) -> u64 {
         1 << index
     }
+    /// The host asked something. A signal has no more bits, and the composer makes fewer servers than there may be.
+    pub const ASKED: u64 = 1 << (crate::plan::MAX_SERVERS - 1);
 }
 
 /// Bits of the console's signal word.

@@ -5,6 +5,7 @@
 //! it; root checks again whatever an index could break.
 
 use heapless::Vec;
+use crate::control::Control;
 use crate::kernel::SESSIONS;
 use crate::wire::ViewAccess;
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,8 @@ pub struct Plan<'a> {
     pub uart_line: u32,
     /// Root sends what every CPU does to the host, for as long as the system runs.
     pub trace: bool,
+    /// What the host may do by the control channel.
+    pub control: Control,
 }
 
 /// A piece of a program: mapped straight from the payload, or copied when it is writable.

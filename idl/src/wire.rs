@@ -24,6 +24,8 @@ pub enum FrameKind {
     Guest = 3,
     /// Board to host: a postcard [`Report`].
     Report = 4,
+    /// Host to board: a question; board to host: a part of its answer ([`crate::control`]). Channel 0.
+    Control = 5,
 }
 
 impl FrameKind {
@@ -35,6 +37,7 @@ impl FrameKind {
             2 => Some(ServerLog),
             3 => Some(Guest),
             4 => Some(Report),
+            5 => Some(Control),
             _ => None,
         }
     }
@@ -213,6 +216,8 @@ pub enum VcpuOp {
     /// `m4`–`m9` of the answer. Refused: `OutOfRange` (no such vCPU), `BadArgument` (no such order), `Unsupported` (an
     /// instruction that is not known; for [`Order::Do`] a step in view 0 still does it), `NotMapped` (it cannot be read).
     Complete = 3,
+    /// Which vCPUs the guest has switched on. Back: `m0` = 0, `m1` = a bit each.
+    Power = 4,
 }
 
 /// What shall become of an access, for [`VcpuOp::Complete`].
@@ -487,6 +492,7 @@ impl VcpuOp {
             1 => Some(VcpuOp::Start),
             2 => Some(VcpuOp::Reset),
             3 => Some(VcpuOp::Complete),
+            4 => Some(VcpuOp::Power),
             _ => None,
         }
     }

@@ -5,10 +5,14 @@ use heapless::{String, Vec};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
-use trellis_idl::interface::{HOST, IRQFWD, Interface, MONITOR, P2M, VCPU};
+use trellis_idl::control::{
+    Answer, Ask, Control, Ended, FromHost, GuestLoad, GuestState, Head, Life, Load, Name, Part, Refused, ServerState, Silicon,
+    SystemState, VcpuState, ViewState,
+};
+use trellis_idl::interface::{CONTROL, HOST, IRQFWD, Interface, MONITOR, P2M, VCPU};
 use trellis_idl::plan::{Budget, MonitorConfig, OnReset, Populate, RulePlan, RuleVerdict, WatchedPlan};
 use trellis_idl::trace::{Record, TraceKind, Who};
-use trellis_idl::wire::{Crash, Fault, GuestEnd, IrqfwdOp, MonitorOp, MonitorState, P2mOp, PageRange, PageRanges, Report, ToRoot, VcpuOp};
+use trellis_idl::wire::{Crash, Fault, GuestEnd, IrqfwdOp, MAX_PAYLOAD, MonitorOp, MonitorState, P2mOp, PageRange, PageRanges, Report, ToRoot, VcpuOp};
 
 fn is<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &T, golden: &str) {
     let mut buffer = [0; 1024];
@@ -75,6 +79,81 @@ fn messages_keep_their_bytes() {
     is(&Budget { time_us: 4_000, period_us: 10_000 }, "a01f904e");
 }
 
+fn name(text: &str) -> Name {
+    Name::try_from(text).expect("a short name")
+}
+
+/// Questions, and what console makes of them.
+#[test]
+fn questions_keep_their_bytes() {
+    is(&Head { version: 1, number: 300 }, "01ac02");
+    is(&Ask::Status, "00");
+    is(&Ask::Pause(name("web")), "0103776562");
+    is(&Ask::Resume(name("web")), "0203776562");
+    is(&Ask::Reboot(name("web")), "0303776562");
+    is(&Ask::Views(name("web")), "0403776562");
+    is(&Ask::Load(1_000), "05e807");
+    is(&FromHost::Asked(7, Ask::Status), "000700");
+    is(&FromHost::Foreign(7), "0107");
+    is(&FromHost::Meaningless(7), "0207");
+}
+
+fn answer(part: Part) -> Answer {
+    Answer { head: Head { version: 1, number: 5 }, part }
+}
+
+#[test]
+fn answers_keep_their_bytes() {
+    is(&answer(Part::Done), "010500");
+    let refusals = [
+        Refused::Off, Refused::ObserveOnly, Refused::Version, Refused::NotUnderstood, Refused::NoGuest, Refused::Ended,
+        Refused::Kernel(3), Refused::Server,
+    ];
+    is(&refusals, "000102030405060307");
+    is(&answer(Part::Refused(Refused::Ended)), "01050105");
+    let system = SystemState {
+        name: name("box"), control: Control::Full, up: 200, clock_hz: 62_500_000, cpus: 2, kernel_bytes: 4096, free_bytes: 0,
+    };
+    is(&answer(Part::System(system)), "01050203626f7802c801a0d9e61d02802000");
+    let vcpus = Vec::from_slice(&[VcpuState { cpu: 1, is_on: true, view: 3 }]).expect("one fits");
+    let guest = GuestState {
+        guest: 1, name: name("web"), life: Life::Ended(Ended::Status(9)), reboots: 2, memory_bytes: 1 << 20, views: [8, 2],
+        tables: [30, 12], vcpus,
+    };
+    is(&answer(Part::Guest(guest)), "01050301037765620202090280804008021e0c01010103");
+    let server = ServerState { server: 2, name: name("p2m.a"), rank: 1, has_stopped: false, threads: 3, memory_bytes: 8192 };
+    is(&answer(Part::Server(server)), "010504020570326d2e610100038040");
+    let silicon = Silicon { midr: 0x41, features: 0x20, predictors: 0, memory_model: 2, list_registers: 4, vectors: 0 };
+    is(&answer(Part::Silicon(silicon)), "010505412000020400");
+    is(&answer(Part::View(ViewState { view: 2, default: 0x102, vcpus: 1 })), "01050602820201");
+    let guests = Vec::from_slice(&[GuestLoad { guest: 1, ticks: 20, exits: 3 }]).expect("one fits");
+    is(&answer(Part::Load(Load { cpu: 0, ticks: 100, idle: 40, interrupts: 2, guests })), "0105070064280201011403");
+}
+
+/// Every part of an answer fits a frame, however long its numbers are.
+#[test]
+fn the_longest_answers_fit_a_frame() {
+    let name = Name::try_from("x".repeat(32).as_str()).expect("32 bytes");
+    let vcpus = std::iter::repeat_n(VcpuState { cpu: 255, is_on: true, view: u16::MAX }, 8).collect();
+    let guests = std::iter::repeat_n(GuestLoad { guest: 255, ticks: u64::MAX, exits: u32::MAX }, 16).collect();
+    let all = u64::MAX;
+    let parts = [
+        Part::System(SystemState { name: name.clone(), control: Control::Full, up: all, clock_hz: all, cpus: 255, kernel_bytes: all, free_bytes: all }),
+        Part::Guest(GuestState {
+            guest: 255, name: name.clone(), life: Life::Ended(Ended::Status(all)), reboots: u32::MAX, memory_bytes: all,
+            views: [u16::MAX; 2], tables: [u32::MAX; 2], vcpus,
+        }),
+        Part::Server(ServerState { server: 255, name, rank: 255, has_stopped: true, threads: 255, memory_bytes: all }),
+        Part::Silicon(Silicon { midr: all, features: all, predictors: all, memory_model: all, list_registers: 255, vectors: u16::MAX }),
+        Part::Load(Load { cpu: 255, ticks: all, idle: all, interrupts: u32::MAX, guests }),
+    ];
+    for part in parts {
+        let whole = Answer { head: Head { version: u16::MAX, number: u32::MAX }, part };
+        let bytes = postcard::to_slice(&whole, &mut [0; 1024]).expect("it encodes").len();
+        assert!(bytes <= MAX_PAYLOAD, "{bytes} bytes: {whole:?}");
+    }
+}
+
 #[test]
 fn a_monitors_configuration_keeps_its_bytes() {
     let guest = WatchedPlan { name: "web", session: 0, view: 1, vcpus: 2 };
@@ -93,7 +172,7 @@ fn a_monitors_configuration_keeps_its_bytes() {
 
 #[test]
 fn operations_keep_their_numbers() {
-    for (number, op) in [(1, VcpuOp::Start), (2, VcpuOp::Reset), (3, VcpuOp::Complete)] {
+    for (number, op) in [(1, VcpuOp::Start), (2, VcpuOp::Reset), (3, VcpuOp::Complete), (4, VcpuOp::Power)] {
         assert_eq!((VcpuOp::from_number(number), op as u64), (Some(op), number));
     }
     let p2m = [P2mOp::Ready, P2mOp::Populate, P2mOp::Reset, P2mOp::Protect, P2mOp::Blank, P2mOp::PopulateAll];
@@ -119,9 +198,10 @@ fn operations_keep_their_numbers() {
 fn interfaces_keep_their_schema() {
     let golden = [
         (P2M, Interface { number: 1, version: 1, schema: 0x0135_024b_772c_d1a9 }),
-        (VCPU, Interface { number: 2, version: 1, schema: 0x750d_24e8_e0c6_acd9 }),
+        (VCPU, Interface { number: 2, version: 1, schema: 0x9f08_7813_98dd_ec49 }),
         (IRQFWD, Interface { number: 4, version: 1, schema: 0x3cba_fe64_b8e1_482e }),
         (MONITOR, Interface { number: 5, version: 1, schema: 0xdc33_40e9_c202_3588 }),
+        (CONTROL, Interface { number: 8, version: 1, schema: 0x2d30_e224_0764_a390 }),
         (HOST, Interface { number: 3, version: 1, schema: 0x69dc_5bdc_224c_0b85 }),
     ];
     for (now, then) in golden {

@@ -6,6 +6,7 @@ use crate::monitor::Monitor;
 use crate::quantity::{show_size, show_time};
 use crate::system::System;
 use crate::view::word;
+use trellis_idl::control::Control;
 use trellis_idl::kernel::{Inside, PAGE};
 use trellis_idl::plan::{Budget, OnReset, Populate, Role};
 
@@ -29,6 +30,7 @@ pub(crate) fn duty(system: &System, name: &str, role: Role) -> Duty {
                 "map the serial port's page and take its interrupt".into(),
                 "read the kernel's log".into(),
                 "signal each vcpu server: input waits".into(),
+                "hand what the host asks to root, which decides".into(),
             ],
         },
         Role::P2m(index) => Duty {
@@ -88,7 +90,7 @@ fn monitor_may(system: &System, monitor: &Monitor) -> Vec<String> {
 impl System {
     /// Who may do what to whom, as text.
     pub fn explain(&self) -> String {
-        let mut text = format!("system {}\nboard  {}\n", self.name, self.describe_board());
+        let mut text = format!("system {}\nboard  {}\nhost   {}\n", self.name, self.describe_board(), self.describe_control());
         text += &format!("\nkernel\n  the only privileged code; allocates nothing after boot; {} CPU(s) in use\n", self.cpus());
         text += &self.explain_root();
         for (name, role) in &self.servers {
@@ -104,6 +106,14 @@ impl System {
     pub(crate) fn describe_board(&self) -> String {
         let board = &self.board;
         format!("{} ({}): {} CPUs, {} of memory, GICv{}", board.name, board.title, board.cpus.len(), show_size(board.memory()), board.gic.version)
+    }
+
+    fn describe_control(&self) -> &'static str {
+        match self.control {
+            Control::Off => "may do nothing (control = \"off\")",
+            Control::Observe => "may look, and change nothing (control = \"observe\")",
+            Control::Full => "may look at everything, and pause and restart guests (control = \"full\")",
+        }
     }
 
     fn explain_root(&self) -> String {

@@ -9,6 +9,7 @@ use crate::table::{Later, Placed, Problems, Span, Table, not_there_yet};
 use toml::de::{DeTable, DeValue};
 use crate::view::{self, ViewsEntry};
 use crate::monitor::{self, MonitorEntry, ServerEntry};
+use trellis_idl::control::Control;
 use trellis_idl::plan::{OnReset, Populate, Sve};
 
 /// Longest manifest.
@@ -25,6 +26,8 @@ pub struct Manifest {
     pub board: Option<Placed<String>>,
     /// `server-float`: servers may use floating point.
     pub server_float: bool,
+    /// `control`: what the host may do.
+    pub control: Control,
     /// Each `[guest.NAME]`, in the order of the text.
     pub guests: Vec<GuestEntry>,
     /// Each `[server.NAME]`, in the order of the text.
@@ -195,13 +198,14 @@ impl Manifest {
         }
         // What follows a syntax error is guesswork, and guesses should not be complained about.
         if !errors.is_empty() {
-            return Manifest { name: None, board: None, server_float: false, guests: Vec::new(), servers: Vec::new() };
+            return Manifest { name: None, board: None, server_float: false, control: Control::Off, guests: Vec::new(), servers: Vec::new() };
         }
         let top = Table::new(table.get_ref(), "the manifest", 0..0);
         top.allow(&SYSTEM_KEYS, &[], problems);
         top.require("name", "name = \"my-system\"", problems);
         top.require("board", "board = \"virt\"", problems);
-        control(&top, problems);
+        let words = [("off", Control::Off), ("observe", Control::Observe), ("full", Control::Full)];
+        let control = top.choice("control", &words, problems);
         let name = top.text("name", "name = \"my-system\"", problems);
         if let Some(name) = &name {
             check_name("a system", name, problems);
@@ -211,7 +215,14 @@ impl Manifest {
         let (guests, servers) = (guests(&top, problems), servers(&top, problems));
         let names = servers.iter().map(|server| ("server", &server.name));
         distinct(guests.iter().map(|guest| ("guest", &guest.name)).chain(names).collect(), problems);
-        Manifest { name, board, server_float: server_float.is_some_and(|choice| choice.value), guests, servers }
+        Manifest {
+            name,
+            board,
+            server_float: server_float.is_some_and(|choice| choice.value),
+            control: control.map_or(Control::Off, |choice| choice.value),
+            guests,
+            servers,
+        }
     }
 }
 
@@ -247,13 +258,6 @@ fn earlier(table: &DeTable<'_>, word: &str, before: usize) -> Option<Span> {
     let here = table.keys().filter(|key| key.get_ref() == word && key.span().start < before).map(|key| key.span());
     let below = table.values().filter_map(|value| earlier(value.get_ref().as_table()?, word, before));
     here.chain(below).max_by_key(|span| span.start)
-}
-
-fn control(top: &Table<'_, '_>, problems: &mut Problems) {
-    let words = [("off", true), ("observe", false), ("full", false)];
-    if let Some(Placed { value: false, span }) = top.choice("control", &words, problems) {
-        problems.push(not_there_yet("control", "the host's control channel (anything but \"off\")", span));
-    }
 }
 
 fn guests(top: &Table<'_, '_>, problems: &mut Problems) -> Vec<GuestEntry> {

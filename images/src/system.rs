@@ -19,6 +19,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use trellis_idl::boot::{BootHeader, Range};
+use trellis_idl::control::Control;
 use trellis_idl::kernel::PAGE;
 use trellis_idl::layout::watched;
 use trellis_idl::plan::{Channel, GuestPlan, MAX_SERVERS, MAX_WATCHED, Part, Plan, Role, ServerPlan, VERSION, WatcherPlan};
@@ -41,6 +42,7 @@ pub struct System {
     pub(crate) servers: Vec<(String, Role)>,
     pub(crate) server_float: bool,
     pub(crate) monitors: Vec<Monitor>,
+    pub(crate) control: Control,
 }
 
 impl System {
@@ -172,6 +174,7 @@ impl System {
             manifest: Part::default(),
             uart_line: self.board.uart.line,
             trace: false,
+            control: self.control,
         }
     }
 
@@ -269,8 +272,8 @@ fn check(path: &Path, text: String, source: &dyn Source, problems: &mut Problems
         .chain(guests.iter().any(|guest| !guest.devices.is_empty()).then(|| ("irqfwd".to_string(), Role::Irqfwd)))
         .chain(monitors.iter().map(|monitor| (monitor.name.clone(), Role::Monitor)))
         .collect();
-    let server_float = manifest.server_float;
-    Some(System { name: manifest.name?.value, text, board, board_text, guests, servers, server_float, monitors })
+    let (server_float, control) = (manifest.server_float, manifest.control);
+    Some(System { name: manifest.name?.value, text, board, board_text, guests, servers, server_float, control, monitors })
 }
 
 fn board(name: &Placed<String>, folder: &Path, source: &dyn Source, problems: &mut Problems) -> Option<(Board, String)> {

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use trellis_idl::boot::{BootHeader, HEADER_OFFSET, MAGIC};
+use trellis_idl::control::Control;
 use trellis_idl::kernel::{Access, PAGE};
 use trellis_idl::layout::PROGRAM;
 use trellis_idl::plan::{
@@ -142,6 +143,22 @@ fn servers_have_floating_point_only_where_the_manifest_says_so() {
         let system = System::from_text(Path::new("hello.toml"), format!("{line}{text}"), &Shelf);
         let system = system.unwrap_or_else(|report| panic!("{}", report.render(false)));
         assert!(system.plan().servers.iter().all(|server| server.float == float), "{line}");
+    }
+}
+
+#[test]
+fn the_host_may_do_what_the_manifest_says() {
+    let text = std::fs::read_to_string("hello.toml").expect("the manifest");
+    let cases = [
+        ("", Control::Off, "nothing"), ("control = \"off\"\n", Control::Off, "nothing"),
+        ("control = \"observe\"\n", Control::Observe, "change nothing"), ("control = \"full\"\n", Control::Full, "restart guests"),
+    ];
+    for (line, control, words) in cases {
+        let system = System::from_text(Path::new("hello.toml"), format!("{line}{text}"), &Shelf);
+        let system = system.unwrap_or_else(|report| panic!("{}", report.render(false)));
+        assert_eq!(system.plan().control, control);
+        let explained = system.explain();
+        assert!(explained.lines().any(|line| line.starts_with("host   ") && line.contains(words)), "{explained}");
     }
 }
 

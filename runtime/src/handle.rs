@@ -331,6 +331,11 @@ impl Guest {
         Ok((written == 1, [low, high]))
     }
 
+    /// [`Op::GuestInfo`]: pages of tables left, views it may have, views it has.
+    pub fn info(self, system: &impl System) -> Result<[u64; 3], Refusal> {
+        ask(system, Op::GuestInfo, [self.slot])
+    }
+
     /// [`Op::ViewCreate`]: at this index, or the lowest free one.
     pub fn create_view(self, system: &impl System, view: Option<u16>) -> Result<u16, Refusal> {
         let [view, ..] = ask(system, Op::ViewCreate, [self.slot, view.map_or(ANY_VIEW, u64::from)])?;
@@ -529,7 +534,7 @@ impl Vcpu {
 
     /// [`Op::VcpuStop`] with [`PAUSE`]: keeps it from running. True: an exit of it is being served still.
     pub fn pause(self, system: &impl System) -> Result<bool, Refusal> {
-        system.invoke(Op::VcpuStop, [self.slot, PAUSE, 0, 0, 0, 0]).map(|[served, ..]| served == 1)
+        ask(system, Op::VcpuStop, [self.slot, PAUSE]).map(|[served, ..]| served == 1)
     }
 
     /// [`Op::VcpuStart`] with [`PAUSE`]: that is over.

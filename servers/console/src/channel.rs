@@ -31,7 +31,7 @@ pub struct Channels<P> {
     page: P,
     servers: usize,
     guests: usize,
-    /// The channel whose turn it is: servers, then guests.
+    /// The channel whose turn it is: servers, then guests, then answers to the host.
     turn: usize,
     /// Frames since the last report, while one may wait.
     since_report: u32,
@@ -64,7 +64,7 @@ impl<P: Fn(usize) -> &'static RingPage> Channels<P> {
                 return Some(piece);
             }
         }
-        let count = self.servers + self.guests;
+        let count = self.servers + self.guests + 1;
         for _ in 0..count {
             let channel = self.turn;
             self.turn = (self.turn + 1) % count;
@@ -80,6 +80,7 @@ impl<P: Fn(usize) -> &'static RingPage> Channels<P> {
     /// A piece of this channel, if it has any.
     fn take(&self, channel: usize, bytes: &mut [u8; MAX_RECORD]) -> Option<Piece> {
         let (kind, name, page) = match channel.checked_sub(self.servers) {
+            Some(guest) if guest == self.guests => return self.record(ring::CONSOLE_ANSWER, FrameKind::Control, bytes),
             Some(guest) => (FrameKind::Guest, guest as u8, ring::console_out(guest)),
             // The console's own place is root's.
             None if channel == 0 => (FrameKind::ServerLog, ROOT_CHANNEL, ring::console_log(0)),
@@ -91,7 +92,12 @@ impl<P: Fn(usize) -> &'static RingPage> Channels<P> {
 
     /// The next report, if one waits.
     fn report(&self, bytes: &mut [u8; MAX_RECORD]) -> Option<Piece> {
-        let taken = Consumer::new(self.page(ring::CONSOLE_REPORT)).read_record(bytes)?.len();
-        Some(Piece { kind: FrameKind::Report, channel: 0, bytes: taken })
+        self.record(ring::CONSOLE_REPORT, FrameKind::Report, bytes)
+    }
+
+    /// The next record of a ring from root, as it stands there.
+    fn record(&self, page: usize, kind: FrameKind, bytes: &mut [u8; MAX_RECORD]) -> Option<Piece> {
+        let taken = Consumer::new(self.page(page)).read_record(bytes)?.len();
+        Some(Piece { kind, channel: 0, bytes: taken })
     }
 }

@@ -2,6 +2,7 @@
 //! Moves bytes: rings to the serial port, the serial port to guests; sleeps when there is nothing to move.
 
 use crate::channel::Channels;
+use crate::control;
 use crate::frame::{Decoder, Incoming, Outgoing};
 use crate::uart::Pl011;
 use trellis_idl::kernel::PAGE;
@@ -140,12 +141,27 @@ fn wait(system: &impl System) -> u64 {
     bits | system.wait(WAKES & !console_signal::OUTPUT, now + hz / 1000 + 1)
 }
 
-/// Puts input into a guest's ring and tells its vcpu server. What does not fit is lost, as on a real serial port.
+/// Hands on what came: input to a guest, questions to root. What does not fit is lost, as on a real serial port.
 fn deliver<P: Fn(usize) -> &'static RingPage>(system: &impl System, channels: &Channels<P>, frame: Incoming<'_>) {
-    let guest = usize::from(frame.channel);
-    if frame.kind != FrameKind::Guest || guest >= channels.guests() {
-        return;
+    match frame.kind {
+        FrameKind::Guest if usize::from(frame.channel) < channels.guests() => input(system, channels, frame),
+        FrameKind::Control => ask(system, channels, frame.payload),
+        _ => {}
     }
+}
+
+/// Tells root what the host asks.
+fn ask<P: Fn(usize) -> &'static RingPage>(system: &impl System, channels: &Channels<P>, payload: &[u8]) {
+    let Some(heard) = control::decode(payload) else { return };
+    if Producer::new(channels.page(ring::CONSOLE_ASKED)).send(&heard) {
+        // Without root there is nobody to answer.
+        let _ = Signal::at(slot::ASKED).raise(system);
+    }
+}
+
+/// Puts input into a guest's ring and tells its vcpu server.
+fn input<P: Fn(usize) -> &'static RingPage>(system: &impl System, channels: &Channels<P>, frame: Incoming<'_>) {
+    let guest = usize::from(frame.channel);
     let page = channels.page(ring::console_in(guest));
     if Producer::new(page).write(frame.payload) > 0 {
         // A server that is gone misses nothing.
@@ -181,6 +197,8 @@ impl KernelText {
 mod tests {
     use super::*;
     use crate::uart::fake::Wire;
+    use proptest::prelude::*;
+    use trellis_idl::control::{Ask, FromHost, Head, VERSION};
     use std::cell::{Cell, RefCell};
     use trellis_idl::kernel::{Op, Refusal, WORDS};
     use trellis_idl::plan::Channel;
@@ -322,6 +340,86 @@ mod tests {
         assert_eq!(input.read(&mut bytes), 8);
         assert_eq!(&bytes[..8], b"version\n");
         assert_eq!(*fake.raised.borrow(), [slot::INPUT + 1]);
+    }
+
+    /// A question as it travels.
+    fn question(number: u32, ask: &Ask) -> Vec<u8> {
+        let mut payload = [0; 64];
+        let payload = postcard::to_slice(&(Head { version: VERSION, number }, ask), &mut payload).expect("it fits");
+        let mut frame = Outgoing::new();
+        frame.fill(FrameKind::Control, 0, payload);
+        frame.rest().to_vec()
+    }
+
+    fn asked(pages: &'static [RingPage]) -> Vec<FromHost> {
+        let mut ring = trellis_runtime::Consumer::new(&pages[ring::CONSOLE_ASKED]);
+        core::iter::from_fn(|| ring.receive::<FromHost>()).map(|heard| heard.expect("a question")).collect()
+    }
+
+    #[test]
+    fn questions_reach_root_decoded_and_answers_go_out_as_they_are() {
+        let (wire, fake, pages) = (Wire::default(), Fake::default(), pages());
+        let mut console = console(&wire, pages);
+        let whole = question(7, &Ask::Status);
+        let mut foreign = Outgoing::new();
+        foreign.fill(FrameKind::Control, 0, &[99, 8, 1, 2, 3]);
+        // A host that goes away in the middle of a frame, and one that comes after it and ends that first.
+        let torn = &whole[..whole.len() / 2];
+        wire.input.borrow_mut().extend([torn, &[0], &whole, foreign.rest()].concat());
+        fake.bits.set(console_signal::LINE);
+        console.step(&fake);
+        assert_eq!(asked(pages), [FromHost::Asked(7, Ask::Status), FromHost::Foreign(8)]);
+        assert_eq!(*fake.raised.borrow(), [slot::ASKED; 2]);
+        Producer::new(&pages[ring::CONSOLE_ANSWER]).write_record(&[1, 7, 0]);
+        console.step(&fake);
+        assert_eq!(frames(&wire), [(FrameKind::Control, 0, vec![1, 7, 0])]);
+    }
+
+    #[test]
+    fn a_host_that_floods_fills_its_ring_and_starves_nobody() {
+        let (wire, fake, pages) = (Wire::default(), Fake::default(), pages());
+        let mut console = console(&wire, pages);
+        let mut said = 0;
+        for round in 0..200u8 {
+            for number in 0..20 {
+                wire.input.borrow_mut().extend(question(number, &Ask::Load(1)));
+            }
+            Producer::new(&pages[ring::console_out(0)]).write(&[round]);
+            wire.room.set(64);
+            fake.bits.set(console_signal::LINE);
+            console.step(&fake);
+            said += frames(&wire).len();
+            // At most so many bytes are taken each time; the others wait on the wire.
+            wire.input.borrow_mut().clear();
+        }
+        assert!(said >= 190, "the guest's bytes went out all the while: {said}");
+        let heard = asked(pages);
+        assert!(heard.len() > 100 && heard.iter().all(|heard| matches!(heard, FromHost::Asked(_, Ask::Load(1)))));
+    }
+
+    proptest! {
+        #[test]
+        fn no_stream_of_bytes_breaks_it_and_root_hears_only_whole_questions(
+            pieces in proptest::collection::vec(
+                prop_oneof![
+                    proptest::collection::vec(any::<u8>(), 0..80).prop_map(|bytes| (false, bytes)),
+                    any::<u32>().prop_map(|number| (false, question(number, &Ask::Status))),
+                    any::<u32>().prop_map(|number| (true, [&[0u8], question(number, &Ask::Status).as_slice()].concat())),
+                ],
+                0..20,
+            ),
+        ) {
+            let (wire, fake, pages) = (Wire::default(), Fake::default(), pages());
+            let mut console = console(&wire, pages);
+            wire.input.borrow_mut().extend(pieces.iter().flat_map(|(_, bytes)| bytes));
+            for _ in 0..20 {
+                fake.bits.set(console_signal::LINE);
+                console.step(&fake);
+            }
+            prop_assert!(wire.input.borrow().is_empty());
+            let whole = pieces.iter().filter(|(begins_anew, _)| *begins_anew).count();
+            prop_assert!(asked(pages).len() >= whole, "each question after an end is heard");
+        }
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub struct Built {
     pub domain: Domain,
     /// Its threads.
     pub threads: Vec<Thread, MAX_THREADS>,
+    /// Pages of its program, tables, stacks and buffers.
+    pub pages: u64,
 }
 
 /// Makes a server. `times` says how each thread gets its time; `more_tables` pages of page tables are added to the
@@ -58,7 +60,9 @@ pub fn server(
         domain.map(system, CONFIG, run, 0, pages, Access::READ).step("map a configuration")?;
     }
     let threads = threads(system, supply, domain, plan, times)?;
-    Ok(Built { domain, threads })
+    let program: u64 = plan.segments.iter().map(|segment| segment.memory_bytes.div_ceil(PAGE)).sum();
+    let pages = u64::from(plan.table_pages) + more_tables + program + threads.len() as u64 * (STACK_PAGES + 1);
+    Ok(Built { domain, threads, pages })
 }
 
 /// Maps a piece of a program: constant ones from the payload, others into frames of their own.

@@ -4,7 +4,7 @@
 use crate::StartError;
 use trellis_idl::layout::PROGRAM;
 use crate::watch;
-use trellis_idl::plan::{GuestPlan, MAX_MONITORS, MAX_WATCHED, Plan, Role, ServerPlan, VERSION};
+use trellis_idl::plan::{GuestPlan, MAX_MONITORS, MAX_SERVERS, MAX_WATCHED, Plan, Role, ServerPlan, VERSION};
 
 /// Devices of a boot header.
 const DEVICES: u8 = 16;
@@ -30,7 +30,8 @@ pub fn check(plan: &Plan<'_>) -> Result<(), StartError> {
         return Err(StartError::Plan("devices without irqfwd, or irqfwd without devices"));
     }
     let monitors = plan.servers.iter().filter(|server| server.role == Role::Monitor).count();
-    if consoles != 1 || plan.servers.len() != 1 + 2 * plan.guests.len() + forwarders + monitors {
+    // The last bit of root's signal word is the host's.
+    if plan.servers.len() == MAX_SERVERS || consoles != 1 || plan.servers.len() != 1 + 2 * plan.guests.len() + forwarders + monitors {
         return Err(StartError::Plan("servers that belong to nobody"));
     }
     if monitors > MAX_MONITORS {

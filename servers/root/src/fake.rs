@@ -4,11 +4,12 @@
 use crate::Board;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use trellis_idl::control::Control;
 use trellis_idl::interface::ATTACH;
-use trellis_idl::kernel::{Access, Op, PAGE, Refusal, Rights, WORDS};
+use trellis_idl::kernel::{Access, Op, PAGE, PAUSE, Refusal, Rights, WORDS};
 use trellis_idl::layout::{PROGRAM, ring, root_slot};
 use trellis_idl::plan::*;
-use trellis_idl::trace::{MOST_READ, RECORDS, Record};
+use trellis_idl::trace::{MOST_READ, RECORDS, Record, TraceKind, Who};
 use trellis_idl::wire::to_answer;
 use trellis_runtime::{RingPage, System};
 
@@ -91,6 +92,10 @@ struct State {
     noted: Vec<Record>,
     read: Vec<u8>,
     log: Vec<(Op, [u64; 6])>,
+    /// Pauses that find an exit being served.
+    serving: u32,
+    /// Records that each read of the trace leaves there.
+    noisy: u64,
 }
 
 /// The kernel.
@@ -190,6 +195,25 @@ impl Fake {
     /// Operations of this kind so far.
     pub fn count(&self, op: Op) -> usize {
         self.state.borrow().log.iter().filter(|(done, _)| *done == op).count()
+    }
+
+    /// Each read of the trace notes so many records itself, as that of another CPU does.
+    pub fn notes_reads(&self, records: u64) {
+        self.state.borrow_mut().noisy = records;
+    }
+
+    /// So many pauses find an exit being served.
+    pub fn serve(&self, pauses: u32) {
+        self.state.borrow_mut().serving = pauses;
+    }
+
+    /// Pauses of vCPUs that were begun (`VcpuStop`) or ended (`VcpuStart`), by their slots; forgotten afterwards.
+    pub fn take_pauses(&self) -> Vec<(Op, u64)> {
+        let mut state = self.state.borrow_mut();
+        let is_pause = |(op, a): &(Op, [u64; 6])| matches!(op, Op::VcpuStop | Op::VcpuStart) && a[1] == PAUSE;
+        let pauses = state.log.iter().filter(|entry| is_pause(entry)).map(|(op, a)| (*op, a[0])).collect();
+        state.log.retain(|entry| !is_pause(entry));
+        pauses
     }
 
     /// Machine page and pages of a run.
@@ -396,6 +420,10 @@ impl State {
             Op::Clock => Ok([1_000_000, 1_000_000_000, 0]),
             Op::Fact => Ok([0, 7, 0]),
             Op::TraceRead => {
+                for _ in 0..self.noisy {
+                    let what = TraceKind::Interrupt.with(0);
+                    self.noted.push(Record { what, argument: 0, time: 999_999, who: Who::Nobody });
+                }
                 let noted = self.noted.len() as u64;
                 let (from, next) = (a[2] % RECORDS, noted % RECORDS);
                 let count = (next.wrapping_sub(from) % RECORDS).min(MOST_READ);
@@ -408,7 +436,13 @@ impl State {
                 self.read = words.flat_map(u64::to_le_bytes).collect();
                 Ok([count, (from + count) % RECORDS, next])
             }
-            Op::Signal | Op::VcpuStop | Op::ThreadDestroy => self.cap(a[0]).map(|_| [0; 3]),
+            Op::VcpuStop if a[1] == PAUSE => {
+                self.cap(a[0])?;
+                self.serving = self.serving.saturating_sub(1);
+                Ok([u64::from(self.serving > 0), 0, 0])
+            }
+            Op::Signal | Op::VcpuStop | Op::VcpuStart | Op::ThreadDestroy | Op::ViewOf => self.cap(a[0]).map(|_| [0; 3]),
+            Op::GuestInfo => self.cap(a[0]).map(|_| [12, 1, 1]),
             Op::Revoke => {
                 let object = self.cap(a[0])?;
                 self.domains[1..].iter_mut().for_each(|domain| domain.table.retain(|_, (other, _)| *other != object));
@@ -525,7 +559,7 @@ impl Board for FakeBoard {
     }
 
     fn ring(&self, index: usize) -> &'static RingPage {
-        assert!(index <= ring::ROOT_REPORT);
+        assert!(index <= ring::ROOT_ANSWER);
         &self.rings[index]
     }
 }
@@ -626,5 +660,6 @@ pub fn plan() -> Plan<'static> {
         manifest: Part::default(),
         uart_line: 33,
         trace: false,
+        control: Control::Off,
     }
 }

@@ -4,7 +4,8 @@
 //! [`check`] trusts nothing in the plan that an index could break. [`supply`] hands out memory, [`build`] makes the
 //! servers and [`guest`] the guests, [`wire`] the rings between them, [`estate`] all that belongs to one guest together,
 //! [`forward`] the server that hands devices' interrupts to guests, [`watch`] the monitors. Then [`policy`] decides what follows from what
-//! happens, a value without any system call, and [`run`] carries it out. [`trace`] sends what CPUs did last.
+//! happens, a value without any system call, and [`run`] carries it out. [`trace`] sends what CPUs did last, [`load`] adds it
+//! up, and [`host`] says what of the host's wishes is obeyed.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -14,6 +15,8 @@ pub mod check;
 pub mod estate;
 pub mod forward;
 pub mod guest;
+pub mod host;
+pub mod load;
 pub mod policy;
 pub mod run;
 pub mod supply;

@@ -2,6 +2,7 @@
 //! Decides what follows from what happens: events in, actions out. No system call, no time, no memory of its own.
 
 use heapless::Vec;
+use trellis_idl::control::Ended;
 use trellis_idl::plan::{MAX_GUESTS, MAX_SERVERS, OnReset, Plan, Role};
 use trellis_idl::wire::{Fault, GuestEnd, Report, after_reset};
 
@@ -12,6 +13,8 @@ pub enum Event {
     Ended(u8, GuestEnd),
     /// A guest's vcpu server says that it wants a reset.
     Reset(u8),
+    /// The host wants a guest to start again.
+    Reboot(u8),
     /// A guest could not be started, at first or again.
     NotStarted(u8),
     /// A server stopped, at this second.
@@ -75,8 +78,8 @@ struct Life {
     /// How often in a row its servers died, and when they did last.
     deaths: u32,
     died: u64,
-    /// It ended, and whether well.
-    ended: Option<bool>,
+    /// How it ended, if it did.
+    ended: Option<Ended>,
 }
 
 /// What root remembers of the system.
@@ -123,12 +126,18 @@ impl Policy {
         self.guests.get(guest).is_none_or(|life| life.ended.is_some())
     }
 
+    /// How this guest ended, if it did, and how often it was started again.
+    pub fn life(&self, guest: usize) -> (Option<Ended>, u32) {
+        self.guests.get(guest).map_or((None, 0), |life| (life.ended, life.times))
+    }
+
     /// Decides.
     pub fn decide(&mut self, event: Event) -> Actions {
         let mut actions = Actions::new();
         match event {
             Event::Ended(guest, end) => self.end(guest, end, &mut actions),
             Event::Reset(guest) => self.reset(guest, &mut actions),
+            Event::Reboot(guest) => self.start_again(guest, &mut actions),
             Event::NotStarted(guest) => {
                 let vcpu = self.guests.get(usize::from(guest)).map_or(0, |life| life.vcpu);
                 self.end(guest, GuestEnd::Server(vcpu), &mut actions);
@@ -145,12 +154,13 @@ impl Policy {
         if life.ended.is_some() {
             return;
         }
-        life.ended = Some(matches!(end, GuestEnd::Off | GuestEnd::Reset | GuestEnd::Status(0)));
+        life.ended = Some(Ended::from(&end));
         push(actions, Action::Report(Report::GuestEnded { guest, end }));
         let goes_on = self.guests.iter().any(|life| life.essential && life.ended.is_none());
         if !goes_on && !self.off {
             self.off = true;
-            let well = self.guests.iter().all(|life| life.ended != Some(false));
+            let is_good = |end: Ended| matches!(end, Ended::Off | Ended::Reset | Ended::Status(0));
+            let well = self.guests.iter().all(|life| life.ended.is_none_or(is_good));
             push(actions, Action::Report(Report::Off { well }));
             push(actions, Action::Off);
         }
@@ -163,13 +173,18 @@ impl Policy {
         }
         match after_reset(life.on_reset) {
             Some(end) => self.end(guest, end, actions),
-            None => {
-                life.times = life.times.saturating_add(1);
-                let times = life.times;
-                push(actions, Action::Report(Report::GuestRebooted { guest, times }));
-                push(actions, Action::Reboot(guest));
-            }
+            None => self.start_again(guest, actions),
         }
+    }
+
+    /// A guest starts again from its image.
+    fn start_again(&mut self, guest: u8, actions: &mut Actions) {
+        let life = self.guests.get_mut(usize::from(guest)).filter(|life| life.ended.is_none());
+        let Some(life) = life else { return };
+        life.times = life.times.saturating_add(1);
+        let times = life.times;
+        push(actions, Action::Report(Report::GuestRebooted { guest, times }));
+        push(actions, Action::Reboot(guest));
     }
 
     fn server_stopped(&mut self, server: u8, death: Death, now: u64, actions: &mut Actions) {
@@ -301,7 +316,12 @@ mod tests {
             let report = Action::Report(Report::GuestRebooted { guest: 0, times });
             assert_eq!(policy.decide(Event::Reset(0)), [report, Action::Reboot(0)]);
         }
+        // Whoever asks from outside asks for just that.
+        let report = Action::Report(Report::GuestRebooted { guest: 1, times: 1 });
+        assert_eq!(policy.decide(Event::Reboot(1)), [report, Action::Reboot(1)]);
         assert_eq!(policy.decide(Event::Reset(1)), [ended(1, GuestEnd::Reset)]);
+        assert_eq!(policy.life(1), (Some(Ended::Reset), 1));
+        assert_eq!(policy.decide(Event::Reboot(1)), [], "it has ended");
     }
 
     #[test]
@@ -380,6 +400,7 @@ mod tests {
         prop_oneof![
             (0u8..4, end).prop_map(|(guest, end)| Event::Ended(guest, end)),
             (0u8..4).prop_map(Event::Reset),
+            (0u8..4).prop_map(Event::Reboot),
             (0u8..4).prop_map(Event::NotStarted),
             (0u8..4).prop_map(|guest| Event::Condemned(guest, GuestEnd::Stopped(5))),
             (0u8..8, 0u8..3, 0u64..200).prop_map(move |(server, how, now)| {

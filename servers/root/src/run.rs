@@ -5,6 +5,7 @@ use crate::build::{self, Built, Time};
 use crate::estate::{self, Ends};
 use crate::forward::{self, Forward};
 use crate::guest::{self, Made};
+use crate::host::Host;
 use crate::policy::{Action, Death, Event, Policy};
 use crate::supply::{Lot, Supply};
 use crate::trace::{self, Tracer};
@@ -53,6 +54,8 @@ pub struct Root<'a, B> {
     /// A server has more to say than was taken.
     unheard: u64,
     tracer: Tracer,
+    /// Who asks through the console.
+    host: Host,
     /// The CPU of the thread that faulted last.
     faulted: Option<u8>,
     off: bool,
@@ -86,8 +89,9 @@ impl<'a, B: Board> Root<'a, B> {
         let policy = Policy::new(plan);
         let cpus = if plan.trace { MACHINE.fact(system, Fact::Cpus, 0).unwrap_or(0) } else { 0 };
         let tracer = Tracer::new(cpus);
+        let host = Host::new(plan.control, clock(system).0);
         let mut root =
-            Root { board, plan, supply, servers, guests, lots, console: output, policy, unheard: 0, tracer, forward: None, ways: Vec::new(), monitors: Vec::new(), running: 0, faulted: None, off: false };
+            Root { host, board, plan, supply, servers, guests, lots, console: output, policy, unheard: 0, tracer, forward: None, ways: Vec::new(), monitors: Vec::new(), running: 0, faulted: None, off: false };
         for index in 0..plan.guests.len() {
             root.make_guest(system, index)?;
         }
@@ -211,14 +215,23 @@ impl<'a, B: Board> Root<'a, B> {
 
     /// Waits until somebody has something to say, and deals with it.
     pub fn step(&mut self, system: &impl System) {
-        let all = (1u64 << self.servers.len()) - 1;
+        let all = (1u64 << self.servers.len()) - 1 | root_signal::ASKED;
         let bits = match core::mem::take(&mut self.unheard) {
-            0 => system.wait(all, self.tracer.deadline(system)),
+            0 => system.wait(all, self.deadline(system)),
             unheard => unheard,
         };
         self.drain(system);
         for index in (0..self.servers.len()).filter(|index| bits & root_signal::server(*index) != 0) {
             self.listen(system, index);
+        }
+        self.attend_host(system);
+    }
+
+    /// When something is to be done though nobody says anything; 0 = never.
+    fn deadline(&self, system: &impl System) -> u64 {
+        match (self.tracer.deadline(system), self.host_deadline(system)) {
+            (0, other) | (other, 0) => other,
+            (trace, host) => trace.min(host),
         }
     }
 
@@ -294,6 +307,7 @@ impl<'a, B: Board> Root<'a, B> {
                         self.report(system, &report);
                         self.report_last(system, &report);
                         if let Report::GuestEnded { guest, .. } = report {
+                            self.host.set_paused(guest.into(), false);
                             self.forward(system, IrqfwdOp::Unbind, guest.into());
                         }
                     }
@@ -364,7 +378,9 @@ impl<'a, B: Board> Root<'a, B> {
         guest.memory.reclaim(system).step("reclaim memory")?;
         guest::grant_memory(system, guest.memory, p2m.ok_or(StartError::Plan("no p2m"))?)?;
         ask(system, guest.p2m, P2mOp::Reset as u64).step("reset maps")?;
-        self.launch(system, index)
+        self.launch(system, index)?;
+        // Whoever paused it paused what it was before.
+        self.resume(system, index).map_err(|_| StartError::Refused("end a pause", Refusal::BadState))
     }
 
     /// Makes a guest and its servers anew, of the same memory, and starts it.
@@ -405,6 +421,7 @@ impl<'a, B: Board> Root<'a, B> {
         }
         self.forward(system, IrqfwdOp::Bind, index);
         self.ways_again(system, index)?;
+        self.host.set_paused(index, false);
         self.start_guest(system, index)
     }
 
@@ -558,9 +575,14 @@ fn console_device(system: &impl System, supply: &mut Supply, console: &Built, ua
     let arrived = thread.signal(system, console_signal::LINE, supply.slot()).step("make a signal")?;
     line.bind(system, arrived).step("bind a line")?;
     line.grant(system, console.domain, slot::UART_LINE, Rights::CONTROL).step("grant a line")?;
-    MACHINE.grant(system, console.domain, slot::SYSTEM, Rights::READ).step("grant the kernel's log")
+    MACHINE.grant(system, console.domain, slot::SYSTEM, Rights::READ).step("grant the kernel's log")?;
+    let asked = Thread::at(root_slot::THREAD).signal(system, root_signal::ASKED, supply.slot()).step("make a signal")?;
+    asked.grant(system, console.domain, slot::ASKED, Rights::USE).step("grant a signal")
 }
 
+mod answer;
+#[cfg(test)]
+mod answer_tests;
 mod relief;
 #[cfg(test)]
 mod tests;

@@ -84,6 +84,11 @@ impl Supply {
         Supply { pieces, parts: Vec::new(), next_slot: FIRST, lot: Lot::default() }
     }
 
+    /// Bytes of memory that belong to nobody yet.
+    pub fn free_bytes(&self) -> u64 {
+        self.pieces.iter().map(|piece| piece.pages * PAGE).sum()
+    }
+
     /// An empty slot.
     pub fn slot(&mut self) -> u64 {
         self.next_slot += 1;

@@ -16,12 +16,12 @@ const LAST: u64 = TRACE_PIECE as u64;
 /// Times a second that the rings are emptied: what comes faster than this is lost, and said to be.
 const RATE: u64 = 500;
 /// Reads of a ring in one go: once round, and the piece that came meanwhile.
-const READS: u64 = RECORDS / MOST_READ + 1;
+pub(crate) const READS: u64 = RECORDS / MOST_READ + 1;
 
 const MACHINE: Machine = Machine::at(root_slot::SYSTEM);
 
 /// Records of one read.
-type Piece = Vec<Record, { MOST_READ as usize }>;
+pub(crate) type Piece = Vec<Record, { MOST_READ as usize }>;
 
 /// How far a ring has been read.
 #[derive(Clone, Copy, Debug, Default)]
@@ -113,7 +113,7 @@ fn each_report(cpu: u8, is_gap: bool, piece: &Piece, send: &mut impl FnMut(&Repo
 }
 
 /// Records from a place on, the place behind them, and that of the next one to be noted.
-fn read(system: &impl System, cpu: u8, from: u64) -> Result<(Piece, u64, u64), Refusal> {
+pub(crate) fn read(system: &impl System, cpu: u8, from: u64) -> Result<(Piece, u64, u64), Refusal> {
     let [count, behind, newest] = MACHINE.trace_read(system, cpu, from)?;
     let record = |bytes: &[u8]| {
         let mut words = [0; RECORD_WORDS];

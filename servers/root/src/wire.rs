@@ -21,10 +21,12 @@ pub fn connect(system: &impl System, supply: &mut Supply, ends: [End; 2]) -> Res
     Ok(())
 }
 
-/// Root's own two rings to console: log and reports.
+/// Root's own rings to console: log, reports and answers; and the one of what the host asks.
 pub fn root(system: &impl System, supply: &mut Supply, console: Domain) -> Result<(), StartError> {
     connect(system, supply, [(OWN, ring::ROOT_LOG), (console, ring::console_log(0))])?;
-    connect(system, supply, [(OWN, ring::ROOT_REPORT), (console, ring::CONSOLE_REPORT)])
+    connect(system, supply, [(OWN, ring::ROOT_REPORT), (console, ring::CONSOLE_REPORT)])?;
+    connect(system, supply, [(OWN, ring::ROOT_ASKED), (console, ring::CONSOLE_ASKED)])?;
+    connect(system, supply, [(OWN, ring::ROOT_ANSWER), (console, ring::CONSOLE_ANSWER)])
 }
 
 /// The rings of a guest's servers. They stay when the servers are made again: the other ends are in use.

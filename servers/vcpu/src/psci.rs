@@ -121,6 +121,12 @@ impl Power {
         }
     }
 
+    /// vCPUs that are not off: a bit each.
+    pub fn on(&self) -> u64 {
+        let is_on = |state: &AtomicU8| state.load(Ordering::Acquire) != State::Off as u8;
+        (0..).zip(&self.states).filter(|(_, state)| is_on(state)).fold(0, |bits, (index, _)| bits | 1u64 << index)
+    }
+
     /// A call from vCPU `caller`; `None` = no function of PSCI.
     pub fn call(&self, system: &impl System, caller: u8, id: u32, arguments: [u64; 3]) -> Option<Request> {
         let is_wide = id & function::WIDE != 0;

@@ -153,6 +153,10 @@ impl<O: Outside> Server for VcpuServer<'_, O> {
             _ if badges::kind(badge) != badges::ROOT => Err(Refusal::MissingRight),
             op if op == VcpuOp::Start as u64 => self.start(system),
             op if op == VcpuOp::Reset as u64 => self.reset(system),
+            op if op == VcpuOp::Power as u64 => {
+                answer[1] = self.power.on();
+                Ok(())
+            }
             _ => Err(Refusal::NoOperation),
         };
         if let Err(refusal) = result {

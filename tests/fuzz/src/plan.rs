@@ -84,6 +84,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         manifest: part,
         uart_line: 33,
         trace: false,
+        control: Default::default(),
     };
     assert_eq!(trellis_root::check::check(&plan), Ok(()), "the seed is a good plan");
     let watched = PagesPlan { first: 0x4_0000, pages: 2, access: ViewAccess(1), notify: true, shows: Some(0x4_0100) };

@@ -250,6 +250,7 @@ pub fn plan(on_reset: OnReset) -> Plan<'static> {
         manifest: Part::default(),
         uart_line: 33,
         trace: false,
+        control: Default::default(),
     }
 }
 

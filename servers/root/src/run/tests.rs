@@ -15,14 +15,14 @@ fn start(fake: &Fake) -> (Root<'static, FakeBoard>, FakeBoard) {
     start_plan(fake, plan())
 }
 
-fn start_plan(fake: &Fake, plan: Plan<'static>) -> (Root<'static, FakeBoard>, FakeBoard) {
+pub(super) fn start_plan(fake: &Fake, plan: Plan<'static>) -> (Root<'static, FakeBoard>, FakeBoard) {
     let plan: &'static Plan<'static> = Box::leak(Box::new(plan));
     let board = FakeBoard::new();
     let root = Root::start(fake, board, plan, |_| {}).unwrap();
     (root, board)
 }
 
-fn reports(board: &FakeBoard) -> Vec<Report, 16> {
+pub(super) fn reports(board: &FakeBoard) -> Vec<Report, 16> {
     let mut ring = Consumer::new(board.ring(ring::ROOT_REPORT));
     core::iter::from_fn(|| ring.receive().map(Result::unwrap)).collect()
 }
@@ -83,7 +83,8 @@ fn console_gets_what_the_layout_says_and_nothing_else() {
     assert_eq!(table[&slot::SYSTEM], (Object::System, Rights::READ));
     assert_eq!(table[&slot::INPUT], (Object::Signal(3, 2, vcpu_signal::INPUT), Rights::USE));
     assert_eq!(table[&(slot::INPUT + 1)], (Object::Signal(5, 3, vcpu_signal::INPUT), Rights::USE));
-    assert_eq!(table.len(), 5);
+    assert_eq!(table[&slot::ASKED], (Object::Signal(0, 0, root_signal::ASKED), Rights::USE));
+    assert_eq!(table.len(), 6);
     assert_eq!(fake.line(), Some((33, Object::Signal(CONSOLE_DOMAIN, 0, console_signal::LINE))));
 }
 
@@ -178,6 +179,8 @@ fn each_ring_is_one_page_with_two_ends() {
     let mut rings = std::vec![
         (at(0, ring::ROOT_LOG), at(1, ring::console_log(0))),
         (at(0, ring::ROOT_REPORT), at(1, ring::CONSOLE_REPORT)),
+        (at(0, ring::ROOT_ASKED), at(1, ring::CONSOLE_ASKED)),
+        (at(0, ring::ROOT_ANSWER), at(1, ring::CONSOLE_ANSWER)),
     ];
     for server in 1..5 {
         rings.push((at(server + 1, ring::LOG), at(1, ring::console_log(server))));

@@ -58,6 +58,10 @@ fn a_cpu_starts_where_it_is_told_with_its_context() {
     assert_eq!(system.register(1, VcpuRegister::Vmpidr), 0x8000_0001);
     assert!(system.state.lock().unwrap().running.contains(&1));
     assert_eq!(answer(&power, &system, AFFINITY_INFO | WIDE, [1, 0, 0]), 0);
+    assert_eq!(power.on(), 0b11);
+    power.call(&system, 1, CPU_OFF, [0; 3]);
+    assert_eq!(power.on(), 0b01);
+    power.set(1, State::On);
     assert_eq!(answer(&power, &system, CPU_ON | WIDE, [1, ENTRY, 0]), status::ALREADY_ON);
 }
 

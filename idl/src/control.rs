@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The control channel: what the host asks a running system, and what root answers.
+//!
+//! Both travel as payloads of frames of [`crate::wire::FrameKind::Control`], postcard. Each begins with a [`Head`], which is
+//! the same in every version, so that whoever meets another version can say so. An answer has one or more parts under
+//! the number of its question; the last is [`Part::Done`] or [`Part::Refused`]. New questions, parts and refusals go to
+//! the end of their enums: that changes no byte of the others, and no version.
+
+use crate::kernel::Refusal;
+use crate::plan::MAX_GUESTS;
+use crate::wire::{GuestEnd, ViewAccess};
+use heapless::{String, Vec};
+use postcard_schema::Schema;
+use serde::{Deserialize, Serialize};
+
+/// Version of everything behind the head.
+pub const VERSION: u16 = 1;
+
+/// A name of a guest, a server or a system: at most 31 bytes in a manifest.
+pub type Name = String<32>;
+
+/// What every question and every part of an answer begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct Head {
+    /// [`VERSION`] of whoever sends it.
+    pub version: u16,
+    /// Which question; chosen by who asks.
+    pub number: u32,
+}
+
+/// What the host is allowed, by the manifest's `control`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub enum Control {
+    /// Nothing.
+    #[default]
+    Off,
+    /// To look.
+    Observe,
+    /// Everything.
+    Full,
+}
+
+/// A question, or an order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub enum Ask {
+    /// How everybody is: [`Part::System`], [`Part::Guest`], [`Part::Server`], [`Part::Silicon`].
+    Status,
+    /// Keeps a guest from running.
+    Pause(Name),
+    /// Lets it go on.
+    Resume(Name),
+    /// Starts it again from its image.
+    Reboot(Name),
+    /// Its views: [`Part::View`].
+    Views(Name),
+    /// What CPUs did during the last so many milliseconds, as far back as they remember: [`Part::Load`].
+    Load(u16),
+}
+
+impl Ask {
+    /// Whether it only looks.
+    pub const fn only_looks(&self) -> bool {
+        matches!(self, Ask::Status | Ask::Views(_) | Ask::Load(_))
+    }
+}
+
+/// What console tells root of a frame that came.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub enum FromHost {
+    /// A question with this number.
+    Asked(u32, Ask),
+    /// Something in another version than ours.
+    Foreign(u32),
+    /// Something that means nothing in ours.
+    Meaningless(u32),
+}
+
+/// A part of the answer to a question.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct Answer {
+    /// Our version, and which question.
+    pub head: Head,
+    /// What is said.
+    pub part: Part,
+}
+
+/// What an answer consists of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub enum Part {
+    /// That was all; an order has been carried out.
+    Done,
+    /// No.
+    Refused(Refused),
+    /// The system as a whole.
+    System(SystemState),
+    /// A guest.
+    Guest(GuestState),
+    /// A server.
+    Server(ServerState),
+    /// What the machine's CPUs have.
+    Silicon(Silicon),
+    /// A view of the guest that was asked for.
+    View(ViewState),
+    /// What a CPU did.
+    Load(Load),
+}
+
+/// Why not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub enum Refused {
+    /// The manifest says `control = "off"`.
+    Off,
+    /// The manifest says `control = "observe"`, and this would change something.
+    ObserveOnly,
+    /// The question is in another version; the head of this answer says which one would do.
+    Version,
+    /// The question means nothing to this system.
+    NotUnderstood,
+    /// There is no such guest.
+    NoGuest,
+    /// The guest has ended.
+    Ended,
+    /// The kernel refused: a [`Refusal`]'s number.
+    Kernel(u8),
+    /// One of the guest's servers did not do what it should.
+    Server,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Refused {
+        Refused::Kernel(refusal as u8)
+    }
+}
+
+/// The system as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct SystemState {
+    /// Its name in the manifest.
+    pub name: Name,
+    /// What the host may do.
+    pub control: Control,
+    /// Ticks since root started.
+    pub up: u64,
+    /// Ticks a second.
+    pub clock_hz: u64,
+    /// CPUs that run.
+    pub cpus: u8,
+    /// Bytes that the kernel keeps.
+    pub kernel_bytes: u64,
+    /// Bytes that belong to nobody yet.
+    pub free_bytes: u64,
+}
+
+/// What a guest does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub enum Life {
+    /// It runs, or waits for an interrupt.
+    Runs,
+    /// It is kept from running.
+    Paused,
+    /// It has ended.
+    Ended(Ended),
+}
+
+/// How a guest ended, in short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub enum Ended {
+    /// It switched itself off.
+    Off,
+    /// It asked for a reset, and the manifest says that this ends it.
+    Reset,
+    /// With a status of its own.
+    Status(u64),
+    /// It did something that nobody answers.
+    Crash,
+    /// This server of it stopped.
+    Server(u8),
+    /// The machine has no such vectors as it asks for.
+    Vectors,
+    /// This monitor of it stopped it, or the lack of one did.
+    Stopped(u8),
+}
+
+impl From<&GuestEnd> for Ended {
+    fn from(end: &GuestEnd) -> Ended {
+        match end {
+            GuestEnd::Off => Ended::Off,
+            GuestEnd::Reset => Ended::Reset,
+            GuestEnd::Status(status) => Ended::Status(*status),
+            GuestEnd::Crash(_) => Ended::Crash,
+            GuestEnd::Server(server) => Ended::Server(*server),
+            GuestEnd::Vectors { .. } => Ended::Vectors,
+            GuestEnd::Stopped(server) => Ended::Stopped(*server),
+        }
+    }
+}
+
+/// A guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct GuestState {
+    /// Its index in the plan.
+    pub guest: u8,
+    /// Its name.
+    pub name: Name,
+    /// What it does.
+    pub life: Life,
+    /// How often it was started again.
+    pub reboots: u32,
+    /// Bytes of its memory.
+    pub memory_bytes: u64,
+    /// Views it may have, and has.
+    pub views: [u16; 2],
+    /// Pages of page tables that its maps may have, and that are left.
+    pub tables: [u32; 2],
+    /// Its vCPUs.
+    pub vcpus: Vec<VcpuState, 8>,
+}
+
+/// A vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct VcpuState {
+    /// The CPU that it runs on.
+    pub cpu: u8,
+    /// The guest has it switched on.
+    pub is_on: bool,
+    /// The view that it is in.
+    pub view: u16,
+}
+
+/// A server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct ServerState {
+    /// Its index in the plan.
+    pub server: u8,
+    /// Its name.
+    pub name: Name,
+    /// Its rank.
+    pub rank: u8,
+    /// It has stopped, and is not made again.
+    pub has_stopped: bool,
+    /// Its threads.
+    pub threads: u8,
+    /// Bytes of its program, stacks, buffers and page tables.
+    pub memory_bytes: u64,
+}
+
+/// What the CPU that root runs on has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct Silicon {
+    /// MIDR_EL1 of CPU 0.
+    pub midr: u64,
+    /// [`crate::kernel::Fact::Silicon`].
+    pub features: u64,
+    /// [`crate::kernel::Fact::Predictors`].
+    pub predictors: u64,
+    /// ID_AA64MMFR1_EL1.
+    pub memory_model: u64,
+    /// List registers.
+    pub list_registers: u8,
+    /// [`crate::kernel::Fact::VectorLengths`].
+    pub vectors: u16,
+}
+
+/// A view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct ViewState {
+    /// Its index.
+    pub view: u16,
+    /// What it lets the guest do with pages that have no access of their own: a [`ViewAccess`].
+    pub default: u16,
+    /// vCPUs that are in it: a bit each.
+    pub vcpus: u8,
+}
+
+impl ViewState {
+    /// Its default access; none if a later version wrote it.
+    pub fn access(&self) -> Option<ViewAccess> {
+        ViewAccess::from_word(self.default.into()).ok()
+    }
+}
+
+/// What a CPU did lately.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct Load {
+    /// Which.
+    pub cpu: u8,
+    /// Ticks that are looked at, up to now.
+    pub ticks: u64,
+    /// Ticks that it was idle.
+    pub idle: u64,
+    /// Interrupts that did not go straight to whoever ran.
+    pub interrupts: u32,
+    /// Guests that were there.
+    pub guests: Vec<GuestLoad, MAX_GUESTS>,
+}
+
+/// What a guest did on a CPU lately.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct GuestLoad {
+    /// Its index in the plan.
+    pub guest: u8,
+    /// Ticks that it, or a server on its behalf, ran.
+    pub ticks: u64,
+    /// Exits that left the kernel's hands.
+    pub exits: u32,
+}

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the host asks, out of the bytes of a frame: decoded here, where nobody holds authority, and decided by root.
+
+use trellis_idl::control::{Ask, FromHost, Head, VERSION};
+
+/// What root learns of a frame; nothing of one that is not even a head.
+pub fn decode(payload: &[u8]) -> Option<FromHost> {
+    let (Head { version, number }, rest) = postcard::take_from_bytes(payload).ok()?;
+    if version != VERSION {
+        return Some(FromHost::Foreign(number));
+    }
+    Some(match postcard::take_from_bytes::<Ask>(rest) {
+        Ok((ask, [])) => FromHost::Asked(number, ask),
+        _ => FromHost::Meaningless(number),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use trellis_idl::control::Name;
+
+    fn bytes(version: u16, number: u32, ask: &Ask) -> Vec<u8> {
+        let mut buffer = [0; 128];
+        postcard::to_slice(&(Head { version, number }, ask), &mut buffer).expect("it fits").to_vec()
+    }
+
+    fn any_ask() -> impl Strategy<Value = Ask> {
+        let name = "[a-z0-9-]{0,32}".prop_map(|name| Name::try_from(name.as_str()).expect("at most 32 bytes"));
+        prop_oneof![
+            Just(Ask::Status),
+            name.clone().prop_map(Ask::Pause),
+            name.clone().prop_map(Ask::Resume),
+            name.clone().prop_map(Ask::Reboot),
+            name.prop_map(Ask::Views),
+            any::<u16>().prop_map(Ask::Load),
+        ]
+    }
+
+    #[test]
+    fn another_version_is_told_apart_from_what_means_nothing() {
+        assert_eq!(decode(&bytes(VERSION + 1, 9, &Ask::Status)), Some(FromHost::Foreign(9)));
+        assert_eq!(decode(&[2, 9, 0xff, 0xff]), Some(FromHost::Foreign(9)), "whatever follows");
+        assert_eq!(decode(&[1, 9, 200]), Some(FromHost::Meaningless(9)), "no such question");
+        assert_eq!(decode(&[1, 9]), Some(FromHost::Meaningless(9)), "nothing asked");
+        assert_eq!(decode(&[1, 9, 0, 0]), Some(FromHost::Meaningless(9)), "more than a question");
+        assert_eq!(decode(&[1, 9, 1, 33]), Some(FromHost::Meaningless(9)), "a name that is cut off");
+        assert_eq!(decode(&[1, 9, 1, 2, 0xff, 0xfe]), Some(FromHost::Meaningless(9)), "a name that is no text");
+        assert_eq!(decode(&[0x80]), None);
+        assert_eq!(decode(&[]), None);
+    }
+
+    #[test]
+    fn a_name_longer_than_any_means_nothing() {
+        let mut long = vec![1, 9, 1, 40];
+        long.extend([b'x'; 40]);
+        assert_eq!(decode(&long), Some(FromHost::Meaningless(9)));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_asked_is_understood(number in any::<u32>(), ask in any_ask()) {
+            prop_assert_eq!(decode(&bytes(VERSION, number, &ask)), Some(FromHost::Asked(number, ask)));
+        }
+
+        #[test]
+        fn no_bytes_break_it_and_what_is_understood_is_small(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            if let Some(heard) = decode(&bytes) {
+                prop_assert!(postcard::to_slice(&heard, &mut [0; 64]).is_ok());
+            }
+        }
+    }
+}

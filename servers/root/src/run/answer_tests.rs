@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the host is told, and what it may order.
+
+use super::tests::{reports, start_plan};
+use super::*;
+use crate::fake::{Fake, FakeBoard, plan};
+use crate::host::TURN;
+use trellis_idl::control::{Answer, Ask, Control, Ended, FromHost, Head, Life, Name, Part, Refused, VERSION};
+use trellis_idl::kernel::Op;
+
+fn system(fake: &Fake, control: Control) -> (Root<'static, FakeBoard>, FakeBoard) {
+    let mut plan = plan();
+    plan.control = control;
+    (plan.guests[0].name, plan.guests[1].name) = ("a", "b");
+    let (root, board) = start_plan(fake, plan);
+    reports(&board);
+    (root, board)
+}
+
+fn ask(board: &FakeBoard, number: u32, ask: Ask) -> bool {
+    Producer::new(board.ring(ring::ROOT_ASKED)).send(&FromHost::Asked(number, ask))
+}
+
+/// Every part that has been said.
+fn said(board: &FakeBoard) -> std::vec::Vec<(u32, Part)> {
+    let mut ring = Consumer::new(board.ring(ring::ROOT_ANSWER));
+    let answers = core::iter::from_fn(|| ring.receive::<Answer>()).map(|answer| answer.expect("an answer"));
+    answers
+        .map(|Answer { head: Head { version, number }, part }| {
+            assert_eq!(version, VERSION);
+            (number, part)
+        })
+        .collect()
+}
+
+/// The whole answer to a question.
+fn answer(root: &mut Root<'_, FakeBoard>, fake: &Fake, board: &FakeBoard, question: Ask) -> std::vec::Vec<Part> {
+    assert!(ask(board, 77, question));
+    for _ in 0..100 {
+        root.step(fake);
+    }
+    let parts = said(board);
+    assert!(parts.iter().all(|(number, _)| *number == 77));
+    parts.into_iter().map(|(_, part)| part).collect()
+}
+
+fn name(text: &str) -> Name {
+    Name::try_from(text).expect("a short name")
+}
+
+#[test]
+fn a_status_tells_of_system_guests_servers_and_silicon() {
+    let fake = Fake::new();
+    let (mut root, board) = system(&fake, Control::Observe);
+    let parts = answer(&mut root, &fake, &board, Ask::Status);
+    let kinds: std::vec::Vec<u8> = parts.iter().map(|part| match part {
+        Part::System(system) => {
+            assert_eq!((system.name.as_str(), system.control, system.cpus), ("test", Control::Observe, 7));
+            assert!(system.free_bytes > 0 && system.free_bytes < fake.memory_end() << 12);
+            0
+        }
+        Part::Guest(guest) => {
+            assert_eq!((guest.life, guest.reboots, guest.tables, guest.vcpus.len()), (Life::Runs, 0, [30, 12], 1 + usize::from(guest.guest)));
+            1
+        }
+        Part::Server(server) => {
+            assert!(!server.has_stopped && server.memory_bytes > 0 && server.threads > 0);
+            2
+        }
+        Part::Silicon(_) => 3,
+        Part::Done => 4,
+        other => panic!("{other:?}"),
+    }).collect();
+    assert_eq!(kinds, [0, 1, 1, 2, 2, 2, 2, 2, 3, 4]);
+}
+
+#[test]
+fn a_guest_is_paused_and_goes_on_and_a_status_says_so() {
+    let fake = Fake::new();
+    let (mut root, board) = system(&fake, Control::Full);
+    let life = |root: &mut Root<'_, FakeBoard>| {
+        let parts = answer(root, &fake, &board, Ask::Status);
+        parts.into_iter().filter_map(|part| if let Part::Guest(guest) = part { Some(guest.life) } else { None }).collect::<std::vec::Vec<_>>()
+    };
+    let slots: std::vec::Vec<u64> = root.guests[1].vcpus.iter().map(|vcpu| vcpu.slot()).collect();
+    assert_eq!(answer(&mut root, &fake, &board, Ask::Pause(name("b"))), [Part::Done]);
+    assert_eq!(fake.take_pauses(), slots.iter().map(|slot| (Op::VcpuStop, *slot)).collect::<std::vec::Vec<_>>());
+    assert_eq!(life(&mut root), [Life::Runs, Life::Paused]);
+    assert_eq!(answer(&mut root, &fake, &board, Ask::Resume(name("b"))), [Part::Done]);
+    assert_eq!(fake.take_pauses(), slots.iter().map(|slot| (Op::VcpuStart, *slot)).collect::<std::vec::Vec<_>>());
+    assert_eq!(life(&mut root), [Life::Runs, Life::Runs]);
+}
+
+#[test]
+fn a_reboot_waits_for_exits_and_ends_a_pause() {
+    let fake = Fake::new();
+    let (mut root, board) = system(&fake, Control::Full);
+    assert_eq!(answer(&mut root, &fake, &board, Ask::Pause(name("a"))), [Part::Done]);
+    fake.calls.borrow_mut().clear();
+    fake.take_pauses();
+    fake.serve(4);
+    assert_eq!(answer(&mut root, &fake, &board, Ask::Reboot(name("a"))), [Part::Done]);
+    let pauses = fake.take_pauses();
+    let stops = pauses.iter().filter(|(op, _)| *op == Op::VcpuStop).count();
+    assert_eq!((stops, pauses.last().map(|(op, _)| *op)), (4, Some(Op::VcpuStart)), "{pauses:?}");
+    let operations: std::vec::Vec<u64> = fake.calls.borrow().iter().map(|(_, operation)| *operation).collect();
+    assert_eq!(operations, [VcpuOp::Reset as u64, P2mOp::Reset as u64, VcpuOp::Start as u64]);
+    assert_eq!(reports(&board)[0], Report::GuestRebooted { guest: 0, times: 1 });
+    assert!(!root.host.has_paused(0));
+}
+
+#[test]
+fn a_guest_that_ended_just_before_is_not_started_again() {
+    let fake = Fake::new();
+    let (mut root, board) = system(&fake, Control::Full);
+    assert!(Producer::new(board.ring(ring::root_report(2))).send(&ToRoot::Ended(GuestEnd::Off)));
+    fake.calls.borrow_mut().clear();
+    assert_eq!(answer(&mut root, &fake, &board, Ask::Reboot(name("a"))), [Part::Refused(Refused::Ended)]);
+    assert!(fake.calls.borrow().is_empty());
+    assert_eq!(reports(&board)[0], Report::GuestEnded { guest: 0, end: GuestEnd::Off });
+}
+
+#[test]
+fn a_guest_that_cannot_start_again_ends_and_the_host_learns_it() {
+    let fake = Fake::new();
+    let (mut root, board) = system(&fake, Control::Full);
+    fake.refuse_calls.set(Some(3));
+    assert_eq!(answer(&mut root, &fake, &board, Ask::Reboot(name("a"))), [Part::Refused(Refused::Server)]);
+    fake.refuse_calls.set(None);
+    for ask in [Ask::Pause(name("a")), Ask::Resume(name("a")), Ask::Reboot(name("a")), Ask::Views(name("a"))] {
+        assert_eq!(answer(&mut root, &fake, &board, ask), [Part::Refused(Refused::Ended)]);
+    }
+    let parts = answer(&mut root, &fake, &board, Ask::Status);
+    assert!(parts.iter().any(|part| matches!(part, Part::Guest(guest) if guest.life == Life::Ended(Ended::Server(2)))));
+    assert_eq!(answer(&mut root, &fake, &board, Ask::Pause(name("nobody"))), [Part::Refused(Refused::NoGuest)]);
+}
+
+#[test]
+fn who_may_only_look_changes_nothing_and_who_may_nothing_learns_nothing() {
+    for (control, expected) in [(Control::Observe, Refused::ObserveOnly), (Control::Off, Refused::Off)] {
+        let fake = Fake::new();
+        let (mut root, board) = system(&fake, control);
+        for ask in [Ask::Pause(name("a")), Ask::Resume(name("a")), Ask::Reboot(name("a"))] {
+            assert_eq!(answer(&mut root, &fake, &board, ask), [Part::Refused(expected)]);
+        }
+        assert!(fake.take_pauses().is_empty() && reports(&board).is_empty());
+        let looked = answer(&mut root, &fake, &board, Ask::Views(name("b")));
+        assert_eq!(looked.last(), Some(if control == Control::Off { &Part::Refused(Refused::Off) } else { &Part::Done }));
+    }
+}
+
+#[test]
+fn views_are_listed_with_who_is_in_them() {
+    let fake = Fake::new();
+    let (mut root, board) = system(&fake, Control::Observe);
+    let parts = answer(&mut root, &fake, &board, Ask::Views(name("b")));
+    let [Part::View(view), Part::Done] = parts.as_slice() else { panic!("{parts:?}") };
+    assert_eq!((view.view, view.vcpus), (0, 0b11));
+}
+
+#[test]
+fn a_flood_of_questions_is_answered_a_turn_at_a_time() {
+    let fake = Fake::new();
+    let (mut root, board) = system(&fake, Control::Full);
+    let mut asked = 0;
+    while ask(&board, asked, Ask::Resume(name("a"))) {
+        asked += 1;
+    }
+    assert!(asked > 100);
+    let mut heard = 0;
+    while heard < asked as usize {
+        root.step(&fake);
+        let now = said(&board).len();
+        assert!(now > 0 && now <= TURN, "{now} at once");
+        heard += now;
+        let (mask, deadline) = *fake.waited.borrow().last().expect("it waited");
+        assert!(mask & root_signal::server(2) != 0, "servers are heard all the while");
+        assert!(deadline != 0 || heard < asked as usize);
+    }
+    assert_eq!(heard, asked as usize);
+}
+
+#[test]
+fn an_answer_waits_for_a_console_that_does_not_read_and_nobody_else_does() {
+    let fake = Fake::new();
+    let (mut root, board) = system(&fake, Control::Observe);
+    for number in 0..30 {
+        ask(&board, number, Ask::Status);
+    }
+    for _ in 0..100 {
+        root.step(&fake);
+    }
+    assert!(root.host.pending.is_some());
+    let mut parts = said(&board);
+    for _ in 0..100 {
+        root.step(&fake);
+        parts.extend(said(&board));
+    }
+    let whole: std::vec::Vec<u32> = parts.iter().filter(|(_, part)| *part == Part::Done).map(|(number, _)| *number).collect();
+    assert_eq!(whole, (0..30).collect::<std::vec::Vec<_>>());
+    assert_eq!(parts.len(), 30 * 10);
+}
+
+#[test]
+fn garbage_from_the_console_is_passed_over() {
+    let fake = Fake::new();
+    let (mut root, board) = system(&fake, Control::Full);
+    let mut ring = Producer::new(board.ring(ring::ROOT_ASKED));
+    ring.write_record(&[0xff; 20]);
+    ring.send(&FromHost::Foreign(5));
+    ring.send(&FromHost::Meaningless(6));
+    for _ in 0..4 {
+        root.step(&fake);
+    }
+    let refused = |number, why| (number, Part::Refused(why));
+    assert_eq!(said(&board), [refused(5, Refused::Version), refused(6, Refused::NotUnderstood)]);
+}
