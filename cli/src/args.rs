@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The command line. Others script it: its words are an interface.
 
-use crate::{bench, build, check, explain, query, run};
+use crate::{bench, build, check, ctl, explain, query, run};
 use clap::{Parser, Subcommand};
 
 /// Composes system images from a manifest and runs them.
@@ -28,6 +28,8 @@ pub enum Command {
     Query(query::Query),
     /// Shows who may do what to whom
     Explain(explain::Explain),
+    /// Talks to a running system
+    Ctl(ctl::Ctl),
     /// Measures the system
     Bench(bench::Bench),
 }

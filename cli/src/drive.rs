@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Runs an image to its end: the emulator's events into the session, the keys of a console to the board.
 
+use crate::door::Door;
 use crate::emulator::{Emulator, Event, arguments, type_in};
 use crate::frame::Frame;
 use crate::lines::Lines;
 use crate::names::Names;
+use crate::relay::Relay;
 use crate::session::{Outputs, Session, Started};
 use crate::status::{Doing, Failure, Status};
 use std::io::{Read, Write};
@@ -51,6 +53,8 @@ pub struct Wish {
     pub kernel: Option<Range<u64>>,
     /// The guest whose console is raw, by index, with the keys that go to it.
     pub console: Option<(u8, Box<dyn Read + Send>)>,
+    /// Where others connect to talk to the system.
+    pub control: Option<Door>,
 }
 
 impl std::fmt::Debug for Wish {
@@ -72,7 +76,7 @@ pub struct Outcome {
 /// Runs an image on a board, given by the emulator's arguments for it, and says how it ended.
 pub fn drive(board: &[String], image: &Path, names: Names, wish: Wish, outputs: &mut Outputs) -> Result<Outcome, Failure> {
     watch_for_signals();
-    let mut emulator = Emulator::start(&arguments(board, image, wish.icount))?;
+    let emulator = Emulator::start(&arguments(board, image, wish.icount))?;
     let mut session = Session::new(names, wish.console.as_ref().map(|(guest, _)| *guest));
     // Without a console the input stays open and silent until the emulator is dropped.
     if let Some((guest, keys)) = wish.console
@@ -80,9 +84,11 @@ pub fn drive(board: &[String], image: &Path, names: Names, wish: Wish, outputs: 
     {
         type_in(keys, serial, move |bytes| to_guest(guest, bytes));
     }
+    let relay = wish.control.zip(emulator.input()).map(|(door, serial)| Relay::start(door, serial));
     let deadline = wish.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let mut complaints = Vec::new();
-    let end = follow(&emulator, &mut session, &mut complaints, deadline, outputs);
+    let end = follow(&emulator, &mut session, relay.as_ref(), &mut complaints, deadline, outputs);
+    drop(relay);
     let finished = session.finish(outputs).and_then(|()| complain(&session, &complaints, outputs.log));
     if let Some(file) = &wish.trace {
         session.timeline().save(file, session.names())?;
@@ -126,6 +132,7 @@ enum End {
 fn follow(
     emulator: &Emulator,
     session: &mut Session,
+    relay: Option<&Relay>,
     complaints: &mut Vec<u8>,
     timeout: Option<Instant>,
     outputs: &mut Outputs,
@@ -141,6 +148,11 @@ fn follow(
             Event::Late if was_off => return Ok(End::Stayed),
             Event::Late => return Ok(End::Late),
             Event::Quiet => {}
+        }
+        for answer in session.take_answers() {
+            if let Some(relay) = relay {
+                relay.answer(&answer);
+            }
         }
         if INTERRUPTED.load(Ordering::Relaxed) {
             return Ok(End::Interrupted);

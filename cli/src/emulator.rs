@@ -8,7 +8,8 @@ use crate::autopsy::Channel;
 use crate::status::{Doing, Failure};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -69,13 +70,37 @@ pub enum Event {
     Closed,
 }
 
+/// The serial port's input, shared by all who write to it: each piece whole.
+#[derive(Clone)]
+pub struct Serial(Arc<Mutex<dyn Write + Send>>);
+
+impl std::fmt::Debug for Serial {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Serial")
+    }
+}
+
+impl Serial {
+    /// One that goes there.
+    pub fn of(to: impl Write + Send + 'static) -> Serial {
+        Serial(Arc::new(Mutex::new(to)))
+    }
+
+    /// Sends bytes in one piece; waits as long as the emulator takes none.
+    pub fn send(&self, bytes: &[u8]) -> std::io::Result<()> {
+        let mut to = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        to.write_all(bytes)?;
+        to.flush()
+    }
+}
+
 /// A running QEMU.
 #[derive(Debug)]
 pub struct Emulator {
     child: Child,
     events: Receiver<Event>,
     control: Channel,
-    input: Option<ChildStdin>,
+    input: Option<Serial>,
 }
 
 impl Emulator {
@@ -95,13 +120,13 @@ impl Emulator {
         if let Some(complaints) = child.stderr.take() {
             pump(complaints, sender, Event::Complaint);
         }
-        let input = child.stdin.take();
+        let input = child.stdin.take().map(Serial::of);
         Ok(Emulator { child, events, control, input })
     }
 
-    /// The serial port's input, once.
-    pub fn input(&mut self) -> Option<ChildStdin> {
-        self.input.take()
+    /// The serial port's input.
+    pub fn input(&self) -> Option<Serial> {
+        self.input.clone()
     }
 
     /// What happens next; at the latest after a tick, or when the deadline passes.
@@ -150,12 +175,11 @@ fn pump(mut stream: impl Read + Send + 'static, events: Sender<Event>, wrap: fn(
 
 /// Copies a stream to the serial port, each piece through `wrap`, in a thread of its own: the emulator takes input
 /// only as fast as the guest does, and its output must go on meanwhile.
-pub fn type_in(mut keys: Box<dyn Read + Send>, mut serial: ChildStdin, wrap: impl Fn(&[u8]) -> Vec<u8> + Send + 'static) {
+pub fn type_in(mut keys: Box<dyn Read + Send>, serial: Serial, wrap: impl Fn(&[u8]) -> Vec<u8> + Send + 'static) {
     thread::spawn(move || {
         let mut buffer = [0; 256];
         while let Ok(length @ 1..) = keys.read(&mut buffer) {
-            let sent = serial.write_all(&wrap(&buffer[..length])).and_then(|()| serial.flush());
-            if sent.is_err() {
+            if serial.send(&wrap(&buffer[..length])).is_err() {
                 return;
             }
         }

@@ -4,6 +4,7 @@
 use crate::status::Failure;
 use std::ops::Range;
 use trellis_idl::boot::{self, BootHeader, HEADER_OFFSET};
+use trellis_idl::control::Control;
 use trellis_idl::plan::{Part, Plan};
 use zerocopy::FromBytes;
 
@@ -25,6 +26,8 @@ pub struct Names {
     pub guests: Vec<GuestName>,
     /// In the plan's order.
     pub servers: Vec<String>,
+    /// What the host may do by the control channel.
+    pub control: Control,
     /// How messages call the manifest.
     pub file: String,
     /// The manifest's text.
@@ -84,6 +87,7 @@ fn read(image: &[u8], file: &str) -> Option<Names> {
     Some(Names {
         guests: guests.collect(),
         servers: plan.servers.iter().map(|server| server.name.to_owned()).collect(),
+        control: plan.control,
         file: file.to_owned(),
         manifest,
     })
@@ -108,6 +112,7 @@ pub(crate) mod tests {
                 GuestName { name: "db".into(), memory, line: 8 },
             ],
             servers: ["console", "p2m-web", "vcpu-web", "p2m-db", "vcpu-db"].map(String::from).to_vec(),
+            control: Control::Off,
             file: "two.toml".into(),
             manifest: manifest.into(),
         }

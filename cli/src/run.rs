@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `trellis run`: composes an image into a temporary file, runs it, shows its consoles.
 
+use crate::door::Door;
 use crate::drive::{Outcome, Wish, drive};
 use crate::emulator::arguments;
 use crate::names::Names;
@@ -13,6 +14,7 @@ use clap::Args;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use trellis_idl::control::Control;
 use trellis_idl::boot::{BootHeader, HEADER_OFFSET};
 use zerocopy::FromBytes;
 
@@ -43,6 +45,9 @@ pub struct Run {
     /// ui.perfetto.dev
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
+    /// Listens at this socket for `trellis ctl`, as far as the manifest's `control` allows
+    #[arg(long, value_name = "SOCKET")]
+    pub control: Option<PathBuf>,
     /// Programs that take the place of shipped ones, for measuring and for tests.
     #[arg(skip)]
     pub stand_ins: StandIns,
@@ -88,11 +93,21 @@ impl Run {
         let image = host.compose_with(&system, self.trace.is_some())?;
         let names = Names::from_image(&image, &manifest.display().to_string())?;
         let console = self.console_guest(&names)?;
+        let control = self.door(&names)?;
         let (icount, timeout, trace) = (self.icount, self.timeout, self.trace.clone());
         let image_at = system.board().image_at;
         let header = image.get(HEADER_OFFSET..).and_then(|rest| BootHeader::read_from_prefix(rest).ok());
         let kernel_bytes = header.map_or(0, |(header, _)| header.payload.base);
-        Ok(Ready { board, image: temporary(&image)?, names, console, icount, timeout, trace, image_at, kernel_bytes })
+        Ok(Ready { board, image: temporary(&image)?, names, console, control, icount, timeout, trace, image_at, kernel_bytes })
+    }
+
+    fn door(&self, names: &Names) -> Result<Option<Door>, Failure> {
+        let Some(path) = &self.control else { return Ok(None) };
+        if names.control == Control::Off {
+            let hint = "write control = \"observe\" or control = \"full\" into it";
+            return Err(Failure::usage("the manifest says control = \"off\", so nobody could ask anything", hint));
+        }
+        Door::open(path).map(Some)
     }
 
     fn console_guest(&self, names: &Names) -> Result<Option<u8>, Failure> {
@@ -109,6 +124,7 @@ struct Ready {
     image: tempfile::NamedTempFile,
     names: Names,
     console: Option<u8>,
+    control: Option<Door>,
     icount: bool,
     timeout: Option<Duration>,
     trace: Option<PathBuf>,
@@ -122,7 +138,7 @@ impl Ready {
     fn go(self, keys: Box<dyn Read + Send>, outputs: &mut Outputs) -> Result<Outcome, Failure> {
         let console = self.console.map(|guest| (guest, keys));
         let kernel = Some(self.image_at..self.image_at + self.kernel_bytes);
-        let wish = Wish { icount: self.icount, timeout: self.timeout, trace: self.trace, kernel, console };
+        let wish = Wish { icount: self.icount, timeout: self.timeout, trace: self.trace, kernel, console, control: self.control };
         drive(&self.board, self.image.path(), self.names, wish, outputs)
     }
 }

@@ -4,7 +4,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use trellis_guest_platform::tree::MAX_CPUS;
-use trellis_guest_platform::{Machine, cpu, gic, gic2, guest, println, psci, timer, vectors};
+use trellis_guest_platform::{Machine, cpu, gic, gic2, guest, println, psci, timer, uart, vectors};
 
 /// Timer interrupts that each CPU waits for, unless the command line says another number: `waits=`.
 const INTERRUPTS: u64 = 3;
@@ -24,6 +24,9 @@ guest!(run);
 fn run(machine: &'static Machine) {
     let name = machine.arguments().value("name").unwrap_or("hello");
     println!("hello from {name}, {} CPUs, {} MiB", machine.cpus(), machine.tree.memory_bytes >> 20);
+    if let Some(period) = machine.arguments().value("talks").and_then(|period| period.parse().ok()) {
+        return talk(name, period);
+    }
     WANTED.store(machine.arguments().number("waits", INTERRUPTS), Ordering::Relaxed);
     vectors::set_handler(tick);
     let mut started = 1;
@@ -40,6 +43,22 @@ fn run(machine: &'static Machine) {
         println!("{name}: software interrupts from CPUs {:#b}", SENDERS.load(Ordering::Relaxed));
     }
     println!("{name}: {} of {} CPUs finished", FINISHED.load(Ordering::Acquire), machine.cpus());
+}
+
+/// Says something every so many timer interrupts, until a key comes.
+fn talk(name: &str, period: u64) {
+    vectors::set_handler(tick);
+    WANTED.store(u64::MAX, Ordering::Relaxed);
+    timer::arm(cpu::counter() + timer::microseconds(PERIOD));
+    for line in 0.. {
+        println!("{name}: line {line}");
+        cpu::sleep_until(|| CAME[0].load(Ordering::Relaxed) >= (line + 1) * period);
+        cpu::mask();
+        if uart::get().is_some() {
+            println!("{name}: a key after {} lines", line + 1);
+            return timer::stop();
+        }
+    }
 }
 
 fn other(_: &'static Machine, index: usize, _: u64) {

@@ -9,7 +9,7 @@ use crate::line::Line;
 
 /// Its first register.
 pub const BASE: u64 = 0x0900_0000;
-/// Flag register: bit 3 busy, bit 5 transmit FIFO full.
+/// Flag register: bit 3 busy, bit 4 receive FIFO empty, bit 5 transmit FIFO full.
 pub const FLAGS: u64 = BASE + 0x18;
 
 static BUSY: AtomicBool = AtomicBool::new(false);
@@ -32,6 +32,11 @@ pub fn put(byte: u8) {
 /// Sends one byte whether there is room or not.
 pub fn put_at_once(byte: u8) {
     device_write(BASE, u32::from(byte));
+}
+
+/// Takes a byte that came.
+pub fn get() -> Option<u8> {
+    if device_read(FLAGS) & 1 << 4 != 0 { None } else { Some(device_read(BASE) as u8) }
 }
 
 /// Waits until everything is sent.

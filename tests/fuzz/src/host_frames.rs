@@ -35,7 +35,7 @@ fn decoded(bytes: &[u8], cut: usize) -> Vec<Item> {
 fn session(bytes: &[u8], cut: usize) {
     let guest = GuestName { name: "a".into(), memory: 0x4000_0000..0x4020_0000, line: 1 };
     let manifest = "[guest.a]\nmemory = \"2M\"\n".into();
-    let names = Names { guests: vec![guest], servers: vec!["console".into()], file: "m.toml".into(), manifest };
+    let names = Names { guests: vec![guest], servers: vec!["console".into()], file: "m.toml".into(), manifest, ..Names::default() };
     let mut session = Session::new(names, (cut % 2 == 0).then_some(0));
     let mut outputs = Outputs { out: &mut sink(), log: &mut sink() };
     for piece in bytes.chunks(cut) {

@@ -9,6 +9,7 @@ pub mod boot_header;
 pub mod compose;
 pub mod console;
 pub mod context;
+pub mod control;
 pub mod device_tree;
 pub mod elf;
 pub mod host_frames;
@@ -35,11 +36,12 @@ pub struct Target {
 }
 
 /// All of them, by name.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 17] = [
     Target { name: "boot_header", run: boot_header::run, seeds: boot_header::seeds },
     Target { name: "compose", run: compose::run, seeds: compose::seeds },
     Target { name: "console", run: console::run, seeds: console::seeds },
     Target { name: "context", run: context::run, seeds: context::seeds },
+    Target { name: "control", run: control::run, seeds: control::seeds },
     Target { name: "device_tree", run: device_tree::run, seeds: device_tree::seeds },
     Target { name: "host_frames", run: host_frames::run, seeds: host_frames::seeds },
     Target { name: "instruction", run: instruction::run, seeds: instruction::seeds },

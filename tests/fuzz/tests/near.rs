@@ -61,6 +61,6 @@ macro_rules! near {
 }
 
 near! {
-    0 boot_header 1 compose 2 console 3 context 4 device_tree 5 host_frames 6 instruction 7 kernel_file
-    8 manifest 9 messages 10 plan 11 program 12 query 13 rings 14 syndrome 15 syscalls
+    0 boot_header 1 compose 2 console 3 context 4 control 5 device_tree 6 host_frames 7 instruction 8 kernel_file
+    9 manifest 10 messages 11 plan 12 program 13 query 14 rings 15 syndrome 16 syscalls
 }

@@ -125,6 +125,8 @@ impl<B: Board> Root<'_, B> {
     }
 
     /// Starts a guest again: no exit shall be in the middle when its platform is forgotten.
+    // Out of line, as `load` is: they take much of the stack, and not both at once.
+    #[inline(never)]
     fn order_reboot(&mut self, system: &impl System, guest: usize) -> Result<(), Refused> {
         if let Err(refusal) = self.settle_exits(system, guest) {
             // The refusal is what counts.
@@ -236,6 +238,7 @@ impl<B: Board> Root<'_, B> {
     }
 
     /// One CPU after the other.
+    #[inline(never)]
     fn load(&self, system: &impl System, window: u16, cpu: u16) -> Next {
         if u64::from(cpu) >= fact(system, Fact::Cpus, 0).min(trellis_idl::boot::MAX_CPUS as u64) {
             return Next::Last(Part::Done);

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The other end of the control socket: asks a running system and waits for the whole answer.
+
+use crate::frame::{Decoder, Frame, Item};
+use crate::status::{Doing, Failure};
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+use trellis_idl::control::{Answer, Ask, Head, Name, Part, Refused, VERSION};
+use trellis_idl::kernel::Refusal;
+use trellis_idl::wire::FrameKind;
+
+/// How long a running system may take for a part of an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A connection to a running system.
+#[derive(Debug)]
+pub struct Asking {
+    stream: UnixStream,
+    decoder: Decoder,
+    /// Frames that came and have not been looked at.
+    frames: VecDeque<Vec<u8>>,
+    number: u32,
+}
+
+impl Asking {
+    /// Connects to the socket that `trellis run --control` made.
+    pub fn connect(path: &Path) -> Result<Asking, Failure> {
+        let stream = UnixStream::connect(path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => Failure::hinted(
+                format!("no system listens at {}", path.display()),
+                "start one with `./trellis run MANIFEST --control SOCKET`, and name the same socket here",
+            ),
+            _ => Failure::says(format!("could not connect to {}: {error}", path.display())),
+        })?;
+        stream.set_read_timeout(Some(PATIENCE)).doing(|| "set a time limit".into())?;
+        Ok(Asking { stream, decoder: Decoder::default(), frames: VecDeque::new(), number: 0 })
+    }
+
+    /// Asks, and gives the parts of the answer without the last, which says that it went well.
+    pub fn ask(&mut self, ask: &Ask) -> Result<Vec<Part>, Failure> {
+        let number = self.send(ask)?;
+        let mut parts = Vec::new();
+        loop {
+            match self.next(number)? {
+                Part::Done => return Ok(parts),
+                Part::Refused(Refused::NoGuest) => return Err(self.no_guest(ask)),
+                Part::Refused(why) => return Err(refused(why, ask)),
+                part => parts.push(part),
+            }
+        }
+    }
+
+    fn send(&mut self, ask: &Ask) -> Result<u32, Failure> {
+        self.number += 1;
+        let head = Head { version: VERSION, number: self.number };
+        let payload = postcard::to_stdvec(&(head, ask)).map_err(|_| Failure::says("this question does not fit a message"))?;
+        let frame = Frame { kind: FrameKind::Control, channel: 0, payload }.encode();
+        self.stream.write_all(&frame).map_err(|_| hung_up())?;
+        Ok(self.number)
+    }
+
+    /// The next part of the answer to this question.
+    fn next(&mut self, number: u32) -> Result<Part, Failure> {
+        loop {
+            let payload = self.payload()?;
+            let Ok((head, _)) = postcard::take_from_bytes::<Head>(&payload) else { continue };
+            if head.number != number {
+                continue;
+            }
+            if head.version != VERSION {
+                return Err(foreign(head.version));
+            }
+            let answer: Answer = postcard::from_bytes(&payload).map_err(|_| {
+                Failure::hinted("the system says something that this tool cannot read", "use the tool that made its image")
+            })?;
+            return Ok(answer.part);
+        }
+    }
+
+    fn payload(&mut self) -> Result<Vec<u8>, Failure> {
+        let mut buffer = [0; 4096];
+        loop {
+            if let Some(payload) = self.frames.pop_front() {
+                return Ok(payload);
+            }
+            let length = match self.stream.read(&mut buffer) {
+                Ok(0) => return Err(hung_up()),
+                Ok(length) => length,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    return Err(Failure::says(format!("the system has not answered for {} s", PATIENCE.as_secs())));
+                }
+                Err(_) => return Err(hung_up()),
+            };
+            let mut items = Vec::new();
+            self.decoder.push(&buffer[..length], &mut items);
+            self.frames.extend(items.into_iter().filter_map(|item| match item {
+                Item::Frame(frame) if frame.kind == FrameKind::Control => Some(frame.payload),
+                _ => None,
+            }));
+        }
+    }
+
+    /// Says which guests there are instead.
+    fn no_guest(&mut self, ask: &Ask) -> Failure {
+        let names = self.ask(&Ask::Status).map(|parts| {
+            let name = |part| if let Part::Guest(guest) = part { Some(guest.name.to_string()) } else { None };
+            parts.into_iter().filter_map(name).collect::<Vec<_>>().join(", ")
+        });
+        let sentence = format!("there is no guest {}", guest_of(ask));
+        match names {
+            Ok(names) => Failure::usage(sentence, format!("there are: {names}")),
+            Err(_) => Failure::says(sentence),
+        }
+    }
+}
+
+fn guest_of(ask: &Ask) -> &str {
+    match ask {
+        Ask::Pause(name) | Ask::Resume(name) | Ask::Reboot(name) | Ask::Views(name) => name,
+        Ask::Status | Ask::Load(_) => "",
+    }
+}
+
+/// A guest's name as a question carries it.
+pub fn name(text: &str) -> Result<Name, Failure> {
+    Name::try_from(text).map_err(|_| Failure::usage(format!("there is no guest {text}"), "names have at most 31 letters"))
+}
+
+fn hung_up() -> Failure {
+    Failure::hinted("the system ended, or no longer talks to us", "what it said last stands where `./trellis run` writes")
+}
+
+fn foreign(version: u16) -> Failure {
+    Failure::hinted(
+        format!("the system speaks version {version} of the control channel, and this tool version {VERSION}"),
+        "use the tool that made its image",
+    )
+}
+
+/// A refusal as a sentence.
+pub fn refused(why: Refused, ask: &Ask) -> Failure {
+    let guest = guest_of(ask);
+    match why {
+        Refused::Off => Failure::hinted(
+            "the system answers nobody: its manifest says control = \"off\"",
+            "write control = \"observe\" or control = \"full\" into it",
+        ),
+        Refused::ObserveOnly => Failure::hinted(
+            "the system only shows itself and takes no orders: its manifest says control = \"observe\"",
+            "write control = \"full\" into it",
+        ),
+        Refused::Version => foreign(0),
+        Refused::NotUnderstood => {
+            Failure::hinted("the system does not know this question", "use the tool that made its image")
+        }
+        Refused::NoGuest => Failure::says(format!("there is no guest {guest}")),
+        Refused::Ended => Failure::says(format!("guest {guest} has ended")),
+        Refused::Kernel(number) => {
+            let name = Refusal::ALL.iter().find(|refusal| **refusal as u8 == number);
+            let why = name.map_or_else(|| format!("refusal {number}"), |refusal| format!("{refusal:?}"));
+            Failure::says(format!("the kernel refused it: {why}"))
+        }
+        Refused::Server => Failure::hinted(
+            format!("guest {guest} could not be started again, and has ended"),
+            "why stands in the log of root, where `./trellis run` writes",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::Status;
+    use std::os::unix::net::UnixListener;
+
+    /// A system that answers one connection with these bytes, each for a question.
+    fn system(answers: Vec<Vec<u8>>) -> (tempfile::TempDir, Asking) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("s");
+        let listener = UnixListener::bind(&path).expect("a socket");
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("somebody connects");
+            for answer in answers {
+                let _ = stream.read(&mut [0; 512]);
+                let _ = stream.write_all(&answer);
+            }
+        });
+        let asking = Asking::connect(&path).expect("it listens");
+        (folder, asking)
+    }
+
+    fn part(version: u16, number: u32, part: Part) -> Vec<u8> {
+        let payload = postcard::to_stdvec(&Answer { head: Head { version, number }, part }).expect("it encodes");
+        Frame { kind: FrameKind::Control, channel: 0, payload }.encode()
+    }
+
+    fn failure(answers: Vec<Vec<u8>>) -> Failure {
+        let (_folder, mut asking) = system(answers);
+        asking.ask(&Ask::Pause(name("web").expect("a short name"))).expect_err("it is refused")
+    }
+
+    #[test]
+    fn every_refusal_is_a_sentence_of_its_own() {
+        let refusals = [
+            Refused::Off, Refused::ObserveOnly, Refused::Version, Refused::NotUnderstood, Refused::NoGuest, Refused::Ended,
+            Refused::Kernel(3), Refused::Kernel(200), Refused::Server,
+        ];
+        let ask = Ask::Reboot(name("web").expect("a short name"));
+        let mut sentences: Vec<String> = refusals.iter().map(|why| refused(*why, &ask).text(false)).collect();
+        sentences.sort();
+        sentences.dedup();
+        assert_eq!(sentences.len(), refusals.len(), "{sentences:#?}");
+    }
+
+    #[test]
+    fn answers_to_others_and_noise_are_passed_over() {
+        let answer = [b"noise\0".to_vec(), part(VERSION, 9, Part::Done), part(VERSION, 1, Part::Done)].concat();
+        let (_folder, mut asking) = system(vec![answer]);
+        assert_eq!(asking.ask(&Ask::Status).expect("it is done"), []);
+    }
+
+    #[test]
+    fn a_wrong_name_is_told_with_those_that_are_right() {
+        use trellis_idl::control::{GuestState, Life};
+        let guest = GuestState {
+            guest: 0, name: name("db").expect("short"), life: Life::Runs, reboots: 0, memory_bytes: 0, views: [1; 2],
+            tables: [0; 2], vcpus: Default::default(),
+        };
+        let list = [part(VERSION, 2, Part::Guest(guest)), part(VERSION, 2, Part::Done)].concat();
+        let failure = failure(vec![part(VERSION, 1, Part::Refused(Refused::NoGuest)), list]);
+        let text = failure.text(false);
+        assert!(failure.status == Status::Wrong && text.contains("no guest web") && text.contains("there are: db"), "{text}");
+    }
+
+    #[test]
+    fn another_version_and_a_system_that_ends_are_told() {
+        let foreign = failure(vec![part(VERSION + 1, 1, Part::Refused(Refused::Version))]).text(false);
+        assert!(foreign.contains("version 2") && foreign.contains("version 1"), "{foreign}");
+        assert!(failure(vec![vec![1, 2, 3]]).text(false).contains("ended"));
+        let nobody = Asking::connect(Path::new("/nowhere/s")).expect_err("nobody is there").text(false);
+        assert!(nobody.contains("no system listens at /nowhere/s"), "{nobody}");
+    }
+}

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `trellis ctl`: talks to a system that runs.
+
+use crate::asking::{Asking, name};
+use crate::session::Outputs;
+use crate::standing::Standing;
+use crate::status::{Doing, Failure, Status};
+use crate::top::Top;
+use crate::views_list;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use trellis_idl::control::Ask;
+
+/// The variable that names the socket where the command line does not.
+const VARIABLE: &str = "TRELLIS_CONTROL";
+
+/// Talks to a running system, as far as its manifest's `control` allows.
+///
+/// The system must have been started with `./trellis run MANIFEST --control SOCKET`. Exit status: 0 done, 1 refused or not
+/// reached, 2 wrong usage.
+#[derive(Args, Clone, Debug)]
+pub struct Ctl {
+    /// The socket of the running system [default: what the variable TRELLIS_CONTROL says]
+    #[arg(long, value_name = "PATH", global = true)]
+    pub socket: Option<PathBuf>,
+    /// Prints JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub what: What,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum What {
+    /// Shows guests, servers, memory, and what the machine lacks
+    Status,
+    /// Keeps a guest from running
+    Pause {
+        /// Its name
+        guest: String,
+    },
+    /// Lets a paused guest go on
+    Resume {
+        /// Its name
+        guest: String,
+    },
+    /// Starts a guest again from its image
+    Reboot {
+        /// Its name
+        guest: String,
+    },
+    /// Lists a guest's views and which of its vCPUs are in them
+    Views {
+        /// Its name
+        guest: String,
+    },
+    /// Shows what CPUs and guests do, all the time on a terminal, once elsewhere
+    Top {
+        /// Shows it once, also on a terminal
+        #[arg(long)]
+        once: bool,
+    },
+}
+
+impl Ctl {
+    /// Does it.
+    pub fn carry_out(&self, outputs: &mut Outputs) -> Result<Status, Failure> {
+        let mut asking = Asking::connect(&self.socket()?)?;
+        let answer = match &self.what {
+            What::Status => {
+                let standing = Standing::of(&asking.ask(&Ask::Status)?);
+                if self.json { pretty(&standing.json()) } else { standing.text() }
+            }
+            What::Pause { guest } => self.order(&mut asking, &Ask::Pause(name(guest)?), guest, "paused")?,
+            What::Resume { guest } => self.order(&mut asking, &Ask::Resume(name(guest)?), guest, "goes on")?,
+            What::Reboot { guest } => self.order(&mut asking, &Ask::Reboot(name(guest)?), guest, "starts again")?,
+            What::Views { guest } => {
+                let parts = asking.ask(&Ask::Views(name(guest)?))?;
+                if self.json { pretty(&views_list::json(&parts)) } else { views_list::text(&parts) }
+            }
+            What::Top { once } => return Top::show(&mut asking, *once, self.json, outputs),
+        };
+        write!(outputs.out, "{answer}").and_then(|()| outputs.out.flush()).doing(|| "write the output".into())?;
+        Ok(Status::Well)
+    }
+
+    fn order(&self, asking: &mut Asking, ask: &Ask, guest: &str, what: &str) -> Result<String, Failure> {
+        asking.ask(ask)?;
+        Ok(if self.json { pretty(&json!({ "guest": guest, "done": true })) } else { format!("guest {guest} {what}\n") })
+    }
+
+    fn socket(&self) -> Result<PathBuf, Failure> {
+        let named = self.socket.clone().or_else(|| std::env::var_os(VARIABLE).map(PathBuf::from));
+        let hint = format!("name its socket with --socket, or in the variable {VARIABLE}");
+        named.ok_or_else(|| Failure::usage("which running system?", hint))
+    }
+}
+
+/// JSON as it is printed.
+pub fn pretty(value: &Value) -> String {
+    format!("{value:#}\n")
+}
