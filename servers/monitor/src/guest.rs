@@ -115,18 +115,19 @@ impl<'a> WatchedGuest<'a> {
         self.ask(system, here, P2mOp::WatchEnter, [u64::MAX, self.view(), 0]).map(drop)
     }
 
-    /// [`VcpuOp::Complete`]: how to answer an exit of this vCPU so that its access is carried out, or seems to have been.
+    /// [`VcpuOp::Complete`]: how to answer an exit of this vCPU so that its access is carried out, or seems to have been: bits,
+    /// and the word that goes to a register. Refused `Unsupported` also where an answer would move more.
     pub fn complete(
         &self, system: &impl System, vcpu: usize, order: Order, number: u64, exit: &Exit,
-    ) -> Result<(Answer, [u64; WORDS]), Refusal> {
+    ) -> Result<(Answer, u64), Refusal> {
         let mut words = [0; WORDS];
         (words[0], words[1], words[3]) = (VcpuOp::Complete as u64, vcpu as u64 | (order as u64) << 8, number);
         words[4..8].copy_from_slice(&exit.to_words()[..4]);
         let answer = self.vcpu_server(Here::Vcpu(vcpu)).call(system, words)?;
         from_answer(answer[0])?;
-        let mut words = [0; WORDS];
-        words[4..].copy_from_slice(&answer[2..8]);
-        Ok((Answer(answer[1]), words))
+        // m2–m7 are the answer's m4–m9, of which m5 is the register's.
+        let (said, more) = (Answer(answer[1]), Answer::PC.with(Answer::GENERAL));
+        if said.0 & more.0 == 0 { Ok((said, answer[3])) } else { Err(Refusal::Unsupported) }
     }
 
     /// [`P2mOp::WatchLeave`].

@@ -61,28 +61,29 @@ impl<'a, M: Monitor, O: Outside> MonitorServer<'a, M, O> {
     /// What goes to the vCPU where its instruction must be looked at: the guest's vcpu server knows how.
     #[cold]
     #[inline(never)]
-    fn complete(&self, system: &impl System, event: &Event, order: Order) -> Reply {
-        let Some(guest) = self.guest(event.guest) else { return Reply::Exit(Answer::STOP, [0; WORDS]) };
-        let answer = match guest.complete(system, event.vcpu, order, event.number(), &event.exit) {
-            Ok((answer, words)) => return Reply::Exit(answer, words),
+    fn complete(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, order: Order) -> (Answer, u64) {
+        match guest.complete(system, event.vcpu, order, event.number(), &event.exit) {
+            Ok(said) => said,
             // What it does not know a step does.
-            Err(Refusal::Unsupported | Refusal::NotMapped) if order == Order::Do => ALLOW,
-            Err(why) => self.fail(system, &guest, event, why),
-        };
-        Reply::Exit(answer, [0; WORDS])
+            Err(Refusal::Unsupported | Refusal::NotMapped) if order == Order::Do => (ALLOW, 0),
+            Err(why) => (self.fail(system, guest, event, why), 0),
+        }
     }
 
     /// What becomes of an event.
     #[inline(always)]
-    fn decide(&self, system: &impl System, event: &Event) -> Result<Answer, Order> {
+    fn decide(&self, system: &impl System, event: &Event) -> (Answer, u64) {
         let is_access = event.exit.header.0 & 0xff == ExitClass::Memory as u64;
         match self.guest(event.guest) {
             Some(guest) if is_access && event.vcpu < usize::from(guest.vcpus()) => {
                 let verdict = self.monitor.event(system, &guest, event);
-                self.answer(system, &guest, event, verdict)
+                match self.answer(system, &guest, event, verdict) {
+                    Ok(answer) => (answer, 0),
+                    Err(order) => self.complete(system, &guest, event, order),
+                }
             }
             // Nobody asked to be told of that: the vCPU must not go on as if somebody had decided.
-            _ => Ok(Answer::STOP),
+            _ => (Answer::STOP, 0),
         }
     }
 
@@ -152,11 +153,9 @@ impl<'a, M: Monitor, O: Outside> MonitorServer<'a, M, O> {
 impl<M: Monitor, O: Outside> Server for MonitorServer<'_, M, O> {
     #[inline(always)]
     fn exit(&self, system: &impl System, badge: u64, exit: &Exit) -> Reply {
-        let event = Event::of(badge, exit);
-        match self.decide(system, &event) {
-            Ok(answer) => Reply::Exit(answer, [0; WORDS]),
-            Err(order) => self.complete(system, &event, order),
-        }
+        // One way out with one word, so that the others stay in registers.
+        let (answer, value) = self.decide(system, &Event::of(badge, exit));
+        Reply::Exit(answer, [0, 0, 0, 0, 0, value, 0, 0, 0, 0])
     }
 
     fn call(&self, system: &impl System, badge: u64, words: [u64; WORDS]) -> Reply {
