@@ -62,7 +62,7 @@ mod board {
     fn make(plan: &'static Plan<'static>) -> Root<'static, Virtual> {
         match Root::make(&Svc, Virtual, plan, |console| log::use_ring(ring::ROOT_LOG, console)) {
             Ok(root) => root,
-            Err(why) => panic!("the system cannot be made: {why:?}"),
+            Err(why) => panic!("the system cannot be started: {why:?}"),
         }
     }
 }
