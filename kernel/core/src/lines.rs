@@ -568,7 +568,6 @@ fn withdraw<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, which
 }
 
 /// The same, only of software interrupts of this sender if there is one.
-#[cfg_attr(target_os = "none", optimize(speed))]
 fn withdraw_of<M: Machine>(
     local: &mut Local<M>, machine: &mut M, index: u16, which: u128, sender: Option<u8>, keep_pending: bool,
 ) {

@@ -350,7 +350,6 @@ fn lend<M: Machine>(local: &mut Local<M>, server: u16, priority: u8) {
 }
 
 /// Where a thread waits for an answer, or in a queue.
-#[cfg_attr(target_os = "none", optimize(speed))]
 pub(crate) fn served_at<M: Machine>(local: &Local<M>, index: u16) -> Option<u16> {
     let thread = local.threads.at(index);
     match thread.state {
@@ -393,7 +392,6 @@ fn set_next<M: Machine>(local: &mut Local<M>, client: Client, next: Client) {
 }
 
 /// Takes a client that is about to go out of the queue it waits in: those behind it must stay reachable.
-#[cfg_attr(target_os = "none", optimize(speed))]
 pub(crate) fn leave_queue<M: Machine>(local: &mut Local<M>, client: Client) {
     for server in 0..THREADS as u16 {
         let mut before = Client::None;
@@ -436,7 +434,6 @@ pub(crate) fn orphan<M: Machine>(local: &mut Local<M>, client: Client) {
 }
 
 /// The thread that serves a client.
-#[cfg_attr(target_os = "none", optimize(speed))]
 fn serving<M: Machine>(local: &Local<M>, client: Client) -> Option<u16> {
     (0..THREADS as u16).find(|index| client != Client::None && local.threads.at(*index).client.plain() == client)
 }

@@ -33,7 +33,6 @@ impl Step {
 
 /// An answer asks for a step of the vCPU it is for: puts that into its view. What is refused has changed nothing. The
 /// machine is told when the rest of the answer is done.
-#[cfg_attr(target_os = "none", optimize(speed))]
 #[inline(never)]
 pub fn prepare<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, index: u16, answer: Answer,
@@ -68,7 +67,6 @@ pub fn past<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, 
 
 /// A vCPU is as if it had never stepped: its step is over, or it will not come to its end. Back: whether somebody wants to
 /// know.
-#[cfg_attr(target_os = "none", optimize(speed))]
 #[inline(never)]
 pub fn end<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, index: u16) -> bool {
     let vcpu = local.vcpus.at_mut(index);

@@ -278,7 +278,6 @@ pub fn exited_slow<M: Machine>(
 }
 
 /// A vCPU is stopped until somebody starts it, and so is the step it may have been in.
-#[cfg_attr(target_os = "none", optimize(speed))]
 pub(crate) fn stopped<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, index: u16) {
     let vcpu = local.vcpus.at_mut(index);
     vcpu.state = VcpuState::Stopped;

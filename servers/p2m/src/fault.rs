@@ -24,19 +24,14 @@ impl P2m {
                 return Reply::Exit(Answer::RETRY, [0; WORDS]);
             }
         } else if exit.header.class() == Some(ExitClass::Memory) {
-            // Only what a leaf forbids is watched.
-            let is_forbidden = exit.header.has(ExitHeader::PERMISSION) && self.map.has(page);
-            let recent = if is_forbidden { self.recent.find(badge, exit.header, page) } else { None };
-            let found = match recent {
-                None => self.seen(system, badge, exit, page),
-                session => Ok(session),
+            let found = if exit.header.has(ExitHeader::PERMISSION) {
+                let recent = if self.map.has(page) { self.recent.find(badge, exit.header, page) } else { None };
+                recent.map_or_else(|| self.forbidden(system, badge, exit, page), |session| Ok(Some(session)))
+            } else {
+                self.absent(system, exit, page).map(|()| None)
             };
             match found {
-                Ok(Some(session)) => {
-                    let mut words = exit.to_words();
-                    words[WORDS - 1] = self.recent.next(badge);
-                    return Reply::Watched(slot::SESSION + u64::from(session), words);
-                }
+                Ok(Some(session)) => return Reply::Watched(slot::SESSION + u64::from(session), exit.to_words()),
                 Ok(None) => return Reply::Exit(Answer::RETRY, [0; WORDS]),
                 Err(_) => {}
             }
@@ -46,29 +41,38 @@ impl P2m {
         Reply::Forward(slot::VCPU_SERVER + u64::from(badges::index(badge)), exit.to_words())
     }
 
-    /// An access in a view, or in a host map with more to it: an event of this session, or it may be tried again. Refused:
-    /// nobody here wants it.
-    #[inline(never)]
-    fn seen(&self, system: &impl System, badge: u64, exit: &Exit, page: u64) -> Result<Option<u8>, Refusal> {
-        let view = exit.header.view();
+    /// Whether this is the guest's and no memory: a device, or the hardware's part of the interrupt controller.
+    #[inline(always)]
+    fn is_device(&self, page: u64) -> bool {
         let is_interface = self.interface.is_some_and(|first| page.wrapping_sub(first) < 2);
-        if is_interface || self.devices.iter().any(|device| page.wrapping_sub(device.page) < device.pages) {
-            // What is no memory every view has as the host map.
-            let absent = view != 0 && !exit.header.has(ExitHeader::PERMISSION);
-            let shown = || GUEST.copy_view(system, view, (page, 1), Access::AS_HOST, 1).map(|_| None);
-            return if absent { shown() } else { Err(Refusal::MissingRight) };
+        is_interface || self.devices.iter().any(|device| page.wrapping_sub(device.page) < device.pages)
+    }
+
+    /// A page that a view, or a host map with more to it, does not show yet. Refused: it is not to be shown.
+    #[inline(never)]
+    fn absent(&self, system: &impl System, exit: &Exit, page: u64) -> Result<(), Refusal> {
+        let view = exit.header.view();
+        if !self.is_device(page) {
+            return self.views.lock(system).absent(system, &self.map, view, page);
+        }
+        // What is no memory every view has as the host map.
+        if view == 0 { Err(Refusal::MissingRight) } else { GUEST.copy_view(system, view, (page, 1), Access::AS_HOST, 1).map(drop) }
+    }
+
+    /// An access that a leaf forbids: an event of this session, or it may be tried again. Refused: nobody here wants it.
+    #[inline(never)]
+    fn forbidden(&self, system: &impl System, badge: u64, exit: &Exit, page: u64) -> Result<Option<u8>, Refusal> {
+        if self.is_device(page) {
+            return Err(Refusal::MissingRight);
         }
         let mut views = self.views.lock(system);
-        let found = views.fault(system, &self.map, exit);
-        // A page that is only shown again changes nothing of what is said.
-        if exit.header.has(ExitHeader::PERMISSION) {
-            self.special.store(views.is_host_special(), Ordering::Release);
-        }
+        let found = views.forbidden(system, &self.map, exit);
+        self.special.store(views.is_host_special(), Ordering::Release);
         Ok(match found? {
             Found::Shown => None,
             Found::Watched(session, allowed) => {
                 // Under the lock: nobody has changed what was found.
-                self.recent.note(badge, view, page, allowed, session);
+                self.recent.note(badge, exit.header.view(), page, allowed, session);
                 Some(session)
             }
         })

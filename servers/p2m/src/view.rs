@@ -527,13 +527,16 @@ impl Views {
 
     // ── faults ──
 
-    /// An access to memory that a view's map does not allow. Refused: nobody here wants it.
-    pub fn fault(&mut self, system: &impl System, map: &Map, exit: &Exit) -> Result<Found, Refusal> {
+    /// A page of memory that a view's map does not show. Refused: it is not to be shown.
+    pub fn absent(&mut self, system: &impl System, map: &Map, view: u16, page: u64) -> Result<(), Refusal> {
+        let (view, _) = self.view(view.into())?;
+        self.show_page(system, map, view, page_of(map, page)?)
+    }
+
+    /// An access to memory that a leaf of a view's map forbids. Refused: nobody here wants it.
+    pub fn forbidden(&mut self, system: &impl System, map: &Map, exit: &Exit) -> Result<Found, Refusal> {
         let (view, _) = self.view(exit.header.view().into())?;
         let page = page_of(map, exit.physical / PAGE)?;
-        if !exit.header.has(ExitHeader::PERMISSION) {
-            return self.show_page(system, map, view, page).map(|()| Found::Shown);
-        }
         let wanted = wanted(exit.header);
         let shown = self.shown(map, view, page);
         let now = shown.access.unwrap_or_else(|| self.host_access(map, page));
