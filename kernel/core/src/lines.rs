@@ -650,7 +650,6 @@ pub fn software_at_once<M: Machine>(local: &mut Local<M>, machine: &mut M, what:
 /// The running vCPU sends a software interrupt to vCPUs of its guest, and goes on behind the instruction.
 ///
 /// [`Next::Again`] when nothing else became able to run and nothing waits for a list register.
-#[cfg_attr(target_os = "none", optimize(speed))]
 pub fn software<M: Machine>(
     local: &mut Local<M>, shared: &Shared, machine: &mut M, what: SoftwareInterrupt,
 ) -> Next {

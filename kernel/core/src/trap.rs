@@ -103,7 +103,6 @@ pub fn interrupt<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mu
 }
 
 /// Decides everything that is not decided at a hot door.
-#[cfg_attr(target_os = "none", optimize(speed))]
 pub fn take<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, trap: Trap) -> Next {
     match trap {
         Trap::Exit(class) => vcpu::exited_slow(local, shared, machine, class),

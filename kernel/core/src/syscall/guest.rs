@@ -69,7 +69,6 @@ impl<M: Machine> Call<'_, M> {
         Ok(id.index() % GUESTS)
     }
 
-    #[cfg_attr(target_os = "none", optimize(speed))]
     pub(super) fn guest_map(&mut self) -> Done {
         let page = self.a[1];
         if page >> VIEW_SHIFT != 0 {

@@ -354,7 +354,6 @@ impl<M: Machine> Call<'_, M> {
         Ok(0)
     }
 
-    #[cfg_attr(target_os = "none", optimize(speed))]
     pub(super) fn lines(&mut self, op: Op) -> Done {
         let index = self.vcpu(Rights::LINES)?;
         let a = self.a;
