@@ -191,6 +191,11 @@ impl Session {
                 self.started = Some(Started { boot_ticks: *boot_ticks, kernel_memory: *kernel_memory });
             }
             Report::GuestEnded { end, .. } if !report::is_good_end(end) => self.has_bad_end = true,
+            // What its last life did not end is a line of its own.
+            Report::GuestRebooted { guest, .. } if self.raw != Some(*guest) => {
+                let out = if self.raw.is_some() { &mut *outputs.log } else { &mut *outputs.out };
+                self.guests.get_mut(usize::from(*guest)).map_or(Ok(()), |lines| lines.finish(out))?;
+            }
             Report::Off { well } => self.off = Some(*well),
             _ => {}
         }
@@ -254,6 +259,13 @@ mod tests {
         assert_eq!(out, "db| hi\nweb| hello\n");
         assert_eq!(log, "kernel| EL2, 1 CPU\np2m-web| ready\nroot| starting\n");
         assert_eq!(status, Status::Failed);
+    }
+
+    #[test]
+    fn a_guest_that_starts_again_begins_a_line() {
+        let again = report(&Report::GuestRebooted { guest: 0, times: 1 });
+        let (out, _, _) = run(None, &[guest(0, b"li"), guest(1, b"h"), again, guest(0, b"hello\n"), guest(1, b"i\n")].concat());
+        assert_eq!(out, "web| li\nweb| hello\ndb| hi\n");
     }
 
     #[test]

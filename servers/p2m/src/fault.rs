@@ -31,7 +31,11 @@ impl P2m {
                 self.absent(system, exit, page).map(|()| None)
             };
             match found {
-                Ok(Some(session)) => return Reply::Watched(slot::SESSION + u64::from(session), exit.to_words()),
+                Ok(Some(session)) => {
+                    let mut words = exit.to_words();
+                    words[WORDS - 1] = self.recent.next(badge);
+                    return Reply::Watched(slot::SESSION + u64::from(session), words);
+                }
                 Ok(None) => return Reply::Exit(Answer::RETRY, [0; WORDS]),
                 Err(_) => {}
             }
