@@ -81,6 +81,8 @@ pub struct Watched {
     p2m: P2m,
     /// Machine page of the first page of memory.
     pub frame: u64,
+    /// Events that each vCPU has had.
+    events: RefCell<[u64; 16]>,
 }
 
 /// What became of an access.
@@ -123,7 +125,7 @@ impl Watched {
             devices: Default::default(),
         };
         let p2m = P2m::start(&kernel, &config, Box::leak(Box::new(Shared::new(Views::new())))).expect("p2m starts");
-        Watched { kernel, p2m, frame: run }
+        Watched { kernel, p2m, frame: run, events: RefCell::default() }
     }
 
     /// A call of root's to p2m: values, or the refusal and the first page it is about.
@@ -199,7 +201,12 @@ impl Watched {
             match self.p2m.exit(&self.kernel, badge::EXIT | vcpu, &Exit::from_words(words)) {
                 Reply::Exit(Answer::RETRY, _) => {}
                 Reply::Forward(..) => return Went::Refused,
-                Reply::Watched(session, _) => return Went::Event(session - slot::SESSION),
+                Reply::Watched(session, words) => {
+                    let events = &mut self.events.borrow_mut()[vcpu as usize];
+                    *events += 1;
+                    assert_eq!(words[WORDS - 1], *events, "each event of vCPU {vcpu} has its number");
+                    return Went::Event(session - slot::SESSION);
+                }
                 other => panic!("{other:?}"),
             }
         }
