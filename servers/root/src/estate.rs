@@ -10,7 +10,7 @@ use crate::{Board, StartError, Step};
 use trellis_idl::kernel::Rights;
 use trellis_idl::layout::{root_signal, root_slot, slot};
 use trellis_idl::plan::{Plan, Role};
-use trellis_runtime::{Frames, Signal, System, Thread};
+use trellis_runtime::{Signal, System, Thread};
 
 /// Microseconds that a server may take for an exit, or for another server's call in the middle of one.
 const EXIT: u64 = 5_000_000;
@@ -72,11 +72,7 @@ pub fn take_apart(system: &impl System, lot: &Lot, whole: [&Built; 2], made: &Ma
     for server in whole {
         server.domain.destroy(system).step("destroy a domain")?;
     }
-    for slot in lot.objects() {
-        // What ended with its domain is out of its slot already.
-        let _ = Frames::at(slot).forget(system);
-    }
-    lot.runs().try_for_each(|run| run.reclaim(system)).step("reclaim memory")
+    lot.take_back(system)
 }
 
 /// A server of a guest, without what connects it.

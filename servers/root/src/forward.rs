@@ -16,7 +16,7 @@ use trellis_idl::plan::{IrqfwdConfig, MAX_SOURCES, MAX_VCPUS, Plan, Role, Server
 use trellis_idl::wire::{IrqfwdOp, from_answer};
 use trellis_runtime::handle::{budget, clock};
 use trellis_runtime::memory::decode_config;
-use trellis_runtime::{Frames, Line, Machine, Portal, System, log, message};
+use trellis_runtime::{Line, Machine, Portal, System, log, message};
 
 /// Above all guests, so that an interrupt of one that waits is not kept waiting by one that runs, and bounded, so that a
 /// device that storms does not take a neighbour's time.
@@ -119,11 +119,7 @@ impl Forward {
     ) -> Result<Built, StartError> {
         let (number, server) = planned(plan).ok_or(StartError::Plan("no such server"))?;
         dead.domain.destroy(system).step("destroy a domain")?;
-        for slot in self.lot.objects() {
-            // What ended with its domain is out of its slot already.
-            let _ = Frames::at(slot).forget(system);
-        }
-        self.lot.runs().try_for_each(|run| run.reclaim(system)).step("reclaim memory")?;
+        self.lot.take_back(system)?;
         let before = supply.repeat(&self.lot);
         let made = server_of(system, board, supply, (number, server), &self.lines, &self.rings, ends);
         supply.go_on(before);

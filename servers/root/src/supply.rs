@@ -59,6 +59,20 @@ impl Lot {
         let lot = *self;
         self.slots().filter(move |slot| !lot.has_run(*slot))
     }
+
+    /// Empties the slots of everything but memory.
+    pub fn forget(&self, system: &impl System) {
+        for slot in self.objects() {
+            // What ended with whom it was made for is out of its slot already.
+            let _ = Frames::at(slot).forget(system);
+        }
+    }
+
+    /// The same, and takes its memory back: it can be used again.
+    pub fn take_back(&self, system: &impl System) -> Result<(), StartError> {
+        self.forget(system);
+        self.runs().try_for_each(|run| run.reclaim(system)).step("reclaim memory")
+    }
 }
 
 /// What root still has.

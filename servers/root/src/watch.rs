@@ -17,7 +17,7 @@ use trellis_idl::kernel::{Refusal, Rights, SESSIONS, Seat, WORDS};
 use trellis_idl::layout::{badge, slot, watched};
 use trellis_idl::plan::{GuestPlan, MAX_VCPUS, MAX_WATCHED, Plan, Role, ServerPlan, WatcherPlan, Without};
 use trellis_idl::wire::{MonitorOp, from_answer};
-use trellis_runtime::{Frames, Portal, Session, System, message};
+use trellis_runtime::{Portal, Session, System, message};
 
 /// Microseconds that a monitor's control thread may take for an answer: it asks p2m for every page of its rules.
 const CONTROL: u64 = 10_000_000;
@@ -122,10 +122,7 @@ pub fn bar(system: &impl System, plan: &GuestPlan<'_>, made: &Made, ways: &Ways)
 
 /// Empties the slots of a guest that was taken apart.
 pub fn clear(system: &impl System, ways: &Ways) {
-    for slot in ways.lot.objects() {
-        // What ended with the guest or its servers is out of its slot already.
-        let _ = Frames::at(slot).forget(system);
-    }
+    ways.lot.forget(system);
 }
 
 /// Whom a monitor watches: each guest's index, which of its sessions, and what the manifest says.
@@ -225,11 +222,7 @@ impl Monitor {
         &mut self, system: &impl System, board: &impl Board, supply: &mut Supply, plan: &Plan<'_>, dead: &Built, ends: Ends<'_>,
     ) -> Result<Built, StartError> {
         dead.domain.destroy(system).step("destroy a domain")?;
-        for slot in self.lot.objects() {
-            // What ended with its domain is out of its slot already.
-            let _ = Frames::at(slot).forget(system);
-        }
-        self.lot.runs().try_for_each(|run| run.reclaim(system)).step("reclaim memory")?;
+        self.lot.take_back(system)?;
         let before = supply.repeat(&self.lot);
         let made = server_of(system, board, supply, plan, self.number, &self.rings, ends);
         supply.go_on(before);
