@@ -68,6 +68,18 @@ fn value<T: DeserializeOwned>(body: Option<&[u8]>) -> Result<T, Refusal> {
 }
 
 impl Portal {
+    /// Calls with an operation and the words behind it. Back: the answer, which is no refusal.
+    pub fn order<const N: usize>(
+        self, system: &impl System, operation: u64, given: [u64; N],
+    ) -> Result<[u64; WORDS], Refusal> {
+        const { assert!(N < WORDS) };
+        let mut words = [0; WORDS];
+        words[0] = operation;
+        words[1..=N].copy_from_slice(&given);
+        let answer = self.call(system, words)?;
+        from_answer(answer[0]).map(|()| answer)
+    }
+
     /// Calls with an operation and a value, and takes a value out of the answer.
     pub fn ask<Q: Serialize, A: DeserializeOwned>(
         self, system: &impl System, operation: u64, question: &Q,

@@ -3,10 +3,10 @@
 //! guest's p2m, which knows its session.
 
 use trellis_idl::interface;
-use trellis_idl::kernel::{Answer, Exit, Refusal, WORDS};
+use trellis_idl::kernel::{Answer, Exit, Refusal};
 use trellis_idl::layout::watched;
 use trellis_idl::plan::WatchedPlan;
-use trellis_idl::wire::{Order, P2mOp, VcpuOp, ViewAccess, from_answer};
+use trellis_idl::wire::{Order, P2mOp, VcpuOp, ViewAccess};
 use trellis_runtime::{Guest, Portal, System, Vcpu, message};
 
 /// Which of a guest's servers' threads is called: calls stay on a CPU.
@@ -84,11 +84,7 @@ impl<'a> WatchedGuest<'a> {
     }
 
     fn ask(&self, system: &impl System, here: Here, op: P2mOp, given: [u64; 3]) -> Result<u64, Refusal> {
-        let mut words = [0; WORDS];
-        words[0] = op as u64;
-        words[1..4].copy_from_slice(&given);
-        let answer = self.p2m(here).call(system, words)?;
-        from_answer(answer[0]).map(|()| answer[1])
+        self.p2m(here).order(system, op as u64, given).map(|answer| answer[1])
     }
 
     /// [`P2mOp::WatchJoin`] of the view in which it is watched.
@@ -120,11 +116,9 @@ impl<'a> WatchedGuest<'a> {
     pub fn complete(
         &self, system: &impl System, vcpu: usize, order: Order, number: u64, exit: &Exit,
     ) -> Result<(Answer, u64), Refusal> {
-        let mut words = [0; WORDS];
-        (words[0], words[1], words[3]) = (VcpuOp::Complete as u64, vcpu as u64 | (order as u64) << 8, number);
-        words[4..8].copy_from_slice(&exit.to_words()[..4]);
-        let answer = self.vcpu_server(Here::Vcpu(vcpu)).call(system, words)?;
-        from_answer(answer[0])?;
+        let ([m4, m5, m6, m7, ..], order) = (exit.to_words(), (order as u64) << 8);
+        let given = [vcpu as u64 | order, 0, number, m4, m5, m6, m7];
+        let answer = self.vcpu_server(Here::Vcpu(vcpu)).order(system, VcpuOp::Complete as u64, given)?;
         // m2–m7 are the answer's m4–m9, of which m5 is the register's.
         let (said, more) = (Answer(answer[1]), Answer::PC.with(Answer::GENERAL));
         if said.0 & more.0 == 0 { Ok((said, answer[3])) } else { Err(Refusal::Unsupported) }

@@ -10,10 +10,10 @@ use crate::wire::{self, Pair};
 use crate::{Board, StartError, Step};
 use heapless::Vec;
 use trellis_idl::interface;
-use trellis_idl::kernel::{Rights, Refusal, WORDS};
+use trellis_idl::kernel::{Rights, Refusal};
 use trellis_idl::layout::{badge, irqfwd_signal, root_slot, slot};
 use trellis_idl::plan::{IrqfwdConfig, MAX_SOURCES, MAX_VCPUS, Plan, Role, ServerPlan};
-use trellis_idl::wire::{IrqfwdOp, from_answer};
+use trellis_idl::wire::IrqfwdOp;
 use trellis_runtime::handle::{budget, clock};
 use trellis_runtime::memory::decode_config;
 use trellis_runtime::{Line, Machine, Portal, System, log, message};
@@ -138,11 +138,9 @@ impl Forward {
 
     /// Asks for a guest's lines to be forwarded, or no more. What is on its way is waited for, a while.
     pub fn ask(&self, system: &impl System, op: IrqfwdOp, guest: usize) {
-        let mut words = [0; WORDS];
-        (words[0], words[1]) = (op as u64, guest as u64);
         for _ in 0..PATIENCE {
-            match self.portal.call(system, words).and_then(|answer| from_answer(answer[0])) {
-                Ok(()) => return,
+            match self.portal.order(system, op as u64, [guest as u64]) {
+                Ok(_) => return,
                 Err(Refusal::Again) => {
                     let (now, hz) = clock(system);
                     system.wait(0, now + hz / 1000 + 1);

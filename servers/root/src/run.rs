@@ -13,13 +13,13 @@ use crate::watch::{self, Monitor, Ways};
 use crate::wire::Rings;
 use crate::{Board, StartError, Step, check, wire};
 use heapless::Vec;
-use trellis_idl::kernel::{Fact, Refusal, Rights, ThreadFault, WORDS};
+use trellis_idl::kernel::{Fact, Refusal, Rights, ThreadFault};
 use trellis_idl::interface;
 use trellis_idl::layout::{DEVICE, console_signal, ring, root_signal, root_slot, slot};
 use trellis_idl::plan::{MAX_GUESTS, MAX_MONITORS, MAX_SERVERS, Plan, Role};
-use trellis_idl::wire::{Fault, GuestEnd, IrqfwdOp, P2mOp, Report, ToRoot, VcpuOp, from_answer};
+use trellis_idl::wire::{Fault, GuestEnd, IrqfwdOp, P2mOp, Report, ToRoot, VcpuOp};
 use trellis_runtime::handle::clock;
-use trellis_runtime::{Consumer, Frames, Machine, Portal, Producer, Signal, System, Thread, log, message};
+use trellis_runtime::{Consumer, Frames, Machine, Producer, Signal, System, Thread, log, message};
 
 /// The console's priority and share of its CPU: above all guests, so that one that spins cannot silence the others,
 /// and bounded, so that one that floods cannot take their time.
@@ -343,7 +343,7 @@ impl<'a, B: Board> Root<'a, B> {
         let guest = self.guests.get(index).ok_or(StartError::Plan("no such guest"))?;
         message::attach(system, guest.p2m, interface::P2M).step("agree with p2m")?;
         message::attach(system, guest.vcpu, interface::VCPU).step("agree with vcpu")?;
-        ask(system, guest.p2m, P2mOp::Ready as u64).step("wait for p2m")?;
+        guest.p2m.order(system, P2mOp::Ready as u64, []).step("wait for p2m")?;
         self.launch(system, index)
     }
 
@@ -354,7 +354,7 @@ impl<'a, B: Board> Root<'a, B> {
             return Ok(());
         }
         let guest = self.guests.get(index).ok_or(StartError::Plan("no such guest"))?;
-        ask(system, guest.vcpu, VcpuOp::Start as u64).step("start a guest")?;
+        guest.vcpu.order(system, VcpuOp::Start as u64, []).step("start a guest")?;
         self.running |= 1 << index;
         Ok(())
     }
@@ -374,10 +374,10 @@ impl<'a, B: Board> Root<'a, B> {
         self.running &= !(1 << index);
         let guest = self.guests.get(index).ok_or(StartError::Plan("no such guest"))?;
         let p2m = self.plan.guests.get(index).and_then(|plan| self.servers.get(usize::from(plan.p2m)));
-        ask(system, guest.vcpu, VcpuOp::Reset as u64).step("reset a guest")?;
+        guest.vcpu.order(system, VcpuOp::Reset as u64, []).step("reset a guest")?;
         guest.memory.reclaim(system).step("reclaim memory")?;
         guest::grant_memory(system, guest.memory, p2m.ok_or(StartError::Plan("no p2m"))?)?;
-        ask(system, guest.p2m, P2mOp::Reset as u64).step("reset maps")?;
+        guest.p2m.order(system, P2mOp::Reset as u64, []).step("reset maps")?;
         self.launch(system, index)?;
         // Whoever paused it paused what it was before.
         self.resume(system, index).map_err(|_| StartError::Refused("end a pause", Refusal::BadState))
@@ -516,13 +516,6 @@ impl<'a, B: Board> Root<'a, B> {
     fn name(&self, server: usize) -> &str {
         self.plan.servers.get(server).map_or("?", |server| server.name)
     }
-}
-
-/// Calls a server's control portal with an operation alone.
-fn ask(system: &impl System, portal: Portal, operation: u64) -> Result<(), Refusal> {
-    let mut words = [0; WORDS];
-    words[0] = operation;
-    from_answer(portal.call(system, words)?[0])
 }
 
 /// A faulted thread's registers.

@@ -13,10 +13,10 @@ use crate::wire::{self, Pair};
 use crate::{Board, StartError, Step};
 use heapless::Vec;
 use trellis_idl::interface;
-use trellis_idl::kernel::{Refusal, Rights, SESSIONS, Seat, WORDS};
+use trellis_idl::kernel::{Refusal, Rights, SESSIONS, Seat};
 use trellis_idl::layout::{badge, slot, watched};
 use trellis_idl::plan::{GuestPlan, MAX_VCPUS, MAX_WATCHED, Plan, Role, ServerPlan, WatcherPlan, Without};
-use trellis_idl::wire::{MonitorOp, from_answer};
+use trellis_idl::wire::MonitorOp;
 use trellis_runtime::{Portal, Session, System, message};
 
 /// Microseconds that a monitor's control thread may take for an answer: it asks p2m for every page of its rules.
@@ -262,17 +262,10 @@ impl Monitor {
     /// Has it watch a guest that begins ([`MonitorOp::Begin`]) or runs already ([`MonitorOp::Adopt`]), then has it asked
     /// about the guest.
     pub fn watch(&self, system: &impl System, op: MonitorOp, guest: &Subject<'_>) -> Result<(), StartError> {
-        ask(system, self.portals.control, op, guest.watcher.place.into()).step("have a guest watched")?;
+        self.portals.control.order(system, op as u64, [guest.watcher.place.into()]).step("have a guest watched")?;
         guest.commit(system, self.seat)?;
         guest.settle(system)
     }
-}
-
-/// Calls a monitor's control portal with an operation and a number.
-fn ask(system: &impl System, portal: Portal, op: MonitorOp, argument: u64) -> Result<(), Refusal> {
-    let mut words = [0; WORDS];
-    (words[0], words[1]) = (op as u64, argument);
-    from_answer(portal.call(system, words)?[0])
 }
 
 /// The server, without anything of its guests.

@@ -189,7 +189,10 @@ impl<B: Board> Root<'_, B> {
             None if self.host.has_paused(guest) => Life::Paused,
             None => Life::Runs,
         };
-        let on = if ended.is_none() { value(system, made.vcpu, [VcpuOp::Power as u64, 0]).unwrap_or(0) } else { 0 };
+        let on = match ended {
+            None => made.vcpu.order(system, VcpuOp::Power as u64, []).map_or(0, |answer| answer[1]),
+            Some(_) => 0,
+        };
         let [left, _, views] = made.guest.info(system).unwrap_or([0; 3]);
         let vcpus = (0u8..).zip(&plan.cpus).map(|(index, cpu)| VcpuState {
             cpu: *cpu,
@@ -228,7 +231,7 @@ impl<B: Board> Root<'_, B> {
         }
         let default = match view {
             0 => Ok(ViewAccess::DEFAULT.0.into()),
-            _ => value(system, made.p2m, [P2mOp::ViewDefault as u64, view.into()]),
+            _ => made.p2m.order(system, P2mOp::ViewDefault as u64, [view.into()]).map(|answer| answer[1]),
         };
         // One that is not there.
         let Ok(default) = default else { return Next::Skip };
@@ -292,12 +295,4 @@ fn silicon(system: &impl System) -> Silicon {
         list_registers: fact(system, Fact::ListRegisters, 0) as u8,
         vectors: fact(system, Fact::VectorLengths, 0) as u16,
     }
-}
-
-/// The value that a server's control portal answers with.
-fn value(system: &impl System, portal: Portal, asked: [u64; 2]) -> Result<u64, Refusal> {
-    let mut words = [0; WORDS];
-    words[..2].copy_from_slice(&asked);
-    let answer = portal.call(system, words)?;
-    from_answer(answer[0]).and(Ok(answer[1]))
 }
