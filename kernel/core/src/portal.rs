@@ -611,14 +611,13 @@ pub fn forward<M: Machine>(
     let cap = shared.table.read(table, selector);
     let is_session = cap.word.is(Kind::Session, Rights::USE);
     let to = if is_session {
-        session::target(local, shared, (cap.name, rank), client)?
+        session::target(local, shared, cap.name, client)?
     } else {
-        let to = target(local, shared, table, selector)?;
-        if local.threads.at(to.0).rank <= rank {
-            return Err(Refusal::Order);
-        }
-        Some(to)
+        Some(target(local, shared, table, selector)?)
     };
+    if to.is_some_and(|(server, _)| local.threads.at(server).rank <= rank) {
+        return Err(Refusal::Order);
+    }
     let words = *local.threads.at(me).context.words();
     local.threads.at_mut(me).client = Client::None;
     if !awaits(local, client) {

@@ -132,21 +132,16 @@ fn asked<M: Machine>(local: &Local<M>, session: &Session, vcpu: u8) -> Result<Op
 /// Where an exit goes that its server forwards to a session: a thread and a badge, or nobody for now.
 #[inline(never)]
 pub(crate) fn target<M: Machine>(
-    local: &mut Local<M>, shared: &Shared, (name, rank): (u64, u8), client: Client,
+    local: &Local<M>, shared: &Shared, name: u64, client: Client,
 ) -> Result<Option<(u16, u64)>, Refusal> {
     let Client::Vcpu(vcpu, _) = client else { return Err(Refusal::BadArgument) };
     let id = Id::<()>::from_word(name);
     let session = of(shared, id.index(), id.home().into()).check(name)?;
-    let vcpu = local.vcpus.get_mut(Local::<M>::vcpu_id(vcpu)).ok_or(Refusal::Gone)?;
+    let vcpu = local.vcpus.get(Local::<M>::vcpu_id(vcpu)).ok_or(Refusal::Gone)?;
     if usize::from(vcpu.guest) != id.index() {
         return Err(Refusal::BadArgument);
     }
-    let number = vcpu.number;
-    let to = asked(local, session, number)?;
-    if to.is_some_and(|(thread, _)| local.threads.at(thread).rank <= rank) {
-        return Err(Refusal::Order);
-    }
-    Ok(to)
+    asked(local, session, vcpu.number)
 }
 
 /// A guest's session.

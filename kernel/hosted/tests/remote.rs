@@ -7,7 +7,6 @@ use common::*;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
-use trellis_core::errand::Errand;
 use trellis_core::thread::FaultRecord;
 use trellis_core::trap::Trap;
 use trellis_hosted::small::{self, CLIENT, ROOT, must, slot};
@@ -48,14 +47,6 @@ fn pending(hosted: &mut Hosted, vcpu: u64) -> u64 {
     assert_eq!(hosted.syscall(0, Op::LinesRead as u16, read, [0; 10]), Now::Idle);
     hosted.deliver_kicks();
     x0(hosted).expect("it may be read")
-}
-
-/// Root goes on after its `wait`, as if from another CPU.
-fn wake_root(hosted: &mut Hosted) {
-    let mail = &hosted.shared.cpus[0];
-    mail.signals[ROOT as usize].store(1, Ordering::Release);
-    mail.errands.leave(Errand::Signal(ROOT));
-    assert_eq!(hosted.trap(0, Trap::Kick), Now::Thread(ROOT));
 }
 
 #[test]

@@ -5,8 +5,6 @@
 mod common;
 
 use common::*;
-use std::sync::atomic::Ordering;
-use trellis_core::errand::Errand;
 use trellis_core::machine::VcpuContext;
 use trellis_core::thread::FaultRecord;
 use trellis_core::trap::Trap;
@@ -57,14 +55,6 @@ fn info(hosted: &mut Hosted) -> [u64; 3] {
 fn event(hosted: &mut Hosted) -> Now {
     assert_eq!(hosted.exit(0, ExitClass::Memory, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), Now::Thread(INNER));
     forward(hosted, TO_WATCHER, EVENT)
-}
-
-/// Root goes on, whoever runs.
-fn wake_root(hosted: &mut Hosted) {
-    hosted.shared.cpus[0].signals[ROOT as usize].fetch_or(1, Ordering::AcqRel);
-    hosted.shared.cpus[0].errands.leave(Errand::Signal(ROOT));
-    assert_eq!(hosted.trap(0, Trap::Kick), Now::Thread(ROOT));
-    lawful(hosted);
 }
 
 fn state(hosted: &Hosted) -> VcpuState {

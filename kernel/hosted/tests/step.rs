@@ -8,7 +8,7 @@ use trellis_core::lines::{SoftwareInterrupt, VIRTUAL_TIMER};
 use trellis_core::trap::Trap;
 use trellis_core::vcpu::VcpuState;
 use trellis_hosted::guest::Touch;
-use trellis_hosted::small::{self, GUEST_PAGE, INNER, OUTER, ROOT, anywhere, inner_slot, must, slot};
+use trellis_hosted::small::{self, GUEST_PAGE, INNER, OUTER, anywhere, inner_slot, must, slot};
 use trellis_hosted::{Hosted, Now, Settings};
 use trellis_idl::kernel::{
     Access, Answer, ExitClass, ExitHeader, GuestCall, LineField, Op, PLACE, Refusal, VcpuRegister,
@@ -386,18 +386,6 @@ fn a_vcpu_that_is_destroyed_in_a_step_leaves_its_views_alone() {
     hosted.invoke(0, Op::ViewDestroy, [inner_slot::GUEST, 2, 0, 0, 0, 0]).expect("nobody is in it");
     reply(&mut hosted, Answer::RETRY.step(0).0, [0; 10]);
     lawful(&hosted);
-}
-
-/// Root goes on: something it waits for came.
-fn wake_root(hosted: &mut Hosted) {
-    use trellis_core::pool::Id;
-    let root = Id::<trellis_core::thread::ThreadName>::from_word(
-        hosted.cpus[0].local.threads.name_at(ROOT).0,
-    );
-    let this = &mut hosted.cpus[0];
-    trellis_core::signal::raise(&mut this.local, &hosted.shared, &mut this.machine, root, 1);
-    hosted.trap(0, Trap::Spurious);
-    assert_eq!(hosted.now(0), Now::Thread(ROOT));
 }
 
 #[test]

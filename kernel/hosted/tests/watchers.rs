@@ -4,10 +4,8 @@
 
 mod common;
 
-use common::lawful;
+use common::{lawful, wake_root};
 use proptest::prelude::*;
-use std::sync::atomic::Ordering;
-use trellis_core::errand::Errand;
 use trellis_core::machine::VcpuContext;
 use trellis_core::portal::Client;
 use trellis_core::thread::FaultRecord;
@@ -104,9 +102,7 @@ impl Story {
 
     /// Root does something, whatever else is going on.
     fn root<R>(&mut self, what: impl FnOnce(&mut Story) -> R) -> R {
-        self.hosted.shared.cpus[0].signals[ROOT as usize].fetch_or(1, Ordering::AcqRel);
-        self.hosted.shared.cpus[0].errands.leave(Errand::Signal(ROOT));
-        assert_eq!(self.hosted.trap(0, Trap::Kick), Now::Thread(ROOT));
+        wake_root(&mut self.hosted);
         let result = what(self);
         self.root_sleeps();
         result

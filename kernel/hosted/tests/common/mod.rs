@@ -2,6 +2,9 @@
 //! What stories share.
 #![allow(dead_code)]
 
+use std::sync::atomic::Ordering;
+use trellis_core::errand::Errand;
+use trellis_core::trap::Trap;
 use trellis_hosted::small::{self, CLIENT, INNER, OUTER, ROOT, inner_slot, must, slot};
 use trellis_hosted::{Hosted, Now, Settings, laws};
 use trellis_idl::kernel::{Op, Refusal};
@@ -45,6 +48,15 @@ pub fn reply(hosted: &mut Hosted, mask: u64, words: [u64; 10]) -> Now {
 
 pub fn forward(hosted: &mut Hosted, portal: u64, words: [u64; 10]) -> Now {
     hosted.syscall(0, Op::Forward as u16, [portal, 0, 0, 0, 0, 0], words)
+}
+
+/// Root goes on after its `wait`, whoever runs on CPU 0.
+pub fn wake_root(hosted: &mut Hosted) {
+    let mail = &hosted.shared.cpus[0];
+    mail.signals[ROOT as usize].fetch_or(1, Ordering::AcqRel);
+    mail.errands.leave(Errand::Signal(ROOT));
+    assert_eq!(hosted.trap(0, Trap::Kick), Now::Thread(ROOT));
+    lawful(hosted);
 }
 
 /// What `x0` says on CPU 0.
