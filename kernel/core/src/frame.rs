@@ -73,6 +73,7 @@ pub struct Run {
 }
 
 impl Empty for Run {
+    type Align = ();
     const EMPTY: Run = Run {
         first: 0,
         pages: 0,

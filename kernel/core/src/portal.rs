@@ -34,6 +34,7 @@ pub struct Portal {
 }
 
 impl Empty for Portal {
+    type Align = ();
     const EMPTY: Portal = Portal { thread: 0, badge: 0 };
 }
 

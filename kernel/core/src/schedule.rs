@@ -29,6 +29,7 @@ pub const SLICE_MS: u64 = 10;
 
 /// Time on a CPU: a priority, and how much of each period.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(align(64))]
 pub struct Budget {
     /// What runs on it next.
     pub head: Running,

@@ -42,6 +42,7 @@ pub struct CpuMail {
 
 /// What other CPUs may touch of a vCPU.
 #[derive(Debug)]
+#[repr(align(64))]
 pub struct VcpuMail {
     /// Its name (0 = there is none).
     pub name: AtomicU64,
@@ -130,9 +131,11 @@ pub struct DomainName {
 }
 
 impl crate::pool::Empty for GuestName {
+    type Align = ();
     const EMPTY: Self = GuestName { dying: false };
 }
 impl crate::pool::Empty for DomainName {
+    type Align = ();
     const EMPTY: Self = DomainName { dying: false };
 }
 

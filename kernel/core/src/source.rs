@@ -56,6 +56,7 @@ pub struct Service {
 
 /// One source.
 #[derive(Debug)]
+#[repr(align(32))]
 pub struct Source<A> {
     word: A,
     latch: A,

@@ -4,7 +4,7 @@
 use crate::float;
 use crate::machine::{Machine, ThreadContext, Ticks};
 use crate::patience::Late;
-use crate::pool::{Empty, Id};
+use crate::pool::{Empty, Id, align::Kilobyte};
 use crate::portal::Client;
 use crate::schedule::BudgetId;
 use crate::table::TableRange;
@@ -114,6 +114,7 @@ pub struct Thread<M: Machine> {
 pub struct ThreadName;
 
 impl<M: Machine> Empty for Thread<M> {
+    type Align = Kilobyte;
     const EMPTY: Self = Thread {
         context: M::Thread::EMPTY,
         client: Client::None,

@@ -8,7 +8,7 @@ use crate::local::{Local, Running, THREADS};
 use crate::machine::{Machine, NEVER, VcpuContext};
 use crate::notice::Notice;
 use crate::patience;
-use crate::pool::{Empty, Id};
+use crate::pool::{Empty, Id, align::Page};
 use crate::portal::{self, Client, Portal};
 use crate::schedule::{self, BudgetId};
 use crate::session::Watch;
@@ -151,6 +151,7 @@ impl<M: Machine> Vcpu<M> {
 }
 
 impl<M: Machine> Empty for Vcpu<M> {
+    type Align = Page;
     const EMPTY: Self = Vcpu {
         context: M::Vcpu::EMPTY,
         state: VcpuState::Stopped,
