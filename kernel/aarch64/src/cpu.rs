@@ -26,7 +26,7 @@ use trellis_core::thread::{Entry, FaultRecord};
 use trellis_core::trap::{self, Next, Trap, take};
 use trellis_core::vcpu::mask_words;
 use trellis_core::view::LastMap;
-use trellis_core::{forward, lines, notice, portal, signal, step, vcpu};
+use trellis_core::{forward, lines, notice, portal, session, signal, step, vcpu};
 use trellis_idl::boot::{BootHeader, flags};
 use trellis_idl::kernel::{ExitClass, ExitHeader, Groups, GuestCall, Op, Refusal};
 use trellis_idl::trace::{RECORD_WORDS, RECORDS, TraceKind};
@@ -42,6 +42,8 @@ pub struct Cpu {
     current: *mut Thread,
     mode: u64,
     server: [u64; 3],
+    /// The vCPU whose exit one thread hands to another.
+    passed: *mut Vcpu,
     number: u64,
     arguments: [u64; 6],
     /// The interrupt that its hot door could not decide.
@@ -65,6 +67,7 @@ const STACK: usize = 16 * 1024;
 /// Where SP_EL2 points in the block.
 pub const BLOCK_OFFSET: usize = offset_of!(Cpu, current);
 const CURRENT: usize = 0;
+const PASSED: usize = offset_of!(Cpu, passed) - BLOCK_OFFSET;
 const MODE: usize = offset_of!(Cpu, mode) - BLOCK_OFFSET;
 pub(crate) const SERVER: usize = offset_of!(Cpu, server) - BLOCK_OFFSET;
 pub(crate) const VECTORS: usize = offset_of!(Cpu, vectors) - BLOCK_OFFSET;
@@ -77,6 +80,7 @@ core::arch::global_asm!(
     CURRENT = const CURRENT,
     LOADED = const LOADED,
     MODE = const MODE,
+    PASSED = const PASSED,
     SERVER = const SERVER,
     GUARD = const GUARD,
     NOTE = const NOTE,
@@ -116,6 +120,7 @@ impl Cpu {
             current: core::ptr::null_mut(),
             mode: 0,
             server: [registers::HCR_SERVER, registers::CPTR_TRAP_ALL, registers::SCTLR_EL1_SERVER],
+            passed: core::ptr::null_mut(),
             number: 0,
             arguments: [0; 6],
             interrupt: Trap::Spurious,
@@ -237,7 +242,8 @@ impl Cpu {
                     next = take(&mut self.local, &SHARED, &mut self.machine, trap);
                 }
                 // Hot words come only from hot doors.
-                Next::Same(_) | Next::Again | Next::Ride { .. } | Next::Overtake { .. } | Next::Answered { .. } | Next::Deliver { .. } | Next::Slow => {
+                Next::Same(_) | Next::Again | Next::Ride { .. } | Next::Overtake { .. } | Next::Answered { .. } | Next::Deliver { .. }
+                | Next::Pass { .. } | Next::Slow => {
                     next = take(&mut self.local, &SHARED, &mut self.machine, Trap::Spurious);
                 }
             }
@@ -365,6 +371,7 @@ extern "C" fn svc_door(a0: u64, a1: u64, a2: u64, a3: u64, a4: u64, a5: u64, num
     const CALL: u64 = Op::Call as u64;
     const REPLY: u64 = Op::ReplyAndWait as u64;
     const SIGNAL: u64 = Op::Signal as u64;
+    const FORWARD: u64 = Op::Forward as u64;
     let next = match number {
         CALL => portal::call(&mut cpu.local, &SHARED, a0, a1),
         REPLY => portal::reply(&mut cpu.local, a0, a1),
@@ -382,6 +389,7 @@ extern "C" fn svc_door(a0: u64, a1: u64, a2: u64, a3: u64, a4: u64, a5: u64, num
             Obey { target: context as u64 + 2, value: mask }
         }
         Next::Same(value) => Obey { target: 0, value },
+        _ if number == FORWARD => forward_door(cpu, a0),
         _ => {
             cpu.number = number;
             cpu.arguments = [a0, a1, a2, a3, a4, a5];
@@ -414,6 +422,23 @@ fn signal_door(cpu: &mut Cpu, selector: u64) -> Obey {
         _ => {
             cpu.number = Op::Signal as u64;
             cpu.arguments = [selector, 0, 0, 0, 0, 0];
+            Obey { target: 4, value: 0 }
+        }
+    }
+}
+
+/// An exit is handed on, apart for the same reason. The words are in registers: `entry.S` notes them where they are kept.
+#[cfg_attr(target_os = "none", optimize(speed))]
+#[inline(never)]
+fn forward_door(cpu: &mut Cpu, selector: u64) -> Obey {
+    match session::forward(&mut cpu.local, &SHARED, selector) {
+        Next::Pass { thread, vcpu, badge } => {
+            cpu.passed = cpu.vcpu(vcpu);
+            Obey { target: cpu.thread(thread) as u64 + 24, value: badge }
+        }
+        _ => {
+            cpu.number = Op::Forward as u64;
+            cpu.arguments[0] = selector;
             Obey { target: 4, value: 0 }
         }
     }

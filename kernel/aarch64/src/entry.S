@@ -172,6 +172,7 @@ ride:
     slot    vectors, 2, own_fault
 // A thread that was signalled goes on instead; nothing of the caller's registers is for it. x0 = its context + 8.
 overtake:
+    tbnz    x0, 4, pass
     switch_thread 8
     mov     x19, xzr
     mov     x20, xzr
@@ -329,6 +330,18 @@ irq_slow:
     mov     x0, sp
     bl      irq_slow_door
     b       obey
+
+// A thread gets an exit that another has handed on: the words ride in x19-x28, and the vCPU keeps them. x0 = the thread's
+// context + 24, x1 = its x0.
+pass:
+    ldr     x3, [sp, {PASSED}]
+    stp     x19, x20, [x3, 320]
+    stp     x21, x22, [x3, 336]
+    stp     x23, x24, [x3, 352]
+    stp     x25, x26, [x3, 368]
+    stp     x27, x28, [x3, 384]
+    sub     x0, x0, 23
+    b       ride
 
     slot    vectors, 11, system_error
     slot    vectors, 12, exit_32        // lower EL, AArch32

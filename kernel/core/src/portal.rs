@@ -19,7 +19,7 @@ use crate::trace;
 use crate::thread::{Entry, Thread, ThreadState};
 use crate::trap::Next;
 use crate::vcpu::{self, Pause, Vcpu, VcpuState};
-use trellis_idl::kernel::{Answer, BADGE_BITS, Groups, Kind, PAGE, Refusal, Rights};
+use trellis_idl::kernel::{Answer, BADGE_BITS, Kind, PAGE, Refusal, Rights};
 
 /// Ranks that a chain of calls can go through.
 const RANKS: usize = 16;
@@ -639,7 +639,7 @@ pub fn forward<M: Machine>(
             vcpu.watch = Watch { session: Id::<()>::from_word(cap.name).home() as u8, thread: asked };
             vcpu.context.set_exit(words);
             vcpu.queued_badge = to.map_or(0, |(_, badge)| badge);
-            vcpu.queued_groups = Groups::PC.with(Groups::VALUE).with(Groups::GENERAL).0;
+            vcpu.queued_groups = session::WORDS;
         }
         Client::None => {}
     }

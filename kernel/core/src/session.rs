@@ -14,17 +14,18 @@
 //! No lock, and no write to a word that CPUs share, lies on the way of an event that somebody answers: the owner's word
 //! is read, and what says that an event is owed is written only when it is.
 
-use crate::local::Local;
+use crate::local::{Local, Running};
 use crate::machine::{Machine, VcpuContext};
 use crate::pool::Id;
 use crate::portal::{self, Client};
 use crate::schedule;
 use crate::shared::{GUEST_VCPUS, GUESTS, Shared};
-use crate::thread::Thread;
+use crate::thread::{Thread, ThreadState};
+use crate::trap::Next;
 use crate::vcpu::{self, Vcpu, VcpuState};
 use crate::word::Word;
 use core::sync::atomic::{AtomicU64, Ordering};
-use trellis_idl::kernel::{EXIT_CLASSES, Refusal, SESSIONS, Seat};
+use trellis_idl::kernel::{EXIT_CLASSES, Groups, Kind, Refusal, Rights, SESSIONS, Seat};
 
 /// The name of a guest's session: the guest's, with the session in the place of a home.
 pub const fn name_of(guest: u64, number: u64) -> u64 {
@@ -143,6 +144,59 @@ pub(crate) fn target<M: Machine>(
     }
     asked(local, session, vcpu.number)
 }
+
+/// `Op::Forward` to a session, when the forwarder has no queue and whom the session asks about the vCPU is free.
+#[inline(always)]
+pub fn forward<M: Machine>(local: &mut Local<M>, shared: &Shared, selector: u64) -> Next {
+    let me = local.thread();
+    let server = local.threads.at(me);
+    let rank = server.rank;
+    let Client::Vcpu(name, turn) = server.client else { return Next::Slow };
+    let cap = shared.table.read(server.table, selector);
+    if server.queue != Client::None || !cap.word.is(Kind::Session, Rights::USE) {
+        return Next::Slow;
+    }
+    let (guest, number) = (Id::<()>::from_word(cap.name).index(), Id::<()>::from_word(cap.name).home());
+    let id = Local::<M>::vcpu_id(name);
+    let Some(vcpu) = local.vcpus.get(id) else {
+        return Next::Slow;
+    };
+    if vcpu.state != VcpuState::Awaiting || vcpu.turn != turn || usize::from(vcpu.guest) != guest {
+        return Next::Slow;
+    }
+    let session = of(shared, guest, number.into());
+    let seat = session.owner.now().1 as usize;
+    if session.name.load(Ordering::Acquire) != cap.name || seat >= session.posts.len() {
+        return Next::Slow;
+    }
+    let post = session.posts[seat][vcpu.number as usize % GUEST_VCPUS].load(Ordering::Acquire);
+    let Some(portal) = local.portals.get(Id::from_word(post)) else {
+        return Next::Slow;
+    };
+    let (asked, badge) = (Id::<Thread<M>>::from_word(portal.thread), portal.badge);
+    let budget = local.budget;
+    let Some(watcher) = local.threads.get_mut(asked) else {
+        return Next::Slow;
+    };
+    if watcher.state != ThreadState::Open || watcher.rank <= rank {
+        return Next::Slow;
+    }
+    watcher.state = ThreadState::Ready;
+    watcher.client = Client::Vcpu(name, turn);
+    watcher.budget = budget;
+    let server = local.threads.at_mut(me);
+    server.state = ThreadState::Open;
+    server.client = Client::None;
+    let vcpu = local.vcpus.at_mut(id.index() as u16);
+    vcpu.watch = Watch { session: number as u8, thread: asked.0 };
+    vcpu.queued_badge = badge;
+    vcpu.queued_groups = WORDS;
+    local.running = Running::Thread(asked.index() as u16);
+    Next::Pass { thread: asked.index() as u16, vcpu: id.index() as u16, badge }
+}
+
+/// All words of an exit travel that was forwarded.
+pub(crate) const WORDS: u64 = Groups::PC.with(Groups::VALUE).with(Groups::GENERAL).0;
 
 /// A guest's session.
 pub fn of(shared: &Shared, guest: usize, number: usize) -> &Session {

@@ -78,6 +78,16 @@ pub enum Next {
         /// Groups that travel.
         groups: u64,
     },
+    /// This thread gets the exit that the running thread hands on: the message words stay in their registers, and the vCPU
+    /// keeps them, should nobody answer.
+    Pass {
+        /// Which thread.
+        thread: u16,
+        /// Which vCPU.
+        vcpu: u16,
+        /// `x0`.
+        badge: u64,
+    },
     /// A hot door cannot: park the words and go the slow way.
     Slow,
     /// This thread goes on as its `entry` says.

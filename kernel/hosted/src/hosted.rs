@@ -21,7 +21,7 @@ use trellis_core::thread::{Entry, FaultRecord};
 use trellis_core::trace::place_of;
 use trellis_core::trap::{Next, Trap, interrupt, take};
 use trellis_core::vcpu::mask_words;
-use trellis_core::{float, forward, init, lines, notice, portal, signal, step, vcpu};
+use trellis_core::{float, forward, init, lines, notice, portal, session, signal, step, vcpu};
 use trellis_idl::boot::{BootHeader, MAGIC, Range, Segment};
 use trellis_idl::kernel::{Access, ExitClass, ExitHeader, Groups, GuestCall, Op, Refusal};
 use trellis_idl::layout;
@@ -166,10 +166,12 @@ impl Hosted {
         const CALL: u16 = Op::Call as u16;
         const REPLY: u16 = Op::ReplyAndWait as u16;
         const SIGNAL: u16 = Op::Signal as u16;
+        const FORWARD: u16 = Op::Forward as u16;
         const NEXT: u16 = Op::QueueNext as u16;
         let mut next = match number {
             CALL => portal::call(&mut this.local, &self.shared, a[0], a[1]),
             REPLY => portal::reply(&mut this.local, a[0], a[1]),
+            FORWARD if !self.only_slow => session::forward(&mut this.local, &self.shared, a[0]),
             NEXT if !self.only_slow => {
                 forward::next_at_once(&mut this.local, &self.shared, &mut this.machine, &a).unwrap_or(Next::Slow)
             }
@@ -401,6 +403,11 @@ impl Cpu {
                 let words = self.registers.words;
                 self.local.vcpus.at_mut(vcpu).context.answer(mask, &words);
                 self.enter(vcpu)
+            }
+            Next::Pass { thread, vcpu, badge } => {
+                self.local.vcpus.at_mut(vcpu).context.set_exit(self.registers.words);
+                self.registers.x = [badge, 0, 0];
+                Now::Thread(thread)
             }
             Next::Deliver { thread, vcpu, badge, groups } => {
                 let mut words = *self.local.vcpus.at(vcpu).context.exit();

@@ -87,6 +87,12 @@ impl Story {
         story
     }
 
+    /// What can be seen of it: who runs where with which words, and what became of the events.
+    fn seen(&self) -> (Vec<(Now, [u64; 10])>, &[(u64, bool)], u64, u64) {
+        let now = (0..self.cpus as u16).map(|cpu| (self.hosted.now(cpu), self.hosted.registers(cpu).words));
+        (now.collect(), &self.events, self.verdicts, self.epoch)
+    }
+
     fn make(&mut self, seat: u64, cpu: u64) {
         let [thread, portal] = watcher(seat, cpu);
         let domain = slot::DOMAINS[1 + seat as usize];
@@ -258,5 +264,19 @@ proptest! {
         }
         lawful(&story.hosted);
         story.ends_well();
+    }
+
+    #[test]
+    fn nobody_can_tell_how_an_event_was_handed_on(
+        cpus in 1..MOST + 1,
+        acts in prop::collection::vec((0..MOST, act()), 1..40),
+    ) {
+        let (mut hot, mut slow) = (Story::new(cpus), Story::new(cpus));
+        slow.hosted.only_slow = true;
+        for (cpu, act) in acts {
+            hot.take(cpu % cpus, act);
+            slow.take(cpu % cpus, act);
+            prop_assert_eq!(hot.seen(), slow.seen(), "{:?} on CPU {}", act, cpu % cpus);
+        }
     }
 }
