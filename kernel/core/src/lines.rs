@@ -374,7 +374,8 @@ fn entry<M: Machine>(local: &Local<M>, machine: &M, index: u16, slot: usize) -> 
     if machine.is_loaded(&vcpu.context) { machine.list_entry(slot) } else { vcpu.context.list_entry(slot) }
 }
 
-#[inline(always)]
+#[cfg_attr(target_os = "none", optimize(speed))]
+#[inline(never)]
 fn set_entry<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16, slot: usize, value: ListEntry) {
     let loaded = machine.is_loaded(&local.vcpus.at(index).context);
     if loaded {
