@@ -6,6 +6,8 @@
 //! look has been there all the time. Only time in which the server could have gone on counts: not while it is ready and
 //! something better runs, nor while it waits for another server that is looked after itself.
 //!
+//! One that has not begun to serve is late for those in its queue.
+//!
 //! A late server's client is told [`Refusal::Late`] (a vCPU stays stopped), as are those in its queue and those that come
 //! before it has answered; its answer finds nobody. What becomes of the server is its supervisor's business.
 
@@ -14,7 +16,7 @@ use crate::machine::{Machine, NEVER, Ticks};
 use crate::portal::{self, Client};
 use crate::schedule;
 use crate::shared::Shared;
-use crate::thread::ThreadState;
+use crate::thread::{Thread, ThreadState};
 use trellis_idl::kernel::Refusal;
 
 /// The shortest patience in microseconds: looking takes time, too.
@@ -79,9 +81,14 @@ fn watched<M: Machine>(local: &Local<M>) -> impl Iterator<Item = u16> + use<M> {
 
 /// This CPU has nothing to run: it need not look while nobody waits for an answer.
 pub fn rest<M: Machine>(local: &mut Local<M>) {
-    if local.looks.next != NEVER && !watched(local).any(|index| local.threads.at(index).client != Client::None) {
+    if local.looks.next != NEVER && !watched(local).any(|index| is_awaited(local.threads.at(index))) {
         local.looks.next = NEVER;
     }
+}
+
+/// Whether somebody waits for this server.
+fn is_awaited<M: Machine>(thread: &Thread<M>) -> bool {
+    thread.client != Client::None || thread.queue != Client::None
 }
 
 /// Looks at the servers, if it is time.
@@ -95,10 +102,8 @@ pub fn look<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, 
     for index in watched(local) {
         let could = could_go_on(local, index);
         let thread = local.threads.at_mut(index);
-        if thread.client == Client::None {
-            continue;
-        }
-        if !thread.client.is_seen() {
+        // One that has not begun to serve has no client, only a queue: that counts from its first look at all.
+        if !is_awaited(thread) || thread.client != Client::None && !thread.client.is_seen() {
             thread.client = thread.client.seen();
             thread.waited = 0;
         } else if could {

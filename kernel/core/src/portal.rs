@@ -730,8 +730,8 @@ pub(crate) fn late<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &
     let client = local.threads.at(index).client.plain();
     let lent = local.threads.at(index).budget;
     let record = match client {
-        Client::None => return,
-        Client::Thread(..) => [1, 0, 0],
+        // With none yet, somebody waits that it begins.
+        Client::None | Client::Thread(..) => [1, 0, 0],
         Client::Vcpu(name, _) => {
             let vcpu = local.vcpus.at(Id::<Vcpu<M>>::from_word(name).index() as u16);
             [2, vcpu.number.into(), vcpu.context.exit()[0]]

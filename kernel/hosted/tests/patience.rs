@@ -234,3 +234,32 @@ fn priority_goes_through_a_server_that_queues_at_another() {
     assert_eq!(Answer::RETRY.0, 0);
     lawful(&hosted);
 }
+
+/// Whoever calls a server that goes on for ever, or sleeps, instead of beginning to serve.
+#[test]
+fn a_server_that_does_not_begin_to_serve_is_late_for_who_calls_it() {
+    const PORTAL: u64 = slot::FREE;
+    for sleeps in [false, true] {
+        let mut hosted = system();
+        must(&mut hosted, Op::PortalCreate, [slot::THREADS[2], 9, PORTAL, 0, 0, 0]);
+        supervise(&mut hosted, 2, PATIENCE);
+        // Time in which nobody waits for it does not count.
+        must(&mut hosted, Op::ThreadStart, [slot::THREADS[2], 0, 0, 0, 0, 0]);
+        hosted.advance(3 * PATIENCE);
+        assert_eq!((hosted.now(0), record(&mut hosted, 2, ThreadFault::State)), (Now::Thread(ROOT), 0));
+        let begin = hosted.board.borrow().now;
+        assert_eq!(call(&mut hosted, PORTAL, WORDS), Now::Thread(CLIENT));
+        if sleeps {
+            assert_eq!(hosted.syscall(0, Op::Wait as u16, [4, 0, 0, 0, 0, 0], [0; 10]), Now::Idle);
+        }
+        while hosted.now(0) != Now::Thread(ROOT) {
+            hosted.advance(100);
+            assert!(hosted.board.borrow().now - begin < 10 * PATIENCE, "root waits for ever");
+        }
+        let took = hosted.board.borrow().now - begin;
+        assert!((PATIENCE / 2..=PATIENCE * 3 / 2 + 200).contains(&took), "{took}");
+        assert_eq!(x0(&hosted), Err(Refusal::Late));
+        assert_eq!((record(&mut hosted, 2, ThreadFault::State), record(&mut hosted, 2, ThreadFault::LateFor)), (3, 1));
+        lawful(&hosted);
+    }
+}
