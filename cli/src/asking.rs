@@ -2,6 +2,7 @@
 //! The other end of the control socket: asks a running system and waits for the whole answer.
 
 use crate::frame::{Decoder, Frame, Item};
+use crate::replaced;
 use crate::status::{Doing, Failure};
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -9,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 use trellis_idl::control::{Answer, Ask, Head, Name, Part, Refused, VERSION};
-use trellis_idl::kernel::Refusal;
+use trellis_idl::plan::Role;
 use trellis_idl::wire::FrameKind;
 
 /// How long a running system may take for a part of an answer.
@@ -50,6 +51,24 @@ impl Asking {
                 Part::Refused(why) => return Err(refused(why, ask)),
                 part => parts.push(part),
             }
+        }
+    }
+
+    /// A monitor by its name; `monitor` means the only one.
+    pub fn monitor(&mut self, named: &str) -> Result<Name, Failure> {
+        let rank = Role::Monitor.rank();
+        let monitor = |part| match part {
+            Part::Server(server) if server.rank == rank => Some(server.name),
+            _ => None,
+        };
+        let there: Vec<Name> = self.ask(&Ask::Status)?.into_iter().filter_map(monitor).collect();
+        if let Some(name) = there.iter().find(|name| name.as_str() == named) {
+            return Ok(name.clone());
+        }
+        match &there[..] {
+            [only] if named == "monitor" => Ok(only.clone()),
+            [] => Err(Failure::usage(format!("there is no monitor {named}"), "nobody is watched in this system")),
+            _ => Err(Failure::usage(format!("there is no monitor {named}"), format!("there are: {}", there.join(", ")))),
         }
     }
 
@@ -110,7 +129,7 @@ impl Asking {
             let name = |part| if let Part::Guest(guest) = part { Some(guest.name.to_string()) } else { None };
             parts.into_iter().filter_map(name).collect::<Vec<_>>().join(", ")
         });
-        let sentence = format!("there is no guest {}", guest_of(ask));
+        let sentence = format!("there is no guest {}", subject_of(ask));
         match names {
             Ok(names) => Failure::usage(sentence, format!("there are: {names}")),
             Err(_) => Failure::says(sentence),
@@ -118,9 +137,10 @@ impl Asking {
     }
 }
 
-fn guest_of(ask: &Ask) -> &str {
+/// Whom a question is about.
+fn subject_of(ask: &Ask) -> &str {
     match ask {
-        Ask::Pause(name) | Ask::Resume(name) | Ask::Reboot(name) | Ask::Views(name) => name,
+        Ask::Pause(name) | Ask::Resume(name) | Ask::Reboot(name) | Ask::Views(name) | Ask::Kill(name) => name,
         Ask::Status | Ask::Load(_) => "",
     }
 }
@@ -143,7 +163,7 @@ fn foreign(version: u16) -> Failure {
 
 /// A refusal as a sentence.
 pub fn refused(why: Refused, ask: &Ask) -> Failure {
-    let guest = guest_of(ask);
+    let guest = subject_of(ask);
     match why {
         Refused::Off => Failure::hinted(
             "the system answers nobody: its manifest says control = \"off\"",
@@ -160,12 +180,17 @@ pub fn refused(why: Refused, ask: &Ask) -> Failure {
         Refused::NoGuest => Failure::says(format!("there is no guest {guest}")),
         Refused::Ended => Failure::says(format!("guest {guest} has ended")),
         Refused::Kernel(number) => {
-            let name = Refusal::ALL.iter().find(|refusal| **refusal as u8 == number);
-            let why = name.map_or_else(|| format!("refusal {number}"), |refusal| format!("{refusal:?}"));
-            Failure::says(format!("the kernel refused it: {why}"))
+            Failure::says(format!("the kernel refused it: {}", replaced::refusal(number)))
         }
         Refused::Server => Failure::hinted(
             format!("guest {guest} could not be started again, and has ended"),
+            "why stands in the log of root, where `./trellis run` writes",
+        ),
+        Refused::NoMonitor => Failure::says(format!("there is no monitor {guest}")),
+        Refused::NothingWatched => Failure::says(format!("every guest that monitor {guest} watches has ended")),
+        Refused::GivenUp => Failure::says(format!("monitor {guest} was lost too often, and is not made again")),
+        Refused::Lost => Failure::hinted(
+            format!("monitor {guest} could not be made again; what becomes of its guests stands in the manifest"),
             "why stands in the log of root, where `./trellis run` writes",
         ),
     }
@@ -207,7 +232,8 @@ mod tests {
     fn every_refusal_is_a_sentence_of_its_own() {
         let refusals = [
             Refused::Off, Refused::ObserveOnly, Refused::Version, Refused::NotUnderstood, Refused::NoGuest, Refused::Ended,
-            Refused::Kernel(3), Refused::Kernel(200), Refused::Server,
+            Refused::Kernel(3), Refused::Kernel(200), Refused::Server, Refused::NoMonitor, Refused::NothingWatched,
+            Refused::GivenUp, Refused::Lost,
         ];
         let ask = Ask::Reboot(name("web").expect("a short name"));
         let mut sentences: Vec<String> = refusals.iter().map(|why| refused(*why, &ask).text(false)).collect();

@@ -6,11 +6,11 @@ use crate::session::Outputs;
 use crate::standing::Standing;
 use crate::status::{Doing, Failure, Status};
 use crate::top::Top;
-use crate::views_list;
+use crate::{replaced, views_list};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use std::path::PathBuf;
-use trellis_idl::control::Ask;
+use trellis_idl::control::{Ask, Part};
 
 /// The variable that names the socket where the command line does not.
 const VARIABLE: &str = "TRELLIS_CONTROL";
@@ -57,6 +57,11 @@ pub enum What {
         /// Its name
         guest: String,
     },
+    /// Ends a monitor as if it had crashed: another one is made, and what waited for a verdict is asked again
+    Kill {
+        /// Its name, as the manifest says; `monitor` where there is only one
+        monitor: String,
+    },
     /// Shows what CPUs and guests do, all the time on a terminal, once elsewhere
     Top {
         /// Shows it once, also on a terminal
@@ -81,6 +86,11 @@ impl Ctl {
                 let parts = asking.ask(&Ask::Views(name(guest)?))?;
                 if self.json { pretty(&views_list::json(&parts)) } else { views_list::text(&parts) }
             }
+            What::Kill { monitor } => {
+                let monitor = asking.monitor(monitor)?;
+                let parts = asking.ask(&Ask::Kill(monitor.clone()))?;
+                self.replaced(&monitor, "was ended and made again", &parts)?
+            }
             What::Top { once } => return Top::show(&mut asking, *once, self.json, outputs),
         };
         write!(outputs.out, "{answer}").and_then(|()| outputs.out.flush()).doing(|| "write the output".into())?;
@@ -90,6 +100,12 @@ impl Ctl {
     fn order(&self, asking: &mut Asking, ask: &Ask, guest: &str, what: &str) -> Result<String, Failure> {
         asking.ask(ask)?;
         Ok(if self.json { pretty(&json!({ "guest": guest, "done": true })) } else { format!("guest {guest} {what}\n") })
+    }
+
+    fn replaced(&self, monitor: &str, what: &str, parts: &[Part]) -> Result<String, Failure> {
+        let known = replaced::of(parts).ok_or_else(|| Failure::says("the system does not say what became of the monitor"))?;
+        let text = || replaced::text(&format!("{monitor} {what}"), &known);
+        Ok(if self.json { pretty(&replaced::json(monitor, &known)) } else { text() })
     }
 
     fn socket(&self) -> Result<PathBuf, Failure> {

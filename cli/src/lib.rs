@@ -33,6 +33,7 @@ pub mod programs;
 pub mod progress;
 pub mod query;
 pub mod relay;
+pub mod replaced;
 pub mod report;
 pub mod run;
 pub mod session;

@@ -55,6 +55,8 @@ pub enum Ask {
     Views(Name),
     /// What CPUs did during the last so many milliseconds, as far back as they remember: [`Part::Load`].
     Load(u16),
+    /// Ends a monitor, as if it had crashed, and makes it again: [`Part::Replaced`].
+    Kill(Name),
 }
 
 impl Ask {
@@ -103,6 +105,8 @@ pub enum Part {
     View(ViewState),
     /// What a CPU did.
     Load(Load),
+    /// Another monitor is asked from now on.
+    Replaced(Replaced),
 }
 
 /// Why not.
@@ -124,12 +128,51 @@ pub enum Refused {
     Kernel(u8),
     /// One of the guest's servers did not do what it should.
     Server,
+    /// There is no such monitor.
+    NoMonitor,
+    /// Every guest that the monitor watches has ended.
+    NothingWatched,
+    /// The monitor was lost too often, and is not made again.
+    GivenUp,
+    /// The monitor could not be made again, and its guests have gone the way that the manifest says.
+    Lost,
 }
 
 impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Refused {
         Refused::Kernel(refusal as u8)
     }
+}
+
+/// A monitor in the place of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct Replaced {
+    /// Index of its server in the plan.
+    pub server: u8,
+    /// Guests that it watches.
+    pub guests: u8,
+    /// vCPUs that waited for a verdict meanwhile; each has been asked about again.
+    pub owed: u8,
+    /// Ticks from the moment at which nobody was asked any more to the one at which all that was owed had been given to the
+    /// new one: no guest waited for longer.
+    pub ticks: u64,
+    /// Ticks a second.
+    pub clock_hz: u64,
+    /// What the new one knows of what the old one knew.
+    pub state: Handed,
+}
+
+/// What became of a monitor's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub enum Handed {
+    /// It was lost with the monitor.
+    Lost,
+    /// So many bytes of it were handed over.
+    Taken(u16),
+    /// The old one gave none: a [`Refusal`]'s number.
+    NotGiven(u8),
+    /// The new one did not take it, and began without: a [`Refusal`]'s number.
+    NotTaken(u8),
 }
 
 /// The system as a whole.

@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
 use trellis_idl::control::{
+    Handed, Replaced,
     Answer, Ask, Control, Ended, FromHost, GuestLoad, GuestState, Head, Life, Load, Name, Part, Refused, ServerState, Silicon,
     SystemState, VcpuState, ViewState,
 };
@@ -93,6 +94,7 @@ fn questions_keep_their_bytes() {
     is(&Ask::Reboot(name("web")), "0303776562");
     is(&Ask::Views(name("web")), "0403776562");
     is(&Ask::Load(1_000), "05e807");
+    is(&Ask::Kill(name("web")), "0603776562");
     is(&FromHost::Asked(7, Ask::Status), "000700");
     is(&FromHost::Foreign(7), "0107");
     is(&FromHost::Meaningless(7), "0207");
@@ -110,6 +112,7 @@ fn answers_keep_their_bytes() {
         Refused::Kernel(3), Refused::Server,
     ];
     is(&refusals, "000102030405060307");
+    is(&[Refused::NoMonitor, Refused::NothingWatched, Refused::GivenUp, Refused::Lost], "08090a0b");
     is(&answer(Part::Refused(Refused::Ended)), "01050105");
     let system = SystemState {
         name: name("box"), control: Control::Full, up: 200, clock_hz: 62_500_000, cpus: 2, kernel_bytes: 4096, free_bytes: 0,
@@ -127,6 +130,9 @@ fn answers_keep_their_bytes() {
     is(&answer(Part::Silicon(silicon)), "010505412000020400");
     is(&answer(Part::View(ViewState { view: 2, default: 0x102, vcpus: 1 })), "01050602820201");
     let guests = Vec::from_slice(&[GuestLoad { guest: 1, ticks: 20, exits: 3 }]).expect("one fits");
+    let replaced = Replaced { server: 3, guests: 1, owed: 2, ticks: 300, clock_hz: 100, state: Handed::Taken(200) };
+    is(&answer(Part::Replaced(replaced)), "010508030102ac026401c801");
+    is(&[Handed::Lost, Handed::NotGiven(4), Handed::NotTaken(5)], "0002040305");
     is(&answer(Part::Load(Load { cpu: 0, ticks: 100, idle: 40, interrupts: 2, guests })), "0105070064280201011403");
 }
 
@@ -201,7 +207,7 @@ fn interfaces_keep_their_schema() {
         (VCPU, Interface { number: 2, version: 1, schema: 0x9f08_7813_98dd_ec49 }),
         (IRQFWD, Interface { number: 4, version: 1, schema: 0x3cba_fe64_b8e1_482e }),
         (MONITOR, Interface { number: 5, version: 1, schema: 0xdc33_40e9_c202_3588 }),
-        (CONTROL, Interface { number: 8, version: 1, schema: 0x2d30_e224_0764_a390 }),
+        (CONTROL, Interface { number: 8, version: 1, schema: 0x9e10_fff6_2c1a_b55b }),
         (HOST, Interface { number: 3, version: 1, schema: 0x69dc_5bdc_224c_0b85 }),
     ];
     for (now, then) in golden {

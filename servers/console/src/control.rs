@@ -33,7 +33,8 @@ mod tests {
             name.clone().prop_map(Ask::Pause),
             name.clone().prop_map(Ask::Resume),
             name.clone().prop_map(Ask::Reboot),
-            name.prop_map(Ask::Views),
+            name.clone().prop_map(Ask::Views),
+            name.prop_map(Ask::Kill),
             any::<u16>().prop_map(Ask::Load),
         ]
     }

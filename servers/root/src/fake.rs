@@ -71,6 +71,8 @@ pub struct FakeSession {
     pub epoch: u64,
     /// As a number of [`trellis_idl::kernel::Seat`].
     pub seat: u64,
+    /// vCPUs whose event is owed.
+    pub owed: u64,
     /// Who sits where: by vCPU and seat.
     pub places: BTreeMap<(u64, u64), Object>,
     /// Every seat that was committed, in order.
@@ -179,6 +181,11 @@ impl Fake {
         self.state.borrow().sessions[&(guest, number)].clone()
     }
 
+    /// These vCPUs of a guest wait for somebody to be asked, until they are settled.
+    pub fn owe(&self, guest: usize, number: u64, vcpus: u64) {
+        self.state.borrow_mut().sessions.get_mut(&(guest, number)).expect("a session").owed = vcpus;
+    }
+
     /// Where this class of a vCPU's exits goes: portal, groups, badge.
     pub fn route(&self, vcpu: usize, class: u64) -> (Object, u64, u64) {
         self.state.borrow().vcpus[vcpu][&class]
@@ -273,8 +280,11 @@ impl State {
                 session.commits.push(a[2]);
                 return Ok([session.epoch, 0, 0]);
             }
-            (Op::SessionSettle, _) => session.settled.push((a[1], session.seat)),
-            _ => return Ok([session.epoch, session.seat, 0]),
+            (Op::SessionSettle, _) => {
+                session.settled.push((a[1], session.seat));
+                session.owed &= !(1 << a[1]);
+            }
+            _ => return Ok([session.epoch, session.seat, session.owed]),
         }
         Ok([0; 3])
     }
@@ -611,11 +621,13 @@ pub fn plan_with_device() -> Plan<'static> {
 
 /// Root's, the console's and both guests' servers come first.
 pub const MONITOR: usize = 5;
+/// What it is called.
+pub const MONITOR_NAME: &str = "watchdog";
 
 /// The same as [`plan`]; a monitor watches the second guest, or both.
 pub fn plan_with_monitor(guests: &[usize], without: Without) -> Plan<'static> {
     let mut plan = plan();
-    plan.servers.push(server("watchdog", Role::Monitor, 2, part(0xd, 30))).unwrap();
+    plan.servers.push(server(MONITOR_NAME, Role::Monitor, 2, part(0xd, 30))).unwrap();
     plan.servers[MONITOR].slots = 300;
     for (place, guest) in (0..).zip(guests) {
         let watcher = WatcherPlan { server: MONITOR as u8, place, deadline_us: 50_000, without, reads: place == 0 };

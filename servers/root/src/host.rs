@@ -84,9 +84,9 @@ mod tests {
     use super::*;
     use trellis_idl::control::Name;
 
-    fn all() -> [Ask; 6] {
+    fn all() -> [Ask; 7] {
         let name = || Name::try_from("a").expect("a short name");
-        [Ask::Status, Ask::Views(name()), Ask::Load(5), Ask::Pause(name()), Ask::Resume(name()), Ask::Reboot(name())]
+        [Ask::Status, Ask::Views(name()), Ask::Load(5), Ask::Pause(name()), Ask::Resume(name()), Ask::Reboot(name()), Ask::Kill(name())]
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub enum Event {
     ServerStopped(u8, Death, u64),
     /// A guest cannot go on: its monitor says so, or there is none any more.
     Condemned(u8, GuestEnd),
+    /// The host ends a monitor, so that there is another one.
+    Killed(u8),
 }
 
 /// How a server stopped.
@@ -144,6 +146,9 @@ impl Policy {
             }
             Event::ServerStopped(server, death, now) => self.server_stopped(server, death, now, &mut actions),
             Event::Condemned(guest, end) => self.condemned(guest, end, &mut actions),
+            // That is no fault of it: it does not count.
+            Event::Killed(server) if !self.has_stopped(server.into()) => push(&mut actions, Action::Relieve(server)),
+            Event::Killed(_) => {}
         }
         actions
     }

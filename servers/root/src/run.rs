@@ -13,6 +13,7 @@ use crate::watch::{self, Monitor, Ways};
 use crate::wire::Rings;
 use crate::{Board, StartError, Step, check, wire};
 use heapless::Vec;
+use trellis_idl::control::Replaced;
 use trellis_idl::kernel::{Fact, Refusal, Rights, ThreadFault};
 use trellis_idl::interface;
 use trellis_idl::layout::{DEVICE, console_signal, ring, root_signal, root_slot, slot};
@@ -58,6 +59,8 @@ pub struct Root<'a, B> {
     host: Host,
     /// The CPU of the thread that faulted last.
     faulted: Option<u8>,
+    /// What became of the monitor that was made again last, for whoever asked for it.
+    replaced: Option<Replaced>,
     off: bool,
 }
 
@@ -91,7 +94,7 @@ impl<'a, B: Board> Root<'a, B> {
         let tracer = Tracer::new(cpus);
         let host = Host::new(plan.control, clock(system).0);
         let mut root =
-            Root { host, board, plan, supply, servers, guests, lots, console: output, policy, unheard: 0, tracer, forward: None, ways: Vec::new(), monitors: Vec::new(), running: 0, faulted: None, off: false };
+            Root { host, board, plan, supply, servers, guests, lots, console: output, policy, unheard: 0, tracer, forward: None, ways: Vec::new(), monitors: Vec::new(), running: 0, faulted: None, replaced: None, off: false };
         for index in 0..plan.guests.len() {
             root.make_guest(system, index)?;
         }

@@ -180,6 +180,11 @@ impl Subject<'_> {
         self.own()?.commit(system, seat).step("say who watches")
     }
 
+    /// How many of its vCPUs wait for somebody to be asked.
+    fn owed(&self, system: &impl System) -> Result<u32, StartError> {
+        self.own()?.info(system).map(|info| info.owed.count_ones()).step("ask what is owed")
+    }
+
     /// Gives every event that is open or owed to whoever is asked now.
     pub fn settle(&self, system: &impl System) -> Result<(), StartError> {
         for vcpu in 0..self.plan.cpus.len() as u64 {
@@ -260,11 +265,13 @@ impl Monitor {
     }
 
     /// Has it watch a guest that begins ([`MonitorOp::Begin`]) or runs already ([`MonitorOp::Adopt`]), then has it asked
-    /// about the guest.
-    pub fn watch(&self, system: &impl System, op: MonitorOp, guest: &Subject<'_>) -> Result<(), StartError> {
+    /// about the guest. Back: how many of its vCPUs waited for that.
+    pub fn watch(&self, system: &impl System, op: MonitorOp, guest: &Subject<'_>) -> Result<u32, StartError> {
         self.portals.control.order(system, op as u64, [guest.watcher.place.into()]).step("have a guest watched")?;
         guest.commit(system, self.seat)?;
-        guest.settle(system)
+        let owed = guest.owed(system)?;
+        guest.settle(system)?;
+        Ok(owed)
     }
 }
 

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod count;
+pub mod running;
 pub mod source;
 pub mod story;
 pub mod tree;

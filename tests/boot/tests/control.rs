@@ -1,84 +1,37 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A host that talks to a running system: looks, pauses, lets go on and restarts a guest, and goes away when it likes.
 
-use std::io::{self, PipeWriter, Write};
+use std::io::Write;
+use std::ops::Deref;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::path::Path;
+use std::thread;
+use trellis_boot_tests::running::System;
 use trellis_boot_tests::story;
-use trellis_cli::ctl::{Ctl, What};
+use trellis_cli::ctl::What;
 use trellis_cli::frame::Frame;
 use trellis_cli::run::Run;
-use trellis_cli::session::Outputs;
 use trellis_cli::status::{Failure, Status};
 use trellis_idl::wire::FrameKind;
 
-/// More than any machine should need.
-const LIMIT: Duration = Duration::from_secs(900);
+/// The example, with what the host may do; guest `one` has the terminal.
+struct Talk(System);
 
-/// Text that one thread writes and another reads.
-#[derive(Clone, Default)]
-struct Shared(Arc<Mutex<Vec<u8>>>);
+impl Deref for Talk {
+    type Target = System;
 
-impl Write for Shared {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().expect("nobody panicked").extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+    fn deref(&self) -> &System {
+        &self.0
     }
 }
 
-impl Shared {
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().expect("nobody panicked")).into_owned()
-    }
-}
-
-/// A system that runs in a thread of its own. Guest `one` has the terminal.
-struct System {
-    out: Shared,
-    log: Shared,
-    keys: PipeWriter,
-    socket: PathBuf,
-    run: JoinHandle<Result<Status, Failure>>,
-    _folder: tempfile::TempDir,
-}
-
-fn start(control: &str) -> System {
-    let folder = tempfile::tempdir().expect("a folder");
+fn start(control: &str) -> Talk {
     let text = std::fs::read_to_string(story::manifest("control.toml")).expect("the manifest");
-    let manifest = folder.path().join("m.toml");
     let text = text.replace("control = \"full\"", &format!("control = \"{control}\""));
-    std::fs::write(&manifest, text).expect("a manifest");
-    let socket = folder.path().join("socket");
-    let run = Run {
-        manifest: Some(manifest), console: Some("one".into()), control: Some(socket.clone()), timeout: Some(LIMIT),
-        ..Run::default()
-    };
-    let (read, keys) = io::pipe().expect("a pipe");
-    let (out, log) = (Shared::default(), Shared::default());
-    let mut writers = (out.clone(), log.clone());
-    let run = thread::spawn(move || {
-        let mut outputs = Outputs { out: &mut writers.0, log: &mut writers.1 };
-        run.with_keys(Box::new(read), &mut outputs).map(|outcome| outcome.status)
-    });
-    System { out, log, keys, socket, run, _folder: folder }
+    Talk(System::start(&text, Run { console: Some("one".into()), ..Run::default() }))
 }
 
-impl System {
-    /// Waits until something holds, as long as the system runs.
-    fn until(&self, what: &str, mut holds: impl FnMut(&System) -> bool) {
-        while !holds(self) {
-            assert!(!self.run.is_finished(), "it ended before {what}\n{}\n{}", self.out.text(), self.log.text());
-            thread::sleep(Duration::from_millis(20));
-        }
-    }
-
+impl Talk {
     /// Lines that guest `one` has said.
     fn one(&self) -> usize {
         self.out.text().matches("one: line").count()
@@ -100,20 +53,12 @@ impl System {
     /// Guest `one` says so many lines more.
     fn one_goes_on(&self, lines: usize) {
         let goal = self.one() + lines;
-        self.until("guest one went on", |system| system.one() >= goal);
+        self.until("guest one went on", |_| self.one() >= goal);
     }
 
     fn two_goes_on(&self) {
         let goal = self.two_lines() + 3;
-        self.until("guest two went on", |system| system.two_lines() >= goal);
-    }
-
-    fn ctl(&self, what: What, json: bool) -> Result<String, Failure> {
-        ctl(&self.socket, what, json)
-    }
-
-    fn says(&self, what: What) -> String {
-        self.ctl(what, false).unwrap_or_else(|failure| panic!("{}\n{}", failure.text(false), self.log.text()))
+        self.until("guest two went on", |_| self.two_lines() >= goal);
     }
 
     fn state_of_two(&self) -> String {
@@ -125,18 +70,11 @@ impl System {
 
     /// A key for guest `one`, which ends it and the system with it.
     fn end(mut self) -> (String, Result<Status, Failure>) {
-        self.keys.write_all(b"x").expect("it listens");
-        let outcome = self.run.join().expect("it does not panic");
-        assert!(!self.socket.exists(), "the socket goes with the system");
-        (self.log.text(), outcome)
+        self.0.keys.write_all(b"x").expect("it listens");
+        let outcome = self.0.run.join().expect("it does not panic");
+        assert!(!self.0.socket.exists(), "the socket goes with the system");
+        (self.0.log.text(), outcome)
     }
-}
-
-fn ctl(socket: &Path, what: What, json: bool) -> Result<String, Failure> {
-    let (mut out, mut log) = (Vec::new(), Vec::new());
-    let ctl = Ctl { socket: Some(socket.to_owned()), json, what };
-    ctl.carry_out(&mut Outputs { out: &mut out, log: &mut log })?;
-    Ok(String::from_utf8(out).expect("text"))
 }
 
 fn two() -> String {
@@ -144,7 +82,7 @@ fn two() -> String {
 }
 
 /// What it says is gathered before it goes out; then it says no more, however long the other one talks.
-fn is_silent(system: &System) {
+fn is_silent(system: &Talk) {
     system.one_goes_on(5);
     let said = system.two_lines();
     system.one_goes_on(15);
@@ -171,12 +109,12 @@ fn a_host_that_may_do_everything_pauses_resumes_and_restarts_a_guest() {
     let lines = system.two();
     assert!(lines.len() == 1 && lines[0].iter().zip(0..).all(|(line, index)| *line == index), "each line once: {lines:?}");
     assert_eq!(system.says(What::Reboot { guest: two() }), "guest two starts again\n");
-    system.until("guest two started again", |system| system.two().len() == 2);
+    system.until("guest two started again", |_| system.two().len() == 2);
     system.two_goes_on();
     // One that is paused may be started again too, and is not paused any more.
     system.says(What::Pause { guest: two() });
     system.says(What::Reboot { guest: two() });
-    system.until("guest two started once more", |system| system.two().len() == 3);
+    system.until("guest two started once more", |_| system.two().len() == 3);
     system.two_goes_on();
     assert_eq!(system.state_of_two(), "runs");
     assert!(system.two().iter().all(|life| life.iter().zip(0..).all(|(line, index)| *line == index)), "{:?}", system.two());
@@ -187,7 +125,7 @@ fn a_host_that_may_do_everything_pauses_resumes_and_restarts_a_guest() {
 }
 
 /// Everything that only looks.
-fn looks(system: &System) {
+fn looks(system: &Talk) {
     let views = system.says(What::Views { guest: two() });
     assert!(views.contains("host") && views.contains("rx"), "{views}");
     let top = system.says(What::Top { once: true });
@@ -226,8 +164,8 @@ fn a_host_that_may_look_changes_nothing_and_is_told_why() {
 #[test]
 fn a_system_that_answers_nobody_has_no_socket() {
     let system = start("off");
-    let outcome = system.run.join().expect("it does not panic");
+    let outcome = system.0.run.join().expect("it does not panic");
     let failure = outcome.expect_err("nobody could ask anything");
     assert!(failure.status == Status::Wrong && failure.text(false).contains("control = \"off\""), "{}", failure.text(false));
-    assert!(!system.socket.exists());
+    assert!(!system.0.socket.exists());
 }

@@ -48,7 +48,7 @@ fn heard(payload: &[u8]) {
 /// Each question, one in another version, and answers.
 pub fn seeds() -> Vec<Vec<u8>> {
     let name = || Name::try_from("web").expect("a short name");
-    let asks = [Ask::Status, Ask::Pause(name()), Ask::Resume(name()), Ask::Reboot(name()), Ask::Views(name()), Ask::Load(1000)];
+    let asks = [Ask::Status, Ask::Pause(name()), Ask::Resume(name()), Ask::Reboot(name()), Ask::Views(name()), Ask::Load(1000), Ask::Kill(name())];
     let bytes = |version, ask: &Ask| postcard::to_stdvec(&(Head { version, number: 7 }, ask)).expect("it encodes");
     let framed = |ask: &Ask| {
         let mut frame = Outgoing::new();

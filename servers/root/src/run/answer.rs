@@ -73,6 +73,8 @@ impl<B: Board> Root<'_, B> {
             Ok(Ask::Pause(name)) => done(self.named(name).and_then(|guest| self.pause(system, guest))),
             Ok(Ask::Resume(name)) => done(self.named(name).and_then(|guest| self.resume(system, guest))),
             Ok(Ask::Reboot(name)) => done(self.named(name).and_then(|guest| self.order_reboot(system, guest))),
+            Ok(Ask::Kill(_)) if step > 0 => Next::Last(Part::Done),
+            Ok(Ask::Kill(name)) => self.kill(system, name).map_or_else(refused, |replaced| Next::Part(Part::Replaced(replaced))),
         };
         let (part, is_last) = match next {
             Next::Skip => (None, false),

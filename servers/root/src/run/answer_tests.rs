@@ -3,10 +3,11 @@
 
 use super::tests::{reports, start_plan};
 use super::*;
-use crate::fake::{Fake, FakeBoard, plan};
+use crate::fake::{Fake, FakeBoard, MONITOR, MONITOR_NAME, plan, plan_with_monitor};
 use crate::host::TURN;
-use trellis_idl::control::{Answer, Ask, Control, Ended, FromHost, Head, Life, Name, Part, Refused, VERSION};
-use trellis_idl::kernel::Op;
+use trellis_idl::control::{Answer, Ask, Control, Ended, FromHost, Handed, Head, Life, Name, Part, Refused, VERSION};
+use trellis_idl::kernel::{Op, Seat};
+use trellis_idl::plan::Without;
 
 fn system(fake: &Fake, control: Control) -> (Root<'static, FakeBoard>, FakeBoard) {
     let mut plan = plan();
@@ -214,4 +215,57 @@ fn garbage_from_the_console_is_passed_over() {
     }
     let refused = |number, why| (number, Part::Refused(why));
     assert_eq!(said(&board), [refused(5, Refused::Version), refused(6, Refused::NotUnderstood)]);
+}
+
+/// A monitor that the host ends is made again as often as the host likes: that it was ended is not its fault.
+#[test]
+fn a_monitor_is_ended_by_its_name_and_made_again_without_being_blamed() {
+    let fake = Fake::new();
+    let mut plan = plan_with_monitor(&[1], Without::Hold);
+    plan.control = Control::Full;
+    let (mut root, board) = start_plan(&fake, plan);
+    reports(&board);
+    for life in 0..10 {
+        fake.owe(1, 0, 0b10);
+        let parts = answer(&mut root, &fake, &board, Ask::Kill(name(MONITOR_NAME)));
+        let [Part::Replaced(replaced), Part::Done] = parts.as_slice() else { panic!("{parts:?}") };
+        let expected = (MONITOR as u8, 1, 1, Handed::Lost);
+        assert_eq!((replaced.server, replaced.guests, replaced.owed, replaced.state), expected, "life {life}");
+        assert_eq!(fake.count(Op::DomainDestroy), life + 1);
+        let seat = if life % 2 == 0 { Seat::Second } else { Seat::First };
+        assert_eq!(fake.session(1, 0).seat, seat as u64);
+        assert_eq!(fake.session(1, 0).settled.last(), Some(&(1, seat as u64)));
+    }
+    assert_eq!(fake.count(Op::VcpuStop), 0, "its guest goes on");
+    assert!(reports(&board).is_empty(), "nothing failed");
+}
+
+#[test]
+fn what_is_no_monitor_or_has_nobody_to_watch_is_not_ended() {
+    let fake = Fake::new();
+    let mut plan = plan_with_monitor(&[1], Without::Hold);
+    plan.control = Control::Full;
+    let (mut root, board) = start_plan(&fake, plan);
+    for other in ["console", "p2m.1", "nobody", ""] {
+        assert_eq!(answer(&mut root, &fake, &board, Ask::Kill(name(other))), [Part::Refused(Refused::NoMonitor)]);
+    }
+    assert!(Producer::new(board.ring(ring::root_report(4))).send(&ToRoot::Ended(GuestEnd::Off)));
+    fake.bits.borrow_mut().push_back(root_signal::server(4));
+    root.step(&fake);
+    assert_eq!(answer(&mut root, &fake, &board, Ask::Kill(name(MONITOR_NAME))), [Part::Refused(Refused::NothingWatched)]);
+    assert_eq!(fake.count(Op::DomainDestroy), 0);
+}
+
+/// With another that cannot begin either, its guest goes the way of the manifest, and the host learns it.
+#[test]
+fn a_monitor_that_cannot_be_made_again_is_told() {
+    let fake = Fake::new();
+    let mut plan = plan_with_monitor(&[1], Without::Hold);
+    plan.control = Control::Full;
+    let (mut root, board) = start_plan(&fake, plan);
+    reports(&board);
+    fake.refuse_monitors.set(usize::MAX);
+    assert_eq!(answer(&mut root, &fake, &board, Ask::Kill(name(MONITOR_NAME))), [Part::Refused(Refused::Lost)]);
+    assert_eq!(reports(&board).last(), Some(&Report::GuestEnded { guest: 1, end: GuestEnd::Server(MONITOR as u8) }));
+    assert_eq!(answer(&mut root, &fake, &board, Ask::Kill(name(MONITOR_NAME))), [Part::Refused(Refused::GivenUp)]);
 }

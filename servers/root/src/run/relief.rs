@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::watch::{Subject, watched_by};
+use trellis_idl::control::{Handed, Refused, Replaced};
 use trellis_idl::plan::{MAX_WATCHED, Without};
 use trellis_idl::wire::MonitorOp;
 
@@ -63,7 +64,7 @@ impl<'a, B: Board> Root<'a, B> {
                 let monitor = self.monitors.iter().find(|monitor| monitor.number == number);
                 let monitor = monitor.ok_or(StartError::Plan("no such monitor"))?;
                 match monitor.watch(system, MonitorOp::Begin, &subject) {
-                    Ok(()) => break,
+                    Ok(_) => break,
                     Err(why) => self.fails(system, number, why),
                 }
             }
@@ -117,8 +118,9 @@ impl<'a, B: Board> Root<'a, B> {
         // Nobody needs it any more.
         self.subjects(number).next()?;
         match self.relieve(system, number) {
-            Ok(()) => {
+            Ok(replaced) => {
                 log!("{} is made again", self.name(number));
+                self.replaced = Some(replaced);
                 None
             }
             Err(why) => {
@@ -139,8 +141,9 @@ impl<'a, B: Board> Root<'a, B> {
 
     /// Guests wait or go on; the dead one goes; the next one is asked what they are owed.
     #[inline(never)]
-    fn relieve(&mut self, system: &impl System, number: usize) -> Result<(), StartError> {
+    fn relieve(&mut self, system: &impl System, number: usize) -> Result<Replaced, StartError> {
         let missing = StartError::Plan("no such monitor");
+        let (held, clock_hz) = clock(system);
         self.subjects(number).try_for_each(|guest| guest.suspend(system))?;
         let place = self.monitors.iter().position(|monitor| monitor.number == number).ok_or(missing)?;
         let mut monitor = self.monitors.get(place).cloned().ok_or(missing)?;
@@ -154,13 +157,37 @@ impl<'a, B: Board> Root<'a, B> {
         }
         build::start(system, &built, self.plan.servers.get(number).ok_or(missing)?)?;
         monitor.attach(system)?;
+        let (mut guests, mut owed) = (0, 0);
         for guest in self.subjects(number) {
             monitor.admit(system, &built, &guest)?;
             if self.running >> guest.index & 1 == 1 {
-                monitor.watch(system, MonitorOp::Adopt, &guest)?;
+                owed += monitor.watch(system, MonitorOp::Adopt, &guest)?;
+                guests += 1;
             }
         }
-        Ok(())
+        let ticks = clock(system).0.saturating_sub(held);
+        Ok(Replaced { server: number as u8, guests, owed: owed as u8, ticks, clock_hz, state: Handed::Lost })
+    }
+
+    /// Ends a monitor by the host's wish, and has it made again.
+    // Out of line, as all that is done for the host: it takes much of the stack.
+    #[inline(never)]
+    pub(super) fn kill(&mut self, system: &impl System, name: &str) -> Result<Replaced, Refused> {
+        let number = self.monitor_named(name)?;
+        self.replaced = None;
+        self.happened(system, Event::Killed(number as u8));
+        self.replaced.take().ok_or(Refused::Lost)
+    }
+
+    /// The monitor with this name, if it lives and somebody needs it.
+    fn monitor_named(&self, name: &str) -> Result<usize, Refused> {
+        let servers = self.plan.servers.iter().enumerate();
+        let number = servers.into_iter().find(|(_, server)| server.role == Role::Monitor && server.name == name);
+        let (number, _) = number.ok_or(Refused::NoMonitor)?;
+        if self.policy.has_stopped(number) {
+            return Err(Refused::GivenUp);
+        }
+        self.subjects(number).next().map(|_| number).ok_or(Refused::NothingWatched)
     }
 
     /// There is no monitor any more: its guests end, or go on as if there had been none.
