@@ -12,7 +12,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// What the initramfs runs: it shows that the kernel is up, and ends. With `trellis.shell` on the kernel's command line it
-/// gives whoever sits at the console a shell before that.
+/// gives whoever sits at the console a shell before that. `alarm=2` sets the first clock's alarm so many seconds off and
+/// waits for it; `port=ttyAMA1` says hello through that port, reads 4096 bytes, sends them back, and reads a line.
+/// Both say how many interrupts that made.
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -26,6 +28,31 @@ if [ -n \"$churn\" ]; then
     for seed in $(seq $churn); do churn ${rounds:-200} $seed & pids=\"$pids $!\"; done
     for pid in $pids; do wait $pid || wrong=1; done
     echo \"churn: $churn programs, wrong $wrong\"
+fi
+interrupts() {
+    awk -v one=$1 'NR == 1 { last = NF + 1 } $NF == one || $1 == one \":\" { for (i = 2; i <= last; i++) sum += $i } END { print +sum }' \
+        /proc/interrupts
+}
+if [ -n \"$alarm\" ]; then
+    cd /sys/class/rtc/rtc0
+    echo \"clock: $(cat name)\"
+    before=$(interrupts rtc-pl031)
+    echo $(($(cat since_epoch) + alarm)) >wakealarm
+    for second in $(seq 100); do [ -n \"$(cat wakealarm)\" ] || break; sleep 1; done
+    echo \"clock: alarm ${second}, interrupts $(($(interrupts rtc-pl031) - before))\"
+    cd /
+fi
+if [ -n \"$port\" ]; then
+    exec 3<>/dev/$port
+    stty raw -echo <&3
+    irq=$(cat /sys/class/tty/$port/irq)
+    before=$(interrupts $irq)
+    echo 'hello from linux' >&3
+    head -c 4096 <&3 >/block
+    cat /block >&3
+    read -r words <&3
+    echo \"port: $words, interrupts $(($(interrupts $irq) - before))\"
+    exec 3>&-
 fi
 echo 'trellis: linux is up'
 read -r words </proc/cmdline
