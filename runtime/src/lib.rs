@@ -20,6 +20,7 @@
 //! [`server.ld`]: https://sourceware.org/binutils/docs/ld/Scripts.html
 #![cfg_attr(target_os = "none", no_std)]
 
+pub mod event_ring;
 pub mod handle;
 pub mod log;
 pub mod memory;

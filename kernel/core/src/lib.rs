@@ -43,7 +43,6 @@ pub mod range;
 pub mod remote;
 pub mod request;
 pub mod retire;
-pub mod ring;
 pub mod schedule;
 pub mod session;
 pub mod shared;
