@@ -730,6 +730,8 @@ impl ExitHeader {
     pub const EXCLUSIVE: u64 = 1 << 30;
     /// A data access in big-endian order: the value travels as the register holds it, its bytes lie in memory turned.
     pub const BIG_ENDIAN: u64 = 1 << 31;
+    /// Set by p2m: the access is watched, and nobody need be asked: it shall happen.
+    pub const ALLOWED: u64 = 1 << 57;
     /// The step that an answer asked for ([`Answer::REPORT`]) is over; the program counter is where the vCPU goes on.
     pub const STEPPED: u64 = 1 << 56;
 

@@ -19,7 +19,7 @@ pub const BUFFERS: u64 = 0x2800_0000;
 /// which. All ring pages are parts of one run that root splits; each is mapped in the two domains that share it.
 pub const RINGS: u64 = 0x3000_0000;
 /// Most ring pages of a server.
-pub const MAX_RINGS: usize = 128;
+pub const MAX_RINGS: usize = 256;
 /// The image's payload, read-only, where a server gets to see it.
 pub const PAYLOAD: u64 = 0x4000_0000;
 /// Most bytes of a payload.
@@ -43,6 +43,13 @@ pub mod ring {
     pub const SERIAL_OUT: usize = 2;
     /// vcpu: bytes that the guest's serial port receives (from console).
     pub const SERIAL_IN: usize = 3;
+
+    /// p2m, vcpu: the first of the event rings (to monitors), of the first session one for each vCPU, then of the next.
+    pub const EVENTS: usize = 4;
+    /// Monitor: the first of the event rings of the guest at this place: p2m's, one for each vCPU, then vcpu's.
+    pub const fn heard(place: usize) -> usize {
+        4 + place * 2 * crate::plan::MAX_VCPUS
+    }
 
     /// Console: the log of the server with this index in the plan. Index 0, the console itself, is root's log.
     pub const fn console_log(server: usize) -> usize {
@@ -118,6 +125,8 @@ pub mod slot {
     pub const SELF: u64 = 7;
     /// p2m, vcpu: the guest's sessions, slot `SESSION + n`; empty where nobody watches.
     pub const SESSION: u64 = 8;
+    /// p2m, vcpu: signal to the reading thread of the session's monitor, slot `READER + n`: there is something in a ring.
+    pub const READER: u64 = 12;
     /// Monitor: what it has of each guest that it watches, see [`super::watched`].
     pub const WATCHED: u64 = 64;
 }

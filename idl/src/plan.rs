@@ -242,6 +242,8 @@ pub struct P2mConfig<'a> {
     /// Pages mapped without the guest's memory: GICv2's virtual CPU interface (guest page, machine run in
     /// [`crate::layout::slot::MEMORY`] + 1). None on GICv3.
     pub gicv_page: Option<u64>,
+    /// Monitors that watch it, each with a session.
+    pub watchers: u8,
     /// Views the guest may have, its host map among them.
     pub views: u16,
     /// Views that are there from the start: 1, 2, …

@@ -311,7 +311,8 @@ pub enum P2mOp {
     /// [`P2mOp::ViewCreate`], or this session watches in too many).
     WatchJoin = 48,
     /// Allows only the access `m3` to `m2` pages at *where* `m1`; whatever else the guest tries is an event of the session.
-    /// `DEFAULT`: watches them no more. Back: `m1` = pages done; go on behind them. Refused: `MissingRight` (no such view,
+    /// `DEFAULT`: watches them no more. With [`P2mOp::TOLD`] in `m3` the access happens at once, and the session is told of
+    /// it through its ring. Back: `m1` = pages done; go on behind them. Refused: `MissingRight` (no such view,
     /// or not one that this session watches in), `Occupied` (the page is another session's, or has something of its own),
     /// `BadArgument` (an access with a name, or one that the CPU cannot give), `Quota`.
     Watch = 49,
@@ -499,6 +500,9 @@ impl VcpuOp {
 }
 
 impl P2mOp {
+    /// Of [`P2mOp::Watch`]: nobody is asked, the monitor is told.
+    pub const TOLD: u64 = 1 << 16;
+
     /// The operation with this number.
     pub const fn from_number(number: u64) -> Option<P2mOp> {
         match number {

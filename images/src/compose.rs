@@ -233,6 +233,7 @@ fn p2m_config(guest: &Guest) -> P2mConfig<'_> {
         populate: guest.populate,
         vcpus: guest.cpus.len() as u8,
         gicv_page: (guest.gic == 2).then_some(GICC_PAGE),
+        watchers: 0,
         views: guest.views_count(),
         view: bounded(guest.views.planned.iter().map(|view| view.value.clone())),
         devices: bounded(guest.devices.iter().map(|owned| DevicePages {

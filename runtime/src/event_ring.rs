@@ -11,8 +11,12 @@
 //! count, then reads the other's, with a full fence between: at least one of them sees what the other wrote, so either
 //! the reader finds the entry or the writer finds that it must wake it.
 
+use crate::handle::Signal;
+use crate::system::System;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
-use trellis_idl::kernel::WORDS;
+use trellis_idl::kernel::{SESSIONS, WORDS};
+use trellis_idl::layout::slot;
+use trellis_idl::plan::MAX_VCPUS;
 
 /// Words of an entry: its number, from 1 on; which event of its vCPU it is; and the words of the exit.
 pub const ENTRY_WORDS: usize = 2 + WORDS;
@@ -99,10 +103,10 @@ impl Writer {
     pub const NEW: Writer = Writer { written: 0, missed: 0 };
 
     /// Begins anew, while no reader looks.
-    pub fn begin<A: Word, const N: usize, const W: usize>(&mut self, ring: &Ring<A, N, W>) {
-        *self = Writer::NEW;
+    pub fn begin<A: Word, const N: usize, const W: usize>(ring: &Ring<A, N, W>) -> Writer {
         ring.writer.entries.store(0, Ordering::Release);
         ring.writer.missed.store(0, Ordering::Release);
+        Writer::NEW
     }
 
     /// Writes an event, or counts it where there is no room. True: the reader had read all there was, and must be woken.
@@ -124,6 +128,72 @@ impl Writer {
         A::fence();
         // The entry alone is unread. If not even that is, the reader was quicker.
         ring.unread(self.written) == 1
+    }
+}
+
+/// A page with a ring in it.
+#[derive(Debug)]
+#[repr(C, align(4096))]
+pub struct EventPage(pub EventRing);
+
+impl EventPage {
+    /// A zeroed page.
+    pub const EMPTY: EventPage = EventPage(EventRing::EMPTY);
+}
+
+/// The event rings of this server, `count` pages from page `first` of its rings on.
+#[cfg(target_os = "none")]
+pub fn pages(first: usize, count: usize) -> &'static [EventPage] {
+    use trellis_idl::layout::{MAX_RINGS, RINGS};
+    assert!(first <= MAX_RINGS && count <= MAX_RINGS - first, "no such ring page");
+    let address = RINGS as usize + first * size_of::<EventPage>();
+    // SAFETY: page aligned, in a range that holds nothing but ring pages. Every bit pattern is a valid `EventPage`, all of it
+    // is atomics, so it may be shared with anybody; where root mapped none, using it is a fault.
+    unsafe { core::slice::from_raw_parts(address as *const EventPage, count) }
+}
+
+/// What a guest's server tells the guest's monitors: a ring for each session and vCPU. A vCPU's events come one after
+/// another, so that each ring has one writer.
+#[derive(Debug)]
+pub struct Tells {
+    pages: &'static [EventPage],
+    vcpus: usize,
+    counts: [[AtomicU64; 2]; SESSIONS as usize * MAX_VCPUS],
+}
+
+impl Tells {
+    /// Into these pages: of the first session a ring for each vCPU, then of the next.
+    pub const fn new(pages: &'static [EventPage], vcpus: u8) -> Tells {
+        let counts = [const { [const { AtomicU64::new(0) }; 2] }; SESSIONS as usize * MAX_VCPUS];
+        Tells { pages, vcpus: vcpus as usize, counts }
+    }
+
+    #[inline(always)]
+    fn ring(&self, session: u8, vcpu: usize) -> Option<(&'static EventRing, &[AtomicU64; 2])> {
+        let index = session as usize * self.vcpus + vcpu;
+        if vcpu < self.vcpus { Some((&self.pages.get(index)?.0, self.counts.get(index)?)) } else { None }
+    }
+
+    /// Tells a session of an event of this vCPU: its number, and the words of its exit. Nobody waits for anybody.
+    #[inline(always)]
+    pub fn tell(&self, system: &impl System, session: u8, vcpu: usize, number: u64, [a, b, c, d, e, f, g, h, i, j]: [u64; WORDS]) {
+        let Some((ring, [written, missed])) = self.ring(session, vcpu) else { return };
+        let mut writer = Writer { written: written.load(Ordering::Relaxed), missed: missed.load(Ordering::Relaxed) };
+        let must_wake = writer.put(ring, [0, number, a, b, c, d, e, f, g, h, i, j]);
+        written.store(writer.written, Ordering::Relaxed);
+        missed.store(writer.missed, Ordering::Relaxed);
+        if must_wake {
+            // Nobody who listens need be there.
+            let _ = Signal::at(slot::READER + u64::from(session)).raise(system);
+        }
+    }
+
+    /// The guest begins anew, and its monitors with it.
+    pub fn begin(&self) {
+        for (page, counts) in self.pages.iter().zip(&self.counts) {
+            Writer::begin(&page.0);
+            counts.iter().for_each(|count| count.store(0, Ordering::Relaxed));
+        }
     }
 }
 
@@ -321,7 +391,7 @@ mod tests {
         assert!(writer.put(&ring, [0, 20, 0]));
         next.go_on(&ring);
         assert_eq!([next.next(&ring), next.next(&ring)], [Some(Found::Entry([9, 20, 0])), None]);
-        writer.begin(&ring);
+        writer = Writer::begin(&ring);
         next.begin(&ring);
         assert!(writer.put(&ring, [0, 1, 2]));
         assert_eq!(next.next(&ring), Some(Found::Entry([1, 1, 2])));

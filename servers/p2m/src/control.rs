@@ -3,6 +3,7 @@
 
 use crate::P2m;
 use crate::map::ANY;
+use crate::patch::Watcher;
 use crate::view::{Failure, Views};
 use core::sync::atomic::Ordering;
 use trellis_idl::interface::{self, ATTACH};
@@ -70,6 +71,7 @@ impl P2m {
             _ if !is_root => Err(fail(Refusal::MissingRight)),
             P2mOp::Reset => {
                 self.refused.store(0, Ordering::Relaxed);
+                self.tells.begin();
                 let mut views = self.views.lock(system);
                 let ended = views.end(system);
                 self.recent.forget();
@@ -98,8 +100,9 @@ impl P2m {
             P2mOp::Ready => Ok([0; 2]),
             P2mOp::WatchJoin => views.join(system, session, a).map(done).map_err(fail),
             P2mOp::Watch => {
-                let (range, access) = ((a & ((1 << 48) - 1), b), ViewAccess::from_word(c).map_err(fail)?);
-                views.watch(system, &self.map, session, a >> 48, range, access).map(|pages| [pages, 0])
+                let (range, access) = ((a & ((1 << 48) - 1), b), ViewAccess::from_word(c & !P2mOp::TOLD).map_err(fail)?);
+                let watcher = if c & P2mOp::TOLD != 0 { Watcher::told(session) } else { Watcher::asked(session) };
+                views.watch(system, &self.map, watcher, a >> 48, range, access).map(|pages| [pages, 0])
             }
             P2mOp::WatchEnter => views.enter(system, session, a, b).map(done).map_err(fail),
             P2mOp::WatchLeave => views.leave(system, session, a).map(done).map_err(fail),

@@ -93,8 +93,8 @@ pub fn p2m(fake: &Fake, populate: Populate) -> P2m {
 /// The same, of a guest that owns devices.
 pub fn with_devices(fake: &Fake, populate: Populate, devices: &[DevicePages]) -> P2m {
     let config = P2mConfig {
-        guest: "g", first_page: 0x40000, pages: 0x400, populate, vcpus: 4, gicv_page: None, views: 4,
+        guest: "g", first_page: 0x40000, pages: 0x400, populate, vcpus: 4, gicv_page: None, watchers: 0, views: 4,
         view: heapless::Vec::new(), devices: heapless::Vec::from_slice(devices).unwrap(),
     };
-    P2m::start(fake, &config, Box::leak(Box::new(Shared::new(Views::new())))).unwrap()
+    P2m::start(fake, &config, Box::leak(Box::new(Shared::new(Views::new()))), &[]).unwrap()
 }

@@ -3,7 +3,9 @@
 
 use crate::P2m;
 use crate::map::GUEST;
+use crate::patch::Watcher;
 use crate::view::Found;
+use crate::watch;
 use core::sync::atomic::Ordering;
 use trellis_idl::kernel::{Access, Answer, Exit, ExitClass, ExitHeader, PAGE, Refusal, WORDS};
 use trellis_idl::layout::{badge as badges, slot};
@@ -11,6 +13,13 @@ use trellis_runtime::{Reply, System, log};
 
 /// Refused accesses that are each logged; after these, only powers of two.
 const LOGGED: u32 = 4;
+
+/// An event says which of its vCPU it is, where a word of the exit is unused.
+#[inline(always)]
+fn numbered(exit: &Exit, number: u64) -> Exit {
+    let [a, b, c, _] = exit.general;
+    Exit { general: [a, b, c, number], ..*exit }
+}
 
 impl P2m {
     /// A page of memory that is absent gets its frame; everything else is the vcpu server's to answer.
@@ -26,15 +35,20 @@ impl P2m {
         } else if exit.header.class() == Some(ExitClass::Memory) {
             let found = if exit.header.has(ExitHeader::PERMISSION) {
                 let recent = if self.map.has(page) { self.recent.find(badge, exit.header, page) } else { None };
-                recent.map_or_else(|| self.forbidden(system, badge, exit, page), |session| Ok(Some(session)))
+                recent.map_or_else(|| self.forbidden(system, badge, exit, page), |watcher| Ok(Some(watcher)))
             } else {
                 self.absent(system, exit, page).map(|()| None)
             };
             match found {
-                Ok(Some(session)) => {
-                    let mut words = exit.to_words();
-                    words[WORDS - 1] = self.recent.next(badge);
-                    return Reply::Watched(slot::SESSION + u64::from(session), words);
+                Ok(Some(watcher)) if watcher.is_told() => {
+                    let number = self.recent.next(badge);
+                    let numbered = numbered(exit, number);
+                    self.tells.tell(system, watcher.session(), badges::index(badge).into(), number, numbered.to_words());
+                    return watch::allowed(badge, &numbered);
+                }
+                Ok(Some(watcher)) => {
+                    let numbered = numbered(exit, self.recent.next(badge));
+                    return Reply::Watched(slot::SESSION + u64::from(watcher.session()), numbered.to_words());
                 }
                 Ok(None) => return Reply::Exit(Answer::RETRY, [0; WORDS]),
                 Err(_) => {}
@@ -63,9 +77,9 @@ impl P2m {
         if view == 0 { Err(Refusal::MissingRight) } else { GUEST.copy_view(system, view, (page, 1), Access::AS_HOST, 1).map(drop) }
     }
 
-    /// An access that a leaf forbids: an event of this session, or it may be tried again. Refused: nobody here wants it.
+    /// An access that a leaf forbids: an event of this watcher's, or it may be tried again. Refused: nobody here wants it.
     #[inline(never)]
-    fn forbidden(&self, system: &impl System, badge: u64, exit: &Exit, page: u64) -> Result<Option<u8>, Refusal> {
+    fn forbidden(&self, system: &impl System, badge: u64, exit: &Exit, page: u64) -> Result<Option<Watcher>, Refusal> {
         if self.is_device(page) {
             return Err(Refusal::MissingRight);
         }
@@ -74,10 +88,10 @@ impl P2m {
         self.special.store(views.is_host_special(), Ordering::Release);
         Ok(match found? {
             Found::Shown => None,
-            Found::Watched(session, allowed) => {
+            Found::Watched(watcher, allowed) => {
                 // Under the lock: nobody has changed what was found.
-                self.recent.note(badge, exit.header.view(), page, allowed, session);
-                Some(session)
+                self.recent.note(badge, exit.header.view(), page, allowed, watcher);
+                Some(watcher)
             }
         })
     }

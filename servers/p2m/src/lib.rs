@@ -21,6 +21,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use map::Map;
 use trellis_idl::kernel::{Exit, Refusal, WORDS};
 use trellis_idl::plan::{DevicePages, MAX_DEVICES, MAX_PLANNED_VIEWS, P2mConfig, Populate, ViewPlan};
+use trellis_runtime::event_ring::{EventPage, Tells};
 use trellis_runtime::{Reply, Server, Shared, System};
 use view::Views;
 use watch::Recent;
@@ -44,12 +45,15 @@ pub struct P2m {
     special: AtomicBool,
     /// Pages that were found to be watched.
     recent: Recent,
+    /// What its monitors are told.
+    tells: Tells,
 }
 
 impl P2m {
-    /// The server of this guest; with eager population all of its memory is mapped when this returns.
+    /// The server of this guest; with eager population all of its memory is mapped when this returns. `events` are the rings
+    /// for what its monitors are told.
     pub fn start(
-        system: &impl System, config: &P2mConfig<'_>, views: &'static Shared<Views>,
+        system: &impl System, config: &P2mConfig<'_>, views: &'static Shared<Views>, events: &'static [EventPage],
     ) -> Result<P2m, Refusal> {
         let p2m = P2m {
             map: Map::new(config.first_page, config.pages)?,
@@ -61,6 +65,7 @@ impl P2m {
             planned: config.view.clone(),
             special: AtomicBool::new(false),
             recent: Recent::new(),
+            tells: Tells::new(events, config.vcpus),
         };
         views.lock(system).begin(config.views, config.vcpus);
         p2m.begin(system)?;

@@ -8,6 +8,47 @@ use trellis_idl::wire::ViewAccess;
 /// Stretches that all views of a guest together can have.
 pub const PATCHES: usize = 512;
 
+/// Whose event an access is: a session's, which is asked, or told while the access happens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Watcher(u8);
+
+impl Watcher {
+    const TOLD: u8 = 8;
+
+    /// This session is asked.
+    pub const fn asked(session: u8) -> Watcher {
+        Watcher(session & 7)
+    }
+
+    /// This session is told.
+    pub const fn told(session: u8) -> Watcher {
+        Watcher(session & 7 | Self::TOLD)
+    }
+
+    /// As four bits say it.
+    #[inline(always)]
+    pub const fn from_bits(bits: u8) -> Watcher {
+        Watcher(bits & 15)
+    }
+
+    /// Four bits.
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// The session.
+    #[inline(always)]
+    pub const fn session(self) -> u8 {
+        self.0 & 7
+    }
+
+    /// Whether it need not be asked.
+    #[inline(always)]
+    pub const fn is_told(self) -> bool {
+        self.0 & Self::TOLD != 0
+    }
+}
+
 /// What a page has of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Setting {
@@ -20,7 +61,7 @@ pub struct Setting {
     /// Out of the guest's reach (of the host map only).
     pub withdrawn: bool,
     /// The session whose events are what is forbidden.
-    pub session: Option<u8>,
+    pub session: Option<Watcher>,
     /// An earlier monitor of that session asked for it, and this one has not yet.
     pub is_old: bool,
 }
@@ -29,6 +70,11 @@ impl Setting {
     /// Nothing.
     pub const NONE: Setting =
         Setting { access: ViewAccess::DEFAULT, notify: false, shows: None, withdrawn: false, session: None, is_old: false };
+
+    /// Whether its events are this session's.
+    pub fn is_of(&self, session: u8) -> bool {
+        self.session.is_some_and(|watcher| watcher.session() == session)
+    }
 
     /// The setting of the page so far behind the one that has this.
     const fn behind(self, pages: u32) -> Setting {
@@ -163,17 +209,17 @@ impl Patches {
 
     /// Forgets what a session watches in a view.
     pub fn forget_session(&mut self, view: u16, session: u8) {
-        self.all.retain(|patch| patch.view != view || patch.setting.session != Some(session));
+        self.all.retain(|patch| patch.view != view || !patch.setting.is_of(session));
     }
 
     /// Stretches that a session watches, in all views, beside the old ones.
     pub fn of_session(&self, session: u8) -> usize {
-        self.all.iter().filter(|patch| patch.setting.session == Some(session) && !patch.setting.is_old).count()
+        self.all.iter().filter(|patch| patch.setting.is_of(session) && !patch.setting.is_old).count()
     }
 
     /// What a session watches in a view is old from now on.
     pub fn age(&mut self, view: u16, session: u8) {
-        let own = |patch: &&mut Patch| patch.view == view && patch.setting.session == Some(session);
+        let own = |patch: &&mut Patch| patch.view == view && patch.setting.is_of(session);
         self.all.iter_mut().filter(own).for_each(|patch| patch.setting.is_old = true);
         // Old and new stretches were told apart until now.
         self.join(view, 0, u32::MAX);
@@ -181,7 +227,7 @@ impl Patches {
 
     /// Forgets a stretch that is old for a session in a view: first page, and the one behind its last.
     pub fn forget_old(&mut self, view: u16, session: u8) -> Option<(u32, u32)> {
-        let is_old = |patch: &Patch| patch.view == view && patch.setting.session == Some(session) && patch.setting.is_old;
+        let is_old = |patch: &Patch| patch.view == view && patch.setting.is_of(session) && patch.setting.is_old;
         let patch = self.all.remove(self.all.iter().position(is_old)?);
         Some((patch.first, patch.end))
     }

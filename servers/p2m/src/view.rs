@@ -7,7 +7,7 @@
 
 use crate::log::Log;
 use crate::map::{ANY, BLOCK, GIANT, GUEST, Map};
-use crate::patch::{Patches, Setting};
+use crate::patch::{Patches, Setting, Watcher};
 use crate::watch::Watchers;
 use trellis_idl::kernel::{Access, Exit, ExitHeader, MAX_VIEWS, PAGE, Refusal};
 use trellis_idl::wire::ViewAccess;
@@ -48,8 +48,8 @@ pub struct Failure {
 pub enum Found {
     /// It may be tried again.
     Shown,
-    /// An event of this session; all that the page may be used for is this.
-    Watched(u8, Access),
+    /// An event of this watcher's; all that the page may be used for is this.
+    Watched(Watcher, Access),
 }
 
 /// What a page of a view is.
@@ -552,8 +552,8 @@ impl Views {
             drop_page(system, view, page)?;
             return self.show_page(system, map, view, page).map(|()| Found::Shown);
         }
-        if let Some(session) = self.patches.of(view, page).session {
-            return Ok(Found::Watched(session, now));
+        if let Some(watcher) = self.patches.of(view, page).session {
+            return Ok(Found::Watched(watcher, now));
         }
         let access = match (self.access(map, view.into(), page.into())?.0, wanted) {
             (ViewAccess::RX2RW, Access::WRITE) => ViewAccess(3),

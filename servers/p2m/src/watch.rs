@@ -6,10 +6,11 @@
 //! so that the one that comes after it may ask the same again. [`Recent`] makes the decision short for what was found once.
 
 use crate::map::{GUEST, Map};
-use crate::patch::Setting;
+use crate::patch::{Setting, Watcher};
 use crate::view::{CHUNK, Failure, View, Views, put, range_of, wanted};
 use core::sync::atomic::{AtomicU64, Ordering};
 use trellis_idl::kernel::{Access, Answer, Exit, ExitHeader, Refusal, SESSIONS, WORDS};
+use trellis_idl::layout::{badge as badges, slot};
 use trellis_idl::plan::{MAX_RULES, MAX_VCPUS};
 use trellis_idl::wire::ViewAccess;
 use trellis_runtime::{Reply, System};
@@ -80,11 +81,12 @@ impl Views {
         }
     }
 
-    /// Allows only this access to pages; anything else is an event of the session. Back: pages done, at most [`CHUNK`].
+    /// Allows only this access to pages; anything else is the watcher's event. Back: pages done, at most [`CHUNK`].
     pub fn watch(
-        &mut self, system: &impl System, map: &Map, session: u8, view: u64, (first, pages): (u64, u64),
+        &mut self, system: &impl System, map: &Map, watcher: Watcher, view: u64, (first, pages): (u64, u64),
         access: ViewAccess,
     ) -> Result<u64, Failure> {
+        let session = watcher.session();
         let fail = |refusal| Failure { refusal, page: first };
         let view = self.own(session, view).map_err(fail)?;
         if access != ViewAccess::DEFAULT && access.0 & !ViewAccess::ALL.0 != 0 {
@@ -97,7 +99,7 @@ impl Views {
         }
         let setting = match access {
             ViewAccess::DEFAULT => Setting::NONE,
-            access => Setting { access, session: Some(session), ..Setting::NONE },
+            access => Setting { access, session: Some(watcher), ..Setting::NONE },
         };
         if setting != Setting::NONE && self.patches.of_session(session) >= MOST_STRETCHES {
             return Err(fail(Refusal::Quota));
@@ -112,7 +114,7 @@ impl Views {
         let mut page = from;
         while page < to {
             let (setting, (_, stop)) = self.patches.around(view, page, (page, to));
-            if setting != Setting::NONE && setting.session != Some(session) {
+            if setting != Setting::NONE && !setting.is_of(session) {
                 return Some(page);
             }
             page = stop;
@@ -171,9 +173,16 @@ impl Views {
     }
 }
 
-/// What becomes of a watched access when the manifest says that nobody need be asked: it happens, outside the view.
-pub(crate) fn allowed(_badge: u64, _exit: &Exit) -> Reply {
-    Reply::Exit(Answer::RETRY.step(0), [0; WORDS])
+/// What becomes of a watched access of which nobody need be asked: it happens. One step in the host map does it; where the
+/// syndrome does not say what the access moves, it may be an exclusive one, which no step gets over: the vcpu server knows.
+#[inline(always)]
+pub(crate) fn allowed(badge: u64, exit: &Exit) -> Reply {
+    let is_sure = exit.header.width().is_some() || exit.header.has(ExitHeader::WALK) || exit.header.has(ExitHeader::FETCH);
+    if is_sure {
+        return Reply::Exit(Answer::RETRY.step(0), [0; WORDS]);
+    }
+    let header = ExitHeader(exit.header.0 | ExitHeader::ALLOWED);
+    Reply::Forward(slot::VCPU_SERVER + u64::from(badges::index(badge)), Exit { header, ..*exit }.to_words())
 }
 
 /// Pages that a vCPU remembers.
@@ -181,7 +190,7 @@ const REMEMBERED: usize = 16;
 
 /// Pages that were found to be watched, for each vCPU: what was found once need not be looked for under the lock again.
 /// An entry is one word, so that it is never half of one thing and half of another: page in bits 0–26, view in 27–35,
-/// the access that is allowed in 36–38, the session in 39–42, and 63 = there is one.
+/// the access that is allowed in 36–38, the watcher in 39–42, and 63 = there is one.
 #[derive(Debug)]
 pub(crate) struct Recent([[AtomicU64; REMEMBERED]; MAX_VCPUS], [AtomicU64; MAX_VCPUS]);
 
@@ -206,22 +215,22 @@ impl Recent {
         &self.0[badge as usize % MAX_VCPUS][page as usize % REMEMBERED]
     }
 
-    /// The session whose event this access is, as far as is known.
+    /// Whose event this access is, as far as is known.
     #[inline(always)]
-    pub fn find(&self, badge: u64, header: ExitHeader, page: u64) -> Option<u8> {
+    pub fn find(&self, badge: u64, header: ExitHeader, page: u64) -> Option<Watcher> {
         let entry = self.entry(badge, page).load(Ordering::Relaxed);
         let wanted = wanted(header).0;
         // Executing, at either level, is one bit of what is allowed.
         let wanted = wanted | (wanted & 0x30).wrapping_neg() >> 61 & 4;
         let is_this = entry & (THERE | (1 << 36) - 1) == THERE | u64::from(header.view()) << 27 | page;
         let forbidden = entry >> 36 & 7 & wanted == 0 && header.has(ExitHeader::PERMISSION);
-        if is_this && forbidden { Some((entry >> 39) as u8 & 15) } else { None }
+        if is_this && forbidden { Some(Watcher::from_bits((entry >> 39) as u8)) } else { None }
     }
 
     /// A page was found to be watched. To be called while nobody can change that.
-    pub fn note(&self, badge: u64, view: u16, page: u64, allowed: Access, session: u8) {
+    pub fn note(&self, badge: u64, view: u16, page: u64, allowed: Access, watcher: Watcher) {
         let key = THERE | u64::from(view) << 27 | page;
-        let word = key | (allowed.0 & 7) << 36 | u64::from(session & 15) << 39;
+        let word = key | (allowed.0 & 7) << 36 | u64::from(watcher.bits()) << 39;
         self.entry(badge, page).store(word, Ordering::Relaxed);
     }
 
@@ -245,8 +254,8 @@ mod tests {
     #[test]
     fn what_was_found_is_found_again_by_the_same_vcpu_alone() {
         let recent = Recent::new();
-        recent.note(1, 3, 0x40_0123, READ_ONLY, 2);
-        assert_eq!(recent.find(1, header(ExitHeader::WRITE), 0x40_0123), Some(2));
+        recent.note(1, 3, 0x40_0123, READ_ONLY, Watcher::told(2));
+        assert_eq!(recent.find(1, header(ExitHeader::WRITE), 0x40_0123), Some(Watcher::told(2)));
         assert_eq!(recent.find(2, header(ExitHeader::WRITE), 0x40_0123), None);
         for page in [0x40_0124, 0x40_0133, 0x40_0023, 0] {
             assert_eq!(recent.find(1, header(ExitHeader::WRITE), page), None, "{page:#x}");
@@ -265,7 +274,7 @@ mod tests {
             (ExitHeader::FETCH | ExitHeader::USER, Access::EXECUTE),
         ];
         for allowed in (0..8).map(Access) {
-            recent.note(0, 3, 77, allowed, 0);
+            recent.note(0, 3, 77, allowed, Watcher::asked(0));
             for (flags, needs) in kinds {
                 let found = recent.find(0, header(flags), 77);
                 assert_eq!(found.is_none(), allowed.covers(needs), "{allowed:?} {flags:#x}");
@@ -278,8 +287,8 @@ mod tests {
     fn nothing_is_found_where_nothing_was_noted() {
         let recent = Recent::new();
         assert_eq!(recent.find(0, ExitHeader(ExitHeader::PERMISSION), 0), None);
-        recent.note(u64::MAX, 511, (1 << 27) - 1, Access(0), 15);
+        recent.note(u64::MAX, 511, (1 << 27) - 1, Access(0), Watcher::told(7));
         let last = ExitHeader(511 << 32 | ExitHeader::PERMISSION);
-        assert_eq!(recent.find(u64::MAX, last, (1 << 27) - 1), Some(15));
+        assert_eq!(recent.find(u64::MAX, last, (1 << 27) - 1), Some(Watcher::told(7)));
     }
 }

@@ -323,6 +323,7 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
             Some(ExitClass::Hypercall | ExitClass::Firmware) => self.hypercall(system, index, exit),
             Some(ExitClass::Register) => self.register(system, index, exit),
             Some(ExitClass::Wait) => verdict(past(exit), 0),
+            Some(ExitClass::Memory) if exit.header.has(ExitHeader::ALLOWED) => self.allowed(system, index, exit),
             Some(ExitClass::Debug) if exit.header.has(ExitHeader::STEPPED) => self.stepped(system, index, exit),
             Some(ExitClass::Debug) => self.debug(system, index, exit),
             Some(ExitClass::Float) => self.exception(system, index, exit, UNDEFINED),
@@ -456,6 +457,17 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
         match done {
             Ok((answer, value)) => [0, answer.0, 0, value, 0, 0, 0, 0, 0, 0],
             Err(refusal) => [1 + refusal as u64, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        }
+    }
+
+    /// A watched access that shall happen, and p2m does not know how.
+    #[cold]
+    #[inline(never)]
+    fn allowed(&self, system: &impl System, index: u8, exit: &Exit) -> Verdict {
+        match self.complete(system, index, exit, Order::Do, 0, exit.general[3]) {
+            Ok((answer, value)) => verdict(answer, value),
+            // What cannot be looked at here the vCPU still does.
+            Err(_) => verdict(Answer::RETRY.step(0), 0),
         }
     }
 

@@ -96,6 +96,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         populate: Populate::Lazy,
         vcpus: 1,
         gicv_page: Some(0x8010),
+        watchers: 0,
         views: 2,
         view: [view].into_iter().collect(),
         devices: Default::default(),

@@ -8,12 +8,13 @@ use std::cell::RefCell;
 use trellis_hosted::guest::Touch;
 use trellis_hosted::small::{self, must, slot as root};
 use trellis_hosted::{Hosted, Now, Settings};
-use trellis_idl::kernel::{Access, Answer, Exit, GuestCall, Op, Refusal, WORDS};
+use trellis_idl::kernel::{Access, Answer, Exit, ExitHeader, GuestCall, Op, Refusal, SESSIONS, WORDS};
 use trellis_idl::layout::{badge, slot};
 use trellis_idl::plan::{P2mConfig, Populate, ViewPlan};
 use trellis_idl::wire::{P2mOp, from_answer};
 use trellis_p2m::P2m;
 use trellis_p2m::view::Views;
+use trellis_runtime::event_ring::EventPage;
 use trellis_runtime::{Reply, Server, Shared, System};
 
 /// First page of the guest's memory.
@@ -25,7 +26,7 @@ pub const VIEWS: u64 = small::VIEWS;
 /// CPUs of the vCPUs, by number in the guest less one.
 const CPUS: [u16; 3] = [1, 1, 2];
 /// First slot of their capabilities.
-const VCPUS: u64 = root::FREE + 1;
+pub const VCPUS: u64 = root::FREE + 1;
 /// Where a vCPU is told of forbidden accesses.
 pub const ENTRY: u64 = 0x4000;
 
@@ -34,11 +35,13 @@ pub const ENTRY: u64 = 0x4000;
 pub struct Kernel {
     /// The machine.
     pub hosted: RefCell<Hosted>,
+    /// Sessions whose readers were woken.
+    pub wakes: RefCell<Vec<u64>>,
 }
 
 impl Kernel {
     /// An operation of root's, wherever it is done.
-    fn ask(&self, op: Op, a: [u64; 6]) -> Result<[u64; 3], Refusal> {
+    pub fn ask(&self, op: Op, a: [u64; 6]) -> Result<[u64; 3], Refusal> {
         let mut hosted = self.hosted.borrow_mut();
         hosted.syscall(0, op as u16, a, [0; WORDS]);
         while hosted.now(0) != Now::Thread(small::ROOT) {
@@ -51,6 +54,10 @@ impl Kernel {
 
 impl System for Kernel {
     fn invoke(&self, op: Op, mut a: [u64; 6]) -> Result<[u64; 3], Refusal> {
+        if op == Op::Signal {
+            self.wakes.borrow_mut().push(a[0] - slot::READER);
+            return Ok([0; 3]);
+        }
         assert_eq!(a[0], slot::GUEST, "p2m works on its guest alone");
         a[0] = root::GUEST;
         if op == Op::GuestMap {
@@ -79,6 +86,8 @@ pub struct Watched {
     /// The kernel below.
     pub kernel: Kernel,
     p2m: P2m,
+    /// What its monitors are told: of each session a ring for each vCPU.
+    pub told: &'static [EventPage],
     /// Machine page of the first page of memory.
     pub frame: u64,
     /// Events that each vCPU has had.
@@ -96,6 +105,8 @@ pub enum Went {
     Refused,
     /// It is an event of this session.
     Event(u64),
+    /// It happens, and a session is told.
+    Happens,
 }
 
 impl Watched {
@@ -108,7 +119,7 @@ impl Watched {
     pub fn with_tables(populate: Populate, view: &[ViewPlan], tables: u64) -> Watched {
         let mut hosted = small::system_with(Settings { cpus: 3, ..Settings::default() }, tables);
         let run = must(&mut hosted, Op::FramesInfo, [root::MEMORY, 0, 0, 0, 0, 0])[1];
-        let kernel = Kernel { hosted: RefCell::new(hosted) };
+        let kernel = Kernel { hosted: RefCell::new(hosted), wakes: RefCell::default() };
         for (number, cpu) in (1..).zip(CPUS) {
             let a = [root::GUEST, cpu.into(), number, VCPUS + number, 50, 0];
             kernel.ask(Op::VcpuCreate, a).expect("a vCPU");
@@ -120,12 +131,14 @@ impl Watched {
             populate,
             vcpus: 4,
             gicv_page: None,
+            watchers: SESSIONS as u8,
             views: VIEWS as u16,
             view: heapless::Vec::from_slice(view).expect("few views"),
             devices: Default::default(),
         };
-        let p2m = P2m::start(&kernel, &config, Box::leak(Box::new(Shared::new(Views::new())))).expect("p2m starts");
-        Watched { kernel, p2m, frame: run, events: RefCell::default() }
+        let told = Box::leak((0..SESSIONS * 4).map(|_| EventPage::EMPTY).collect::<Box<[EventPage]>>());
+        let p2m = P2m::start(&kernel, &config, Box::leak(Box::new(Shared::new(Views::new()))), told).expect("p2m starts");
+        Watched { kernel, p2m, told, frame: run, events: RefCell::default() }
     }
 
     /// A call of root's to p2m: values, or the refusal and the first page it is about.
@@ -200,6 +213,8 @@ impl Watched {
             };
             match self.p2m.exit(&self.kernel, badge::EXIT | vcpu, &Exit::from_words(words)) {
                 Reply::Exit(Answer::RETRY, _) => {}
+                Reply::Exit(answer, _) if answer == Answer::RETRY.step(0) => return self.happens(vcpu),
+                Reply::Forward(_, words) if ExitHeader(words[0]).has(ExitHeader::ALLOWED) => return self.happens(vcpu),
                 Reply::Forward(..) => return Went::Refused,
                 Reply::Watched(session, words) => {
                     let events = &mut self.events.borrow_mut()[vcpu as usize];
@@ -211,6 +226,11 @@ impl Watched {
             }
         }
         panic!("vCPU {vcpu} never gets beyond {page:#x} ({access:?})");
+    }
+
+    fn happens(&self, vcpu: u64) -> Went {
+        self.events.borrow_mut()[vcpu as usize] += 1;
+        Went::Happens
     }
 
     /// A call of a vCPU that the kernel answers: its x0 afterwards.

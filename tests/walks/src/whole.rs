@@ -566,9 +566,9 @@ impl Whole {
         let (first_page, pages) = (BASE / PAGE, BYTES / PAGE);
         let populate = Populate::Lazy;
         let config = P2mConfig {
-            guest: "script", first_page, pages, populate, vcpus: CPUS as u8, gicv_page: None, views: VIEWS, view: heapless::Vec::new(), devices: Default::default(),
+            guest: "script", first_page, pages, populate, vcpus: CPUS as u8, gicv_page: None, watchers: 0, views: VIEWS, view: heapless::Vec::new(), devices: Default::default(),
         };
-        P2m::start(&self.body(0, 0), &config, Box::leak(Box::new(trellis_runtime::Shared::new(trellis_p2m::view::Views::new())))).expect("lazy population asks for nothing")
+        P2m::start(&self.body(0, 0), &config, Box::leak(Box::new(trellis_runtime::Shared::new(trellis_p2m::view::Views::new()))), &[]).expect("lazy population asks for nothing")
     }
 
     fn vcpu(&self) -> VcpuServer<'static, Rings3> {

@@ -78,11 +78,11 @@ impl World {
             aarch32: false,
         };
         let memory =
-            P2mConfig { guest: "script", first_page: small::GUEST_PAGE, pages: PAGES, populate: Populate::Lazy, vcpus: 1, gicv_page: None, views: 5, view: heapless::Vec::new(), devices: Default::default() };
+            P2mConfig { guest: "script", first_page: small::GUEST_PAGE, pages: PAGES, populate: Populate::Lazy, vcpus: 1, gicv_page: None, watchers: 0, views: 5, view: heapless::Vec::new(), devices: Default::default() };
         World {
             hosted: RefCell::new(hosted),
             stations: RefCell::default(),
-            p2m: P2m::start(&Nobody, &memory, Box::leak(Box::new(Shared::new(Views::new())))).expect("lazy population asks for nothing"),
+            p2m: P2m::start(&Nobody, &memory, Box::leak(Box::new(Shared::new(Views::new()))), &[]).expect("lazy population asks for nothing"),
             vcpu: VcpuServer::new(config, Rings::new(serial, input, reports, payload)),
             reports,
             serial,

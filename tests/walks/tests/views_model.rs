@@ -261,7 +261,7 @@ fn perform(watched: &Watched, model: &Model, step: &Step) -> Result<u64, (Refusa
             match watched.touch(*vcpu, *page, Access(*access)) {
                 Went::To(page) => Ok(page),
                 Went::Told => Ok(u64::MAX),
-                Went::Refused | Went::Event(_) => Err((Refusal::MissingRight, *page)),
+                Went::Refused | Went::Event(_) | Went::Happens => Err((Refusal::MissingRight, *page)),
             }
         }
     }

@@ -2,11 +2,12 @@
 //! What monitors may ask of a guest's p2m, and what becomes of accesses that they watch.
 
 use trellis_hosted::laws;
-use trellis_idl::kernel::{ANY_VIEW, Access, GuestCall, Op, Refusal, SESSIONS};
+use trellis_idl::kernel::{ANY_VIEW, Access, Exit, GuestCall, Op, PAGE as PAGE_BYTES, Refusal, SESSIONS};
 use trellis_idl::layout::badge;
 use trellis_idl::plan::Populate;
 use trellis_idl::wire::{P2mOp, ViewAccess};
-use trellis_walks::views::{FIRST, PAGES, VIEWS, Watched, Went};
+use trellis_runtime::event_ring::{ENTRIES, Found, Reader};
+use trellis_walks::views::{FIRST, PAGES, VCPUS, VIEWS, Watched, Went};
 
 const ALL: u64 = u64::MAX;
 const DEFAULT: u64 = ViewAccess::DEFAULT.0 as u64;
@@ -240,4 +241,65 @@ fn what_the_next_monitor_does_not_ask_for_is_watched_no_more_and_the_rest_withou
     for page in [PAGE, FIRST + 500, FIRST + 538] {
         assert_eq!(watched.touch(3, page, Access::WRITE), Went::Event(0));
     }
+}
+
+/// What a session's reader finds in a vCPU's ring: numbers of events, and what it missed.
+fn told(watched: &Watched, session: usize, vcpu: usize) -> (Vec<u64>, u64) {
+    let ring = &watched.told[session * 4 + vcpu].0;
+    let (mut reader, mut numbers, mut missed) = (Reader::default(), Vec::new(), 0);
+    reader.go_on(ring);
+    while let Some(found) = reader.next(ring) {
+        match found {
+            Found::Missed(count) => missed += count,
+            Found::Entry([_, number, words @ ..]) => {
+                let exit = Exit::from_words(words);
+                assert_eq!((exit.physical / PAGE_BYTES, exit.general[3]), (PAGE, number), "the exit's own words");
+                numbers.push(number);
+            }
+        }
+    }
+    (numbers, missed)
+}
+
+#[test]
+fn what_need_only_be_told_happens_at_once_and_is_told() {
+    let watched = watched(Populate::Lazy);
+    watched.monitor(0, P2mOp::Watch, &[at(VIEW, PAGE), 1, 1 | P2mOp::TOLD]).expect("its own page");
+    for vcpu in [1, 3] {
+        assert_eq!(watched.touch(vcpu, PAGE, Access::READ), Went::To(PAGE));
+        for _ in 0..3 {
+            assert_eq!(watched.touch(vcpu, PAGE, Access::WRITE), Went::Happens);
+        }
+        assert_eq!(told(&watched, 0, vcpu as usize), (vec![1, 2, 3], 0));
+        assert_eq!(told(&watched, 0, vcpu as usize), (vec![], 0), "each once");
+    }
+    assert_eq!(*watched.kernel.wakes.borrow(), [0, 0], "each reader once: it had read nothing yet");
+    assert_eq!((told(&watched, 0, 2), told(&watched, 1, 1)), ((vec![], 0), (vec![], 0)), "nobody else's ring");
+    // Asked again, whoever watches is asked about it.
+    begin(&watched, 0, PAGE);
+    assert_eq!(watched.touch(1, PAGE, Access::WRITE), Went::Event(0));
+}
+
+#[test]
+fn what_nobody_reads_is_counted_and_nobody_waits() {
+    let watched = watched(Populate::Lazy);
+    watched.monitor(0, P2mOp::Watch, &[at(VIEW, PAGE), 1, 1 | P2mOp::TOLD]).expect("its own page");
+    let most = ENTRIES as u64;
+    (0..most + 9).for_each(|_| assert_eq!(watched.touch(2, PAGE, Access::WRITE), Went::Happens));
+    assert_eq!(told(&watched, 0, 2), ((1..=most).collect(), 9));
+    assert_eq!(watched.touch(2, PAGE, Access::WRITE), Went::Happens);
+    assert_eq!(told(&watched, 0, 2), (vec![most + 10], 0));
+}
+
+#[test]
+fn a_guest_that_begins_anew_tells_anew() {
+    let watched = watched(Populate::Eager);
+    watched.monitor(0, P2mOp::Watch, &[at(VIEW, PAGE), 1, 1 | P2mOp::TOLD]).expect("its own page");
+    (0..50).for_each(|_| assert_eq!(watched.touch(1, PAGE, Access::WRITE), Went::Happens));
+    for number in 1..4 {
+        watched.kernel.ask(Op::VcpuStop, [VCPUS + number, 0, 0, 0, 0, 0]).expect("it can be stopped");
+    }
+    watched.call(P2mOp::Reset, &[]).expect("nothing runs");
+    Reader::default().begin(&watched.told[1].0);
+    assert_eq!(told(&watched, 0, 1), (vec![], 0));
 }

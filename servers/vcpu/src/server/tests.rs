@@ -377,6 +377,28 @@ fn an_allowed_exclusive_store_fails_once_and_the_next_one_is_done_here() {
 }
 
 #[test]
+fn what_p2m_lets_happen_is_done_as_if_a_monitor_had_allowed_it() {
+    let (server, system) = started(1);
+    system.set(0, 2, WATCHED);
+    let sent = |word, number| {
+        let found = forbidden(&system, word);
+        Exit { header: ExitHeader(found.header.0 | ExitHeader::ALLOWED), general: [0, 0, 0, number], ..found }
+    };
+    // stxr w3, x1, [x2]: followed until it succeeds.
+    let answer = exit(&server, &system, 0, sent(0xc803_7c41, 1));
+    assert_eq!(answer, (FOLLOW.with(Answer::ADVANCE).register(3), 1));
+    assert_eq!(stepped(&server, &system, 0xc85f_7c41), (FOLLOW.with(Answer::ADVANCE), 0));
+    assert_eq!(stepped(&server, &system, 0xc803_7c41), (Answer::ADVANCE.register(3), 0));
+    // stp x1, x4, [x2], and an instruction that is nowhere: a step does what there is to do.
+    assert_eq!(exit(&server, &system, 0, sent(0xa900_1041, 2)).0, Answer::RETRY.step(0));
+    let lost = sent(0xc803_7c41, 3);
+    system.set(0, VcpuRegister::Pc as u64, 0x1000);
+    assert_eq!(exit(&server, &system, 0, lost).0, Answer::RETRY.step(0));
+    let unmarked = Exit { header: ExitHeader(lost.header.0 & !ExitHeader::ALLOWED), ..lost };
+    assert_eq!(exit(&server, &system, 0, unmarked).0, Answer::STOP, "the guest's own words allow nothing");
+}
+
+#[test]
 fn an_exclusive_store_over_what_another_has_written_fails_and_goes_on() {
     let (server, system) = started(1);
     system.set(0, 2, WATCHED);

@@ -16,7 +16,7 @@ mod board {
 
     fn build(system: &Svc) -> Result<Stepping<P2m>, &'static str> {
         let config = trellis_runtime::config().map_err(|_| "no configuration")?;
-        P2m::start(system, &config, &VIEWS).map(Stepping::new).map_err(|_| "the guest's memory cannot be mapped")
+        P2m::start(system, &config, &VIEWS, &[]).map(Stepping::new).map_err(|_| "the guest's memory cannot be mapped")
     }
 }
 
