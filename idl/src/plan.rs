@@ -11,7 +11,7 @@ use crate::wire::ViewAccess;
 use serde::{Deserialize, Serialize};
 
 /// Version of this file's types.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 /// Most servers in an image (root's signal word has one bit each).
 pub const MAX_SERVERS: usize = 48;
 /// Most guests in an image.
@@ -332,7 +332,7 @@ pub struct MonitorConfig<'a> {
 }
 
 /// A guest that a monitor watches.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WatchedPlan<'a> {
     /// The guest's name.
     pub name: &'a str,

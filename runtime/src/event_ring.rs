@@ -214,6 +214,9 @@ pub struct Reader {
 }
 
 impl Reader {
+    /// Nothing read.
+    pub const NEW: Reader = Reader { taken: 0, known: 0 };
+
     /// Begins anew, while no writer writes.
     pub fn begin<A: Word, const N: usize, const W: usize>(&mut self, ring: &Ring<A, N, W>) {
         *self = Reader::default();

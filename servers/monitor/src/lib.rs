@@ -12,6 +12,7 @@ pub mod event;
 #[cfg(test)]
 mod fake;
 pub mod guest;
+pub mod heard;
 pub mod limit;
 pub mod line;
 pub mod monitor;
