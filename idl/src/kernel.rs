@@ -196,17 +196,18 @@ pub enum Op {
     LineAck = 0x59,
     /// Makes a line capability: `x0` system capability, `x1` physical line, `x2` empty slot.
     LineCreate = 0x5a,
-    /// Makes a line a source of interrupts that go into the queue of the CPU that takes them: `x0` line capability. It stays
-    /// masked until [`Op::LineAck`], and is not masked when it comes: it does not come again before it was ended. Back: `x0` =
-    /// the source, `x1` = interrupts that it sent straight to a vCPU so far. A line that is forwarded already stays as it is.
+    /// Makes a line a source of interrupts that go into the queue of the CPU that takes them: `x0` line capability, `x1` the
+    /// guest's line that it comes as (32 to 127; 0 = that of its number). It stays masked until [`Op::LineAck`], and is not
+    /// masked when it comes: it does not come again before it was ended. Back: `x0` = the source, `x1` = interrupts that it
+    /// sent straight to a vCPU so far. A line that is forwarded already stays as it is.
     /// Refused `Occupied` when it is bound to a signal, `Again` when it was released and its source is not free yet, `Quota`
     /// when there are no more sources.
     LineForward = 0x5b,
     /// Ends that: `x0` line capability. It is masked and no longer active. Back: `x0` = 1 as long as the source is in a queue or
     /// served: ask again. A line that is not forwarded stays as it is.
     LineRelease = 0x5c,
-    /// Ties a guest's line to the physical one of its number (32 to 127), or unties it: `x0` vCPU, `x1` line capability, `x2` =
-    /// 1 or 0. The guest's end of the interrupt is the physical one's then. To be done for each vCPU that the line may be sent to.
+    /// Ties the guest's line that a line is forwarded as (one that is not: that of its number) to it, or unties it: `x0` vCPU,
+    /// `x1` line capability, `x2` = 1 or 0. Refused `OutOfRange` when the guest has no such line. The guest's end of the interrupt is the physical one's then. To be done for each vCPU that the line may be sent to.
     /// `x2` = 2: as 1, and as long as the guest sends the line to this vCPU, and the line comes to the vCPU's CPU, its
     /// interrupts go there without being queued.
     LineTie = 0x5d,
@@ -234,8 +235,8 @@ pub enum Op {
     QueueDone = 0x66,
     /// For the thread that serves this CPU's queue: hands a service on as [`Op::LinePass`] does, then gives the next of the
     /// queue or waits for it: `x0` vCPU (0 = nothing is handed on), `x1` a [`Service`], `x2` further bits of the signal word that
-    /// end the wait, `x3` deadline (0 = for ever). Back: `x0` = the bits that ended it (0 = the deadline passed), `x2` = 1 and
-    /// `x1` = the service, or `x2` = 0. The bits of [`Op::QueueServe`] are taken with it. Refused like [`Op::LinePass`], with
+    /// end the wait, `x3` deadline (0 = for ever). Back: `x0` = the bits that ended it (0 = the deadline passed), `x1` = the
+    /// service and `x2` = 1 + the ticks that it was in the queue, or `x2` = 0. The bits of [`Op::QueueServe`] are taken with it. Refused like [`Op::LinePass`], with
     /// nothing done, and `BadState` to any other thread and for a vCPU of another CPU.
     QueueNext = 0x67,
     /// Copies records of a CPU's trace ([`crate::trace`]) into the buffer, oldest first: `x0` system capability with

@@ -306,8 +306,10 @@ pub struct IrqfwdConfig {
 pub struct SourcePlan {
     /// Which guest.
     pub guest: u8,
-    /// The physical line, and the guest's.
+    /// The physical line.
     pub line: u32,
+    /// The guest's line that it comes as.
+    pub guest_line: u8,
     /// The kernel hands it on, and irqfwd keeps control.
     pub direct: bool,
 }

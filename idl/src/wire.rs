@@ -381,9 +381,16 @@ pub enum IrqfwdOp {
     /// ends it.
     Unbind = 2,
     /// What line `m1` of the configuration did. Back: `m0`; `m1` = services taken, `m2` = interrupts passed, `m3` = those that
-    /// went straight to a vCPU, `m4` = services that nobody took, `m5` = times that it was masked since it came too often,
+    /// went straight to a vCPU, `m4` = services that no vCPU took at first, `m5` = times that it was masked since it came too often,
     /// `m6` = times that it went to another vCPU.
     Count = 3,
+    /// vCPU `m2` of guest `m1` is on CPU `m3` now, and its capability is where the one before was: its lines follow it.
+    /// Back: `m0`.
+    Moved = 4,
+    /// How long interrupts of line `m1` of the configuration waited before a vCPU had them. Back: `m0`; `m1` to `m9` = how
+    /// many waited for less than 1, 4, 16, 64, 256, 1024, 4096 and 16384 microseconds, and longer. What goes straight to a
+    /// vCPU does not wait.
+    Delays = 5,
 }
 
 impl IrqfwdOp {
@@ -393,6 +400,8 @@ impl IrqfwdOp {
             1 => Some(IrqfwdOp::Bind),
             2 => Some(IrqfwdOp::Unbind),
             3 => Some(IrqfwdOp::Count),
+            4 => Some(IrqfwdOp::Moved),
+            5 => Some(IrqfwdOp::Delays),
             _ => None,
         }
     }

@@ -185,7 +185,7 @@ fn operations_keep_their_numbers() {
     for (number, op) in (1..).zip(p2m) {
         assert_eq!((P2mOp::from_number(number), op as u64), (Some(op), number));
     }
-    for (number, op) in (1..).zip([IrqfwdOp::Bind, IrqfwdOp::Unbind, IrqfwdOp::Count]) {
+    for (number, op) in (1..).zip([IrqfwdOp::Bind, IrqfwdOp::Unbind, IrqfwdOp::Count, IrqfwdOp::Moved, IrqfwdOp::Delays]) {
         assert_eq!((IrqfwdOp::from_number(number), op as u64), (Some(op), number));
     }
     let monitor = [MonitorOp::Begin, MonitorOp::Adopt, MonitorOp::Export, MonitorOp::Import, MonitorOp::Count];
@@ -205,7 +205,7 @@ fn interfaces_keep_their_schema() {
     let golden = [
         (P2M, Interface { number: 1, version: 1, schema: 0x0135_024b_772c_d1a9 }),
         (VCPU, Interface { number: 2, version: 1, schema: 0x9f08_7813_98dd_ec49 }),
-        (IRQFWD, Interface { number: 4, version: 1, schema: 0x3cba_fe64_b8e1_482e }),
+        (IRQFWD, Interface { number: 4, version: 1, schema: 0xc537_20ca_90bf_82b7 }),
         (MONITOR, Interface { number: 5, version: 1, schema: 0xdc33_40e9_c202_3588 }),
         (CONTROL, Interface { number: 8, version: 1, schema: 0x9e10_fff6_2c1a_b55b }),
         (HOST, Interface { number: 3, version: 1, schema: 0x69dc_5bdc_224c_0b85 }),

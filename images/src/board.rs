@@ -96,6 +96,14 @@ pub struct Gic {
     /// GICV.
     #[serde(default)]
     pub virtual_cpu: u64,
+    /// Lines that it has, the private ones among them (GICD_TYPER.ITLinesNumber).
+    #[serde(default = "most_lines")]
+    pub lines: u32,
+}
+
+/// As many as there can be.
+const fn most_lines() -> u32 {
+    1020
 }
 
 /// The serial port.

@@ -140,8 +140,10 @@ impl System {
     fn irqfwd_config(&self) -> IrqfwdConfig {
         let cpus = |guest: &Guest| bounded(guest.cpus.iter().copied().filter(|_| !guest.devices.is_empty()));
         let lines = self.owned().flat_map(|(guest, owned)| {
-            let source = move |line: &u32| SourcePlan { guest: guest as u8, line: *line, direct: owned.direct };
-            owned.device.lines.iter().map(source)
+            let source = move |(line, seen): (&u32, &u32)| SourcePlan {
+                guest: guest as u8, line: *line, guest_line: *seen as u8, direct: owned.direct,
+            };
+            owned.device.lines.iter().zip(&owned.lines).map(source)
         });
         IrqfwdConfig { guests: bounded(self.guests.iter().map(cpus)), sources: bounded(lines) }
     }

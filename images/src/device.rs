@@ -7,14 +7,17 @@ use crate::manifest::{DeviceEntry, GuestEntry};
 use crate::problem::{Code, Problem, nearest};
 use crate::table::{Problems, not_there_yet};
 use serde::Deserialize;
+use std::collections::BTreeSet;
 use trellis_idl::kernel::PAGE;
 use trellis_idl::layout::platform::{OWNED, OWNED_END};
 use trellis_idl::plan::{MAX_DEVICES, MAX_SOURCES};
 
 /// Devices that the kernel hands to root at most.
 const MOST_RUNS: usize = 16;
-/// Lines from here on cannot be a guest's.
+/// Lines from here on a guest does not have.
 const LINES_END: u32 = 128;
+/// Its first that is not private.
+const FIRST_LINE: u32 = 32;
 /// The line of every guest's own serial port.
 const SERIAL_LINE: u32 = 33;
 /// Distance of owned devices in a guest, so that a guest with large pages can map each alone.
@@ -73,6 +76,8 @@ pub struct Owned {
     pub device: Device,
     /// Where the guest sees its first byte.
     pub address: u64,
+    /// Its interrupts as the guest numbers them, in the order of the device's.
+    pub lines: Vec<u32>,
     /// The kernel hands its interrupts on.
     pub direct: bool,
 }
@@ -94,7 +99,7 @@ pub fn contradiction(board: &Board) -> Option<String> {
         if own.iter().any(|(base, bytes)| on_pages(*base, *bytes)) {
             return Some(format!("device `{name}` lies on a page of the serial port or the interrupt controller"));
         }
-        if device.lines.iter().any(|line| !(32..1020).contains(line) || *line == board.uart.line) {
+        if device.lines.iter().any(|line| !(FIRST_LINE..board.gic.lines).contains(line) || *line == board.uart.line) {
             return Some(format!("device `{name}` has a line that no device has, or that of the serial port"));
         }
     }
@@ -109,9 +114,27 @@ pub fn owned(entry: &GuestEntry, board: &Board) -> Vec<Owned> {
         let bytes = device.pages() * PAGE;
         let base = next.next_multiple_of(bytes.next_power_of_two().max(STRIDE));
         next = base.saturating_add(bytes);
-        Owned { device: device.clone(), address: base + device.base % PAGE, direct: entry.direct }
+        Owned { device: device.clone(), address: base + device.base % PAGE, lines: Vec::new(), direct: entry.direct }
     };
-    known.map(place).collect()
+    let mut all: Vec<Owned> = known.map(place).collect();
+    number(&mut all);
+    all
+}
+
+/// Gives each interrupt a number in the guest: its own, or where the guest has no such line or it is taken, a high one.
+fn number(all: &mut [Owned]) {
+    let mut own = BTreeSet::from([SERIAL_LINE]);
+    let keeps: BTreeSet<u32> = all
+        .iter()
+        .flat_map(|owned| owned.device.lines.iter().copied())
+        .filter(|line| (FIRST_LINE..LINES_END).contains(line) && own.insert(*line))
+        .collect();
+    let mut free = (FIRST_LINE..LINES_END).rev().filter(|line| !own.contains(line));
+    for owned in all {
+        // One that is left without is one too many, which is refused.
+        let of = |line: &u32| if keeps.contains(line) { *line } else { free.next().unwrap_or(0) };
+        owned.lines = owned.device.lines.iter().map(of).collect();
+    }
 }
 
 fn find<'a>(board: &'a Board, entry: &DeviceEntry) -> Option<&'a Device> {
@@ -202,14 +225,12 @@ fn lines(board: &Board, entry: &DeviceEntry, device: &Device, problems: &mut Pro
         let also = board.devices.iter().find(|other| other.name != device.name && other.lines.contains(line));
         let why = match also {
             Some(other) => format!("device `{}` has the same", other.name),
-            None if *line == SERIAL_LINE => "every guest's own serial port has that number".into(),
-            None if *line >= LINES_END => format!("a guest has lines up to {}", LINES_END - 1),
             None => continue,
         };
         problems.push(
             Problem::new(Code::DeviceLine, format!("interrupt {line} of device `{}` cannot be handed on: {why}", device.name))
                 .at(entry.device.span.clone(), "this device")
-                .hint("a line keeps its number and has one owner; lines with other numbers and shared ones are not there yet"),
+                .hint("a line has one owner; lines that several devices share are not there yet"),
         );
     }
 }

@@ -159,14 +159,14 @@ impl Platform<'_> {
     }
 }
 
-/// A device that the guest owns: as its driver looks for it, with the line's own number.
+/// A device that the guest owns: as its driver looks for it, with the guest's numbers of its lines.
 fn device(tree: &mut FdtWriter, owned: &Owned) -> FdtWriterResult<()> {
     let device = &owned.device;
     let node = tree.begin_node(&format!("{}@{:x}", device.name, owned.address))?;
     tree.property_string_list("compatible", device.compatible.clone())?;
     tree.property_array_u64("reg", &[owned.address, device.bytes])?;
     if !device.lines.is_empty() {
-        let cells: Vec<u32> = device.lines.iter().flat_map(|line| [0, line - 32, LEVEL_HIGH]).collect();
+        let cells: Vec<u32> = owned.lines.iter().flat_map(|line| [0, line - 32, LEVEL_HIGH]).collect();
         tree.property_array_u32("interrupts", &cells)?;
     }
     if !device.clock_names.is_empty() {

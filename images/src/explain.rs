@@ -230,7 +230,11 @@ fn explain_guest(guest: &Guest) -> String {
     for owned in &guest.devices {
         let (device, page) = (&owned.device, owned.device.page() * 4096);
         let way = if owned.direct { "straight from the kernel" } else { "through irqfwd" };
-        let lines = if device.lines.is_empty() { "no interrupt".into() } else { format!("{}, {way}", line_list(&device.lines)) };
+        let lines = match &device.lines[..] {
+            [] => "no interrupt".into(),
+            lines if lines == owned.lines => format!("{}, {way}", line_list(lines)),
+            lines => format!("{}, seen as {}, {way}", line_list(lines), line_list(&owned.lines)),
+        };
         let pages = device.pages();
         text += &format!("  owns {}: {pages} page(s) at {page:#x}, seen at {:#x}; {lines}\n", device.name, owned.address);
     }

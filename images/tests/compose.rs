@@ -176,7 +176,7 @@ fn root_finds_devices_through_header_plan_and_configurations() {
         let irqfwd = plan.servers.last().expect("servers");
         assert_eq!((irqfwd.name, irqfwd.role, &irqfwd.cpus[..]), ("irqfwd", Role::Irqfwd, &[0, 0][..]));
         let forward: IrqfwdConfig = postcard::from_bytes(config(&image, irqfwd.config)).expect("a configuration");
-        let source = |line| SourcePlan { guest: 0, line, direct };
+        let source = |line| SourcePlan { guest: 0, line, guest_line: line as u8, direct };
         assert_eq!((&forward.sources[..], &forward.guests[0][..]), (&[source(34), source(40)][..], &[0][..]));
         let maps: P2mConfig<'_> = postcard::from_bytes(config(&image, plan.servers[1].config)).expect("a configuration");
         let at = |page| DevicePages { page, pages: 1 };
@@ -189,6 +189,24 @@ fn root_finds_devices_through_header_plan_and_configurations() {
     }
     let hello = system("hello.toml");
     assert_eq!((header(&hello.compose(&programs()).expect("an image")).devices[1].bytes, hello.plan().servers.len()), (0, 5));
+}
+
+#[test]
+fn a_line_that_a_guest_does_not_have_gets_a_number_of_the_guests() {
+    let system = system("tests/files/devices-numbers.toml");
+    let image = system.compose(&programs()).expect("an image");
+    let found = header(&image);
+    let plan = Part { offset: found.plan.base, bytes: found.plan.bytes };
+    let plan: Plan<'_> = postcard::from_bytes(part(&image, plan)).expect("a plan");
+    let irqfwd = plan.servers.last().expect("servers");
+    let forward: IrqfwdConfig = postcard::from_bytes(config(&image, irqfwd.config)).expect("a configuration");
+    let lines: Vec<_> = forward.sources.iter().map(|source| (source.line, source.guest_line)).collect();
+    assert_eq!(lines, [(153, 127), (33, 126), (34, 34)]);
+    let tree = &system.guests()[0].placement.tree;
+    // A level line, by its number among the shared ones.
+    for cells in [[0u32, 95, 4], [0, 94, 4], [0, 2, 4]].map(|cells| cells.map(u32::to_be_bytes).concat()) {
+        assert!(tree.windows(12).any(|window| window == cells), "{cells:?}");
+    }
 }
 
 /// Two guests, one of them watched by two monitors, of which one is a program of its own and watches both.

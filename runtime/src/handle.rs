@@ -682,8 +682,8 @@ impl Line {
     }
 
     /// [`Op::LineForward`]: the number of its source, and how many interrupts went straight to a vCPU so far.
-    pub fn forward(self, system: &impl System) -> Result<(u16, u64), Refusal> {
-        ask(system, Op::LineForward, [self.slot]).map(|[source, direct, _]| (source as u16, direct))
+    pub fn forward(self, system: &impl System, guest_line: u8) -> Result<(u16, u64), Refusal> {
+        ask(system, Op::LineForward, [self.slot, guest_line.into()]).map(|[source, direct, _]| (source as u16, direct))
     }
 
     /// [`Op::LineRelease`]. False: somebody has its source still.
@@ -693,14 +693,14 @@ impl Line {
 }
 
 /// [`Op::QueueNext`]: hands a service on, if there is one, and waits for what comes into this CPU's queue or for other bits.
-/// Back: the bits, and the next service if there is one.
+/// Back: the bits, and the next service if there is one, with the ticks that it was in the queue.
 #[inline(always)]
 pub fn queue_next(
     system: &impl System, served: Option<(Service, Vcpu)>, others: u64, deadline: u64,
-) -> Result<(u64, Option<Service>), Refusal> {
+) -> Result<(u64, Option<(Service, u64)>), Refusal> {
     let (vcpu, service) = served.map_or((0, 0), |(service, vcpu)| (vcpu.slot, service.0));
-    let [bits, service, count] = system.queue_next([vcpu, service, others, deadline])?;
-    Ok((bits, (count != 0).then_some(Service(service))))
+    let [bits, service, waited] = system.queue_next([vcpu, service, others, deadline])?;
+    Ok((bits, waited.checked_sub(1).map(|ticks| (Service(service), ticks))))
 }
 
 impl Machine {

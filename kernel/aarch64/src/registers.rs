@@ -191,14 +191,13 @@ pub const fn pack_list(entry: ListEntry) -> u64 {
         return 0;
     }
     let state = (entry.pending as u64) | (entry.active as u64) << 1;
-    let physical = if entry.hardware { (entry.line as u64) << 32 } else { (entry.notify as u64) << 41 };
+    // GICv3 has no sender there; a context that is kept in this format remembers the one of a version 2 guest.
+    let origin = entry.origin as u64;
+    let origin = if entry.is_tied() { 1 << 61 | origin << 32 } else { (entry.notify as u64) << 41 | (origin & 7) << 10 };
     state << 62
-        | (entry.hardware as u64) << 61
         | (entry.group as u64) << 60
         | (entry.priority as u64) << 48
-        | physical
-        // GICv3 has no sender there; a context that is kept in this format remembers the one of a version 2 guest.
-        | (entry.sender as u64 & 7) << 10
+        | origin
         | entry.line as u64
 }
 
@@ -212,8 +211,7 @@ pub const fn unpack_list(list: u64) -> ListEntry {
         pending: list >> 62 & 1 == 1,
         active: list >> 63 & 1 == 1,
         group: list >> 60 & 1 == 1,
-        sender: (list >> 10 & 7) as u8,
-        hardware,
+        origin: if hardware { (list >> 32) as u16 & 0x3ff } else { (list >> 10) as u16 & 7 },
         notify: !hardware && list >> 41 & 1 == 1,
     }
 }
@@ -225,13 +223,12 @@ pub const fn pack_list_2(entry: ListEntry) -> u32 {
         return 0;
     }
     let state = (entry.pending as u32) | (entry.active as u32) << 1;
-    let software = (entry.notify as u32) << 19 | (entry.sender as u32 & 7) << 10;
-    let physical = if entry.hardware { (entry.line as u32) << 10 } else { software };
-    (entry.hardware as u32) << 31
+    let software = (entry.notify as u32) << 19 | (entry.origin as u32 & 7) << 10;
+    let origin = if entry.is_tied() { 1 << 31 | (entry.origin as u32) << 10 } else { software };
+    origin
         | (entry.group as u32) << 30
         | state << 28
         | (entry.priority as u32 >> 3) << 23
-        | physical
         | entry.line as u32
 }
 
@@ -244,9 +241,8 @@ pub const fn unpack_list_2(list: u32) -> ListEntry {
         pending: list >> 28 & 1 == 1,
         active: list >> 29 & 1 == 1,
         group: list >> 30 & 1 == 1,
-        // The field is the physical line's when it is tied to one (GICH_LR<n>.CPUID).
-        sender: if hardware { 0 } else { (list >> 10 & 7) as u8 },
-        hardware,
+        // The field is the physical line's when it is tied to one, else the sender's (GICH_LR<n>.CPUID).
+        origin: (list >> 10) as u16 & if hardware { 0x3ff } else { 7 },
         notify: !hardware && list >> 19 & 1 == 1,
     }
 }
@@ -360,7 +356,7 @@ mod tests {
         let entry = unpack_list(0x5080_0200_0000_0028);
         assert_eq!(entry, ListEntry { line: 40, priority: 0x80, pending: true, group: true, notify: true, ..ListEntry::default() });
         assert_eq!(pack_list(entry), 0x5080_0200_0000_0028);
-        let timer = ListEntry { line: 27, hardware: true, pending: true, group: true, ..ListEntry::default() };
+        let timer = ListEntry { line: 27, origin: 27, pending: true, group: true, ..ListEntry::default() };
         assert_eq!(unpack_list(pack_list(timer)), timer);
         assert_eq!(pack_list(ListEntry { line: 3, ..ListEntry::default() }), 0);
     }
@@ -371,7 +367,7 @@ mod tests {
         let entry = unpack_list_2(1 << 28 | 1 << 19 | 16 << 23 | 40);
         assert_eq!(entry, ListEntry { line: 40, priority: 0x80, pending: true, notify: true, ..ListEntry::default() });
         assert_eq!(pack_list_2(entry), 1 << 28 | 1 << 19 | 16 << 23 | 40);
-        let timer = ListEntry { line: 27, hardware: true, active: true, ..ListEntry::default() };
+        let timer = ListEntry { line: 27, origin: 27, active: true, ..ListEntry::default() };
         assert_eq!(unpack_list_2(pack_list_2(timer)), timer);
     }
 

@@ -36,8 +36,10 @@ pub(crate) const TAKES: u64 = 1 << 63;
 pub struct Forwarding {
     /// The state of each source.
     pub sources: Sources<AtomicU64, SOURCES>,
-    /// Its physical line; above 32 bits: interrupts that went to a vCPU without a server.
+    /// Its physical line; from bit 16 on the guest's; from bit 32 on interrupts that went to a vCPU without a server.
     pub lines: [AtomicU64; SOURCES],
+    /// When it got into its queue.
+    pub since: [AtomicU64; SOURCES],
     /// One queue a CPU.
     pub queues: [Queue<AtomicU64>; MAX_CPUS],
 }
@@ -49,6 +51,7 @@ impl Forwarding {
         Forwarding {
             sources: Sources([const { Source::new(ZERO, ZERO, ZERO) }; SOURCES]),
             lines: [ZERO; SOURCES],
+            since: [ZERO; SOURCES],
             queues: [const { Queue(ZERO) }; MAX_CPUS],
         }
     };
@@ -56,7 +59,14 @@ impl Forwarding {
     /// The physical line of a source.
     #[inline(always)]
     pub fn line_of(&self, source: u16) -> u32 {
-        self.lines[source as usize % SOURCES].load(Ordering::Relaxed) as u32
+        self.ends_of(source).0
+    }
+
+    /// The physical line of a source, and the guest's line that it comes as.
+    #[inline(always)]
+    pub fn ends_of(&self, source: u16) -> (u32, u8) {
+        let word = self.lines[source as usize % SOURCES].load(Ordering::Relaxed);
+        (word as u16 as u32, (word >> 16) as u8)
     }
 }
 
@@ -77,17 +87,17 @@ pub fn is_forwarded(shared: &Shared, line: u32) -> bool {
 
 /// The source of this line fired: it goes into this CPU's queue. Back: whom to wake, if there is anybody to be woken.
 #[inline(never)]
-pub(crate) fn fired<M: Machine>(local: &Local<M>, shared: &Shared, bits: u64) -> Option<QueueServer> {
+pub(crate) fn fired<M: Machine>(local: &Local<M>, shared: &Shared, machine: &M, bits: u64) -> Option<QueueServer> {
     let source = shared.forwarding.sources.raise(bits as u16)?;
-    put(local, shared, source)
+    put(local, shared, machine, source)
 }
 
 /// The vCPU of this name, on this CPU, that gets a source's interrupts without a server, if its guest sends the line to it.
 #[cfg_attr(target_os = "none", optimize(speed))]
 #[inline(never)]
 fn direct_to<M: Machine>(local: &Local<M>, shared: &Shared, vcpu: u64, bits: u64) -> Option<(u16, u8)> {
-    let (id, line) = (Local::<M>::vcpu_id(vcpu), shared.forwarding.line_of(bits as u16));
-    local.vcpus.get(id)?.lines.is_tied_here(line).then_some((id.index() as u16, line as u8))
+    let (id, (physical, line)) = (Local::<M>::vcpu_id(vcpu), shared.forwarding.ends_of(bits as u16));
+    local.vcpus.get(id)?.lines.is_tied_here(physical, line).then_some((id.index() as u16, line))
 }
 
 /// One more interrupt was handed on without a server. Only the CPU that the line comes to counts.
@@ -144,15 +154,17 @@ pub(crate) fn word_of(service: source::Service) -> u64 {
     Service::new(service.source, service.turn, service.latched).0
 }
 
-/// Takes the first of this CPU's queue that is still to be served.
+/// Takes the first of this CPU's queue that is still to be served: its service, and 1 + the time that it was in the queue; 0 = there is
+/// none.
 #[inline(never)]
-pub(crate) fn take<M: Machine>(local: &mut Local<M>, shared: &Shared) -> Option<u64> {
+pub(crate) fn take<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &M) -> [u64; 2] {
     let forwarding = &shared.forwarding;
     let queue = &forwarding.queues[local.cpu as usize % MAX_CPUS];
     loop {
-        let popped = local.backlog.pop(queue, &forwarding.sources)?;
+        let Some(popped) = local.backlog.pop(queue, &forwarding.sources) else { return [0; 2] };
         if let Some(service) = forwarding.sources.serve(popped) {
-            return Some(word_of(service));
+            let since = forwarding.since[service.source as usize % SOURCES].load(Ordering::Relaxed);
+            return [word_of(service), machine.now().wrapping_sub(since) + 1];
         }
     }
 }
@@ -168,10 +180,10 @@ pub fn next_at_once<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: 
     if !cap.word.is(Kind::Vcpu, Rights::LINES) || deadline != 0 || server.thread != local.threads.name_at(me).0 {
         return None;
     }
-    let (id, line) = (Local::<M>::vcpu_id(cap.name), shared.forwarding.line_of(service as u16));
+    let (id, (physical, line)) = (Local::<M>::vcpu_id(cap.name), shared.forwarding.ends_of(service as u16));
     let index = id.index() as u16 % VCPUS as u16;
     let vcpu = local.vcpus.get(id)?;
-    if vcpu.state != VcpuState::Running || vcpu.stop_wanted || !vcpu.lines.is_tied_here(line) {
+    if vcpu.state != VcpuState::Running || vcpu.stop_wanted || !vcpu.lines.is_tied_here(physical, line) {
         return None;
     }
     let (forwarding, cpu) = (&shared.forwarding, local.cpu as usize % MAX_CPUS);
@@ -188,16 +200,17 @@ pub fn next_at_once<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: 
     thread.state = ThreadState::Waiting;
     thread.entry = Entry::Parked;
     schedule::follow(local, machine, index);
-    if lines::list_tied_at_once(local, machine, index, line as u8) {
+    if lines::list_tied_at_once(local, machine, index, line) {
         return Some(Next::Guest(index));
     }
-    lines::arrive_tied(local, index, line as u8);
+    lines::arrive_tied(local, index, line);
     Some(schedule::enter(local, shared, machine))
 }
 
 #[inline(always)]
-fn put<M: Machine>(local: &Local<M>, shared: &Shared, source: Unlinked) -> Option<QueueServer> {
+fn put<M: Machine>(local: &Local<M>, shared: &Shared, machine: &M, source: Unlinked) -> Option<QueueServer> {
     let forwarding = &shared.forwarding;
+    forwarding.since[source.0 as usize % SOURCES].store(machine.now(), Ordering::Relaxed);
     let was_empty = forwarding.queues[local.cpu as usize % MAX_CPUS].push(&forwarding.sources, source);
     (was_empty && local.server.bits != 0).then_some(local.server)
 }
@@ -205,7 +218,7 @@ fn put<M: Machine>(local: &Local<M>, shared: &Shared, source: Unlinked) -> Optio
 /// Puts a source into this CPU's queue, and wakes who serves it.
 #[inline(never)]
 pub(crate) fn queue<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M, source: Option<Unlinked>) {
-    if let Some(server) = source.and_then(|source| put(local, shared, source)) {
+    if let Some(server) = source.and_then(|source| put(local, shared, machine, source)) {
         wake(local, shared, machine, server);
     }
 }

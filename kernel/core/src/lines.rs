@@ -57,10 +57,9 @@ pub struct ListEntry {
     pub active: bool,
     /// In group 1.
     pub group: bool,
-    /// Who sent it, where a version 2 guest asks: a software interrupt's vCPU number.
-    pub sender: u8,
-    /// Tied to the physical line of the same number: the guest's end of interrupt deactivates that.
-    pub hardware: bool,
+    /// The physical line that it is tied to, which the guest's end of interrupt deactivates; below 16 it is tied to none,
+    /// and this is who sent it, where a version 2 guest asks: a software interrupt's vCPU number.
+    pub origin: u16,
     /// Ask for a maintenance interrupt when it ends.
     pub notify: bool,
 }
@@ -69,6 +68,18 @@ impl ListEntry {
     /// Whether it holds nothing.
     pub const fn is_empty(&self) -> bool {
         !self.pending && !self.active
+    }
+
+    /// Whether it is tied to a physical line.
+    #[inline(always)]
+    pub const fn is_tied(&self) -> bool {
+        self.origin >= SOFTWARE as u16
+    }
+
+    /// The vCPU that sent it.
+    #[inline(always)]
+    pub const fn sender(&self) -> u8 {
+        if self.is_tied() { 0 } else { self.origin as u8 }
     }
 }
 
@@ -98,7 +109,7 @@ pub struct Lines {
     active: u128,
     /// In a list register.
     listed: u128,
-    /// Tied to the physical line of the same number.
+    /// Tied to a physical line.
     hardware: u128,
     /// Guest-wide lines that are sent to this vCPU.
     home: u128,
@@ -109,6 +120,8 @@ pub struct Lines {
     slots: [u8; LIST_ENTRIES],
     /// The list register that each private line was put into last; it holds the line if `slots` says so too.
     places: [u8; PRIVATE as usize],
+    /// The physical line that each of the guest's is tied to.
+    physical: [u16; 128],
     /// The distributor forwards.
     forwarding: bool,
     /// Lines wait for a list register, and a maintenance interrupt is asked for.
@@ -131,6 +144,7 @@ impl Lines {
         senders: [0; SOFTWARE as usize],
         slots: [FREE; LIST_ENTRIES],
         places: [0; PRIVATE as usize],
+        physical: [0; 128],
         forwarding: false,
         starved: false,
     };
@@ -201,10 +215,15 @@ impl Lines {
             pending: true,
             active: false,
             group: self.group & this != 0,
-            sender: 0,
-            hardware,
+            origin: if hardware { self.physical_of(line) } else { 0 },
             notify: !edge && !hardware,
         }
+    }
+
+    /// The physical line that a line is tied to: a private one to that of its number.
+    #[inline(always)]
+    const fn physical_of(&self, line: u8) -> u16 {
+        if line < PRIVATE { line as u16 } else { self.physical[line as usize & 127] }
     }
 
     /// Software interrupts have their senders apart, and are put into list registers one after the other: takes the first
@@ -219,7 +238,7 @@ impl Lines {
         if others {
             self.pending |= bit(entry.line);
         }
-        ListEntry { sender, notify: others, ..entry }
+        ListEntry { origin: sender as u16, notify: others, ..entry }
     }
 
     /// What a list register holds once more of its line came. A software interrupt comes again from the same sender, or
@@ -230,8 +249,8 @@ impl Lines {
             self.pending &= !bit(held.line);
             return ListEntry { pending: true, ..held };
         };
-        let again = *senders >> held.sender & 1 == 1;
-        *senders &= !(1 << held.sender);
+        let again = *senders >> (held.sender() & 7) & 1 == 1;
+        *senders &= !(1 << (held.sender() & 7));
         let others = *senders != 0;
         if !others {
             self.pending &= !bit(held.line);
@@ -243,9 +262,9 @@ impl Lines {
     fn give_back(&mut self, held: ListEntry) {
         self.pending |= bit(held.line);
         if let Some(senders) = self.senders.get_mut(held.line as usize)
-            && (held.sender != 0 || *senders != 0)
+            && (held.sender() != 0 || *senders != 0)
         {
-            *senders |= 1 << held.sender;
+            *senders |= 1 << (held.sender() & 7);
         }
     }
 
@@ -280,10 +299,10 @@ impl Lines {
         self.home = if is_first { SHARED } else { 0 };
     }
 
-    /// Whether a physical line is tied to the guest's line of its number, and that is sent to this vCPU.
+    /// Whether a physical line is tied to this line of the guest's, and that is sent to this vCPU.
     #[inline(always)]
-    pub fn is_tied_here(&self, line: u32) -> bool {
-        line < 128 && self.hardware & self.home & bit(line as u8) != 0
+    pub fn is_tied_here(&self, physical: u32, line: u8) -> bool {
+        self.home & bit(line) != 0 && self.physical_of(line) == physical as u16
     }
 
     /// Makes a line pending.
@@ -321,25 +340,17 @@ impl Lines {
     }
 
     /// Reset state, but for what is the guest's and not this vCPU's: whether the distributor forwards, and its lines.
-    const fn after_reset(&self) -> Lines {
-        let mut lines = Lines {
-            enabled: self.enabled & SHARED,
-            pending: self.pending & SHARED,
-            level: self.level & SHARED,
-            edge: self.edge & SHARED | Lines::EMPTY.edge,
-            group: self.group & SHARED,
-            hardware: self.hardware & SHARED | Lines::EMPTY.hardware,
-            home: self.home,
-            priority: self.priority,
-            forwarding: self.forwarding,
-            ..Lines::EMPTY
-        };
-        let mut line = 0;
-        while line < PRIVATE as usize {
-            lines.priority[line] = 0;
-            line += 1;
+    fn forget_own(&mut self) {
+        for word in [&mut self.enabled, &mut self.pending, &mut self.level, &mut self.group, &mut self.edge, &mut self.hardware] {
+            *word &= SHARED;
         }
-        lines
+        self.edge |= Lines::EMPTY.edge;
+        self.hardware |= Lines::EMPTY.hardware;
+        (self.active, self.listed, self.starved) = (0, 0, false);
+        self.senders = Lines::EMPTY.senders;
+        self.slots = Lines::EMPTY.slots;
+        self.places = Lines::EMPTY.places;
+        self.priority[..PRIVATE as usize].fill(0);
     }
 
     #[inline(always)]
@@ -577,7 +588,7 @@ fn withdraw_of<M: Machine>(
         if held.is_empty() || held.active || which & bit(held.line) == 0 {
             continue;
         }
-        if sender.is_some_and(|sender| sender != held.sender) {
+        if sender.is_some_and(|sender| sender != held.sender()) {
             continue;
         }
         set_entry(local, machine, index, slot, ListEntry::default());
@@ -728,33 +739,33 @@ pub fn write<M: Machine>(
         LineField::Active => deactivate(local, machine, index, gone),
         LineField::Edge | LineField::Group => {}
     }
-    let_go(machine, ended);
+    let_go(&local.vcpus.at(index).lines, machine, ended);
     notice(local, index);
     Ok(0)
 }
 
 /// Physical lines whose interrupt the guest will not end any more.
-fn let_go<M: Machine>(machine: &mut M, mut which: u128) {
+fn let_go<M: Machine>(lines: &Lines, machine: &mut M, mut which: u128) {
     while which != 0 {
-        machine.end_line(which.trailing_zeros());
+        machine.end_line(lines.physical_of(which.trailing_zeros() as u8).into());
         which &= which - 1;
     }
 }
 
-/// `Op::LineTie`: a guest-wide line is tied to the physical one of its number, or is no more: what came and was not ended
-/// is dropped then.
+/// `Op::LineTie`: a guest-wide line is tied to this physical one, or is no more: what came and was not ended is dropped
+/// then.
 pub fn tie<M: Machine>(
-    local: &mut Local<M>, machine: &mut M, index: u16, line: u32, on: bool,
+    local: &mut Local<M>, machine: &mut M, index: u16, line: u8, physical: u16, on: bool,
 ) -> Result<u64, Refusal> {
     let which = bit(shared_line(line.into())?);
-    if on {
-        local.vcpus.at_mut(index).lines.hardware |= which;
-        return Ok(0);
+    if !on {
+        for field in [LineField::Pending, LineField::Active] {
+            write(local, machine, index, field as u64, line as u64 & !31, 1 << (line & 31), 0, 0)?;
+        }
     }
-    for field in [LineField::Pending, LineField::Active] {
-        write(local, machine, index, field as u64, line as u64 & !31, 1 << (line & 31), 0, 0)?;
-    }
-    local.vcpus.at_mut(index).lines.hardware &= !which;
+    let lines = &mut local.vcpus.at_mut(index).lines;
+    lines.hardware = if on { lines.hardware | which } else { lines.hardware & !which };
+    lines.physical[line as usize & 127] = if on { physical } else { 0 };
     Ok(0)
 }
 
@@ -814,7 +825,7 @@ fn pending_from<M: Machine>(local: &Local<M>, machine: &M, index: u16, sender: u
     let mut all = (0..SOFTWARE).filter(of).fold(0, |all, line| all | 1 << line);
     for slot in 0..machine.list_entries() {
         let held = entry(local, machine, index, slot);
-        if held.pending && held.line < SOFTWARE && held.sender == sender {
+        if held.pending && held.line < SOFTWARE && held.sender() == sender {
             all |= 1 << held.line;
         }
     }
@@ -895,12 +906,12 @@ pub fn reset<M: Machine>(local: &mut Local<M>, machine: &mut M, index: u16) {
     withdraw(local, machine, index, SHARED, true);
     for slot in 0..machine.list_entries() {
         let held = entry(local, machine, index, slot);
-        if held.active && held.hardware && held.line >= PRIVATE {
-            machine.end_line(held.line.into());
+        if held.active && held.origin >= PRIVATE as u16 {
+            machine.end_line(held.origin.into());
         }
         set_entry(local, machine, index, slot, ListEntry::default());
     }
     let lines = &mut local.vcpus.at_mut(index).lines;
-    *lines = lines.after_reset();
+    lines.forget_own();
     local.vcpus.at_mut(index).hazard = false;
 }

@@ -35,13 +35,13 @@ pub fn raise<M: Machine>(
         return false;
     }
     signal_word::raise(&cpu.names[index], &cpu.signals[index], to.0, bits);
-    wake(local, shared, index as u16);
+    wake(local, shared, machine, index as u16);
     true
 }
 
 /// Ends a thread's wait if one of its bits is set.
 #[cfg_attr(target_os = "none", optimize(speed))]
-fn wake<M: Machine>(local: &mut Local<M>, shared: &Shared, index: u16) {
+fn wake<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &M, index: u16) {
     let thread = local.threads.at_mut(index);
     if thread.state != ThreadState::Waiting {
         return;
@@ -51,11 +51,11 @@ fn wake<M: Machine>(local: &mut Local<M>, shared: &Shared, index: u16) {
         return;
     }
     let takes = thread.mask & TAKES != 0 && bits & local.server.bits != 0;
-    let service = if takes { forward::take(local, shared) } else { None };
+    let [service, waited] = if takes { forward::take(local, shared, machine) } else { [0; 2] };
     let thread = local.threads.at_mut(index);
     thread.state = ThreadState::Ready;
     thread.entry = Entry::Parked;
-    thread.context.set_return([bits, service.unwrap_or(0), service.is_some().into()]);
+    thread.context.set_return([bits, service, waited]);
     let budget = thread.budget;
     schedule::clear_deadline(local, index);
     schedule::ready(local, budget, Running::Thread(index));
@@ -135,7 +135,7 @@ pub fn wait<M: Machine>(
 /// Another CPU left errands for this one: operations, lines, or signals, for which the threads look at their words.
 pub fn kicked<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: &mut M) -> Next {
     for index in each(remote::attend(local, shared, machine)) {
-        wake(local, shared, index);
+        wake(local, shared, machine, index);
     }
     schedule::go_on(local, shared, machine)
 }
@@ -147,7 +147,7 @@ pub fn line_arrived<M: Machine>(local: &mut Local<M>, shared: &Shared, machine: 
     let server = match bits {
         0 => None,
         _ if bits & FORWARDED != 0 && forward::direct(local, shared, thread, bits) => None,
-        _ if bits & FORWARDED != 0 => forward::fired(local, shared, bits),
+        _ if bits & FORWARDED != 0 => forward::fired(local, shared, machine, bits),
         _ => Some(QueueServer { thread, bits }),
     };
     if let Some(server) = server {

@@ -118,7 +118,7 @@ pub struct HostedVcpu {
 const VECTOR_WORDS: usize = Layout::new(0).bytes() as usize / 8;
 
 const NO_LINE: ListEntry = ListEntry {
-    line: 0, priority: 0, pending: false, active: false, group: false, sender: 0, hardware: false, notify: false,
+    line: 0, priority: 0, pending: false, active: false, group: false, origin: 0, notify: false,
 };
 
 impl HostedVcpu {

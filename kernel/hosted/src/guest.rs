@@ -102,11 +102,11 @@ impl Hosted {
         for entry in machine.lists.iter_mut().filter(|entry| entry.active && entry.line == line) {
             entry.active = false;
             notify |= entry.notify;
-            if entry.hardware && line < 32 {
+            if entry.is_tied() && entry.origin < 32 {
                 machine.timer_active = false;
             }
-            if entry.hardware && line >= 32 {
-                self.board.borrow_mut().active.remove(&u32::from(line));
+            if entry.origin >= 32 {
+                self.board.borrow_mut().active.remove(&u32::from(entry.origin));
             }
         }
         let used = machine.lists.iter().filter(|entry| !entry.is_empty()).count();

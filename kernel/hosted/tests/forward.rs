@@ -34,19 +34,32 @@ fn enable(hosted: &mut Hosted, vcpu: u64) {
 
 /// The guest runs and has the line; the client serves CPU 0's queue, and waits.
 fn forwarded(cpus: u16) -> Hosted {
+    forwarded_as(cpus, LINE, 0)
+}
+
+/// The same with this physical line, which comes as this one of the guest's.
+fn forwarded_as(cpus: u16, line: u64, as_line: u64) -> Hosted {
     let mut hosted = small::system(Settings { cpus, ..Settings::default() });
-    for (line, to) in [(LINE, LINE_SLOT), (OTHER, OTHER_SLOT)] {
+    for (line, to) in [(line, LINE_SLOT), (OTHER, OTHER_SLOT)] {
         must(&mut hosted, Op::LineCreate, [root_slot::SYSTEM, line, to, 0, 0, 0]);
     }
     grant(&mut hosted, root_slot::SYSTEM, slot::DOMAINS[2], MACHINE, Rights::LINES);
     grant(&mut hosted, slot::SIGNALS[1], slot::DOMAINS[2], SIGNAL, Rights::USE);
     grant(&mut hosted, LINE_SLOT, slot::DOMAINS[2], CLIENT_LINE, Rights::CONTROL);
-    must(&mut hosted, Op::LineTie, [slot::VCPU, LINE_SLOT, 1, 0, 0, 0]);
+    // What is not forwarded yet is tied by its number, and stays so.
+    if as_line == 0 {
+        must(&mut hosted, Op::LineTie, [slot::VCPU, LINE_SLOT, 1, 0, 0, 0]);
+    }
     enable(&mut hosted, slot::VCPU);
     must(&mut hosted, Op::GuestMap, [slot::GUEST, small::GUEST_PAGE, slot::MEMORY, 0, 512, 7]);
     must(&mut hosted, Op::VcpuStart, [slot::VCPU, 0, 0, 0, 0, 0]);
     must(&mut hosted, Op::ThreadStart, [slot::THREADS[2], 0x20_0000, 0, 0, 0, 0]);
-    assert_eq!(must(&mut hosted, Op::LineForward, [LINE_SLOT, 0, 0, 0, 0, 0])[0], 0, "the first source");
+    assert_eq!(must(&mut hosted, Op::LineForward, [LINE_SLOT, as_line, 0, 0, 0, 0])[0], 0, "the first source");
+    if as_line != 0 {
+        must(&mut hosted, Op::LineTie, [slot::VCPU, LINE_SLOT, 1, 0, 0, 0]);
+        let (first, bit) = (as_line & !31, 1 << (as_line & 31));
+        must(&mut hosted, Op::LinesWrite, [slot::VCPU, LineField::Enabled as u64, first, bit, bit, 0]);
+    }
     assert_eq!(wait(&mut hosted), Now::Thread(CLIENT));
     client(&mut hosted, Op::QueueServe, [MACHINE, SIGNAL, 0, 0, 0, 0]).expect("it may serve");
     client(&mut hosted, Op::LineAck, [CLIENT_LINE, 0, 0, 0, 0, 0]).expect("the line is its own");
@@ -111,6 +124,62 @@ fn an_interrupt_reaches_the_guest_and_the_guest_ends_it() {
         }
         lawful(&hosted);
     }
+}
+
+/// Every line that there can be, as any that a guest has: its own number or another.
+#[test]
+fn a_line_reaches_the_guest_as_the_one_that_it_is_given() {
+    let pairs = [(32, 127), (127, 32), (128, 40), (255, 63), (256, 64), (287, 100), (511, 96), (512, 95), (1018, 33), (1019, 127)];
+    for (line, as_line) in pairs {
+        for way in [1, 2] {
+            let mut hosted = forwarded_as(1, line, as_line);
+            let active = |hosted: &Hosted| hosted.board.borrow().active.contains(&(line as u32));
+            if way == 2 {
+                wake_client(&mut hosted);
+                client(&mut hosted, Op::LineTie, [VCPU, CLIENT_LINE, 2, 0, 0, 0]).expect("the line is its own");
+                assert_eq!(idle(&mut hosted), Now::Guest(0));
+            }
+            for _ in 0..3 {
+                let now = hosted.trap(0, Trap::Line(line as u32));
+                assert_eq!(now, if way == 1 { Now::Thread(CLIENT) } else { Now::Guest(0) }, "line {line}");
+                if way == 1 {
+                    assert_eq!(pass(&mut hosted), Now::Guest(0));
+                }
+                assert_eq!(hosted.acknowledge(0), Some(as_line as u8));
+                assert!(active(&hosted), "the guest has not ended it");
+                hosted.end_of_interrupt(0, as_line as u8);
+                assert!(!active(&hosted), "its end is the line's end");
+            }
+            // What it has taken and does not end is the physical line's end all the same.
+            hosted.trap(0, Trap::Line(line as u32));
+            if way == 1 {
+                assert_eq!(pass(&mut hosted), Now::Guest(0));
+            }
+            assert_eq!(hosted.acknowledge(0), Some(as_line as u8));
+            wake_client(&mut hosted);
+            client(&mut hosted, Op::LineTie, [VCPU, CLIENT_LINE, 0, 0, 0, 0]).expect("the line is its own");
+            assert!(!active(&hosted), "line {line}: untied, and not stuck");
+            lawful(&hosted);
+        }
+    }
+}
+
+#[test]
+fn lines_that_do_not_exist_are_refused() {
+    let mut hosted = small::system(Settings::default());
+    let mut create = |line| trellis_hosted::small::anywhere(&mut hosted, Op::LineCreate, [root_slot::SYSTEM, line, LINE_SLOT, 0, 0, 0]);
+    for line in [0, 1, 15, 16, 31, 1020, 1023, 1024, 65_535, 1 << 32, u64::MAX] {
+        assert_eq!(create(line), Err(Refusal::OutOfRange), "line {line}");
+    }
+    create(1019).expect("the last one");
+    for as_line in [31, 128, 255, 256, 300, 65_535, u64::MAX, 0] {
+        // Its own number (0) is no guest's either.
+        must(&mut hosted, Op::LineForward, [LINE_SLOT, as_line, 0, 0, 0, 0]);
+        let tie = anywhere(&mut hosted, Op::LineTie, [slot::VCPU, LINE_SLOT, 1, 0, 0, 0]);
+        assert_eq!(tie, Err(Refusal::OutOfRange), "as line {as_line}");
+        must(&mut hosted, Op::LineRelease, [LINE_SLOT, 0, 0, 0, 0, 0]);
+    }
+    lawful(&hosted);
 }
 
 #[test]

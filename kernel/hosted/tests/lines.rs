@@ -174,7 +174,7 @@ fn the_timers_line_is_tied_to_the_hardware_and_comes_once_a_deadline() {
     assert_eq!(hosted.acknowledge(0), None);
     hosted.advance(1001);
     let entry = hosted.cpus[0].machine.lists[0];
-    assert!(entry.pending && entry.hardware && entry.line == VIRTUAL_TIMER);
+    assert!(entry.pending && entry.is_tied() && entry.line == VIRTUAL_TIMER);
     assert_eq!(hosted.acknowledge(0), Some(VIRTUAL_TIMER));
     hosted.advance(1);
     assert_eq!(hosted.acknowledge(0), None, "it is active");
@@ -370,7 +370,7 @@ fn senders(hosted: &mut Hosted, line: u8) -> Vec<u64> {
 /// Takes and ends one interrupt: the line and who sent it.
 fn take_sent(hosted: &mut Hosted) -> Option<(u8, u8)> {
     let line = hosted.acknowledge(0)?;
-    let sender = hosted.cpus[0].machine.lists.iter().find(|entry| entry.active)?.sender;
+    let sender = hosted.cpus[0].machine.lists.iter().find(|entry| entry.active)?.sender();
     hosted.end_of_interrupt(0, line);
     Some((line, sender))
 }

@@ -445,7 +445,7 @@ impl Story {
         if self.hosted.now(0) == Now::Thread(CLIENT) {
             let [bits, service, count] = self.hosted.registers(0).x;
             assert!(bits & (BIT | MORE) != 0 || !asked, "nothing else ends its wait");
-            self.held = (count == 1).then_some(service);
+            self.held = (count > 0).then_some(service);
         }
     }
 }

@@ -26,10 +26,10 @@ pub struct Leaving {
     line: Line,
 }
 
-/// Makes a line a source that all these vCPUs can get; `direct`: the first of them without a server. Where one of them
+/// Makes a line a source that all these vCPUs can get as this line of theirs; `direct`: the first of them without a server. Where one of them
 /// refuses, nothing is left of it. A line that is a source already, since a server before this one made it so, stays it.
-pub fn bind(system: &impl System, line: Line, vcpus: &[Vcpu], direct: bool) -> Result<Masked, Refusal> {
-    let (source, _) = line.forward(system)?;
+pub fn bind(system: &impl System, line: Line, guest_line: u8, vcpus: &[Vcpu], direct: bool) -> Result<Masked, Refusal> {
+    let (source, _) = line.forward(system, guest_line)?;
     for (index, vcpu) in vcpus.iter().enumerate() {
         let tie = if direct && index == 0 { Tie::Direct } else { Tie::Ends };
         if let Err(refusal) = vcpu.tie(system, line, tie) {

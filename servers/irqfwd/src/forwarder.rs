@@ -3,28 +3,32 @@
 //!
 //! Threads, one a CPU, share it; each source has a lock of its own, and what belongs to different sources never meets.
 //! Which vCPU a line goes to the kernel knows; here is remembered where it went last, and the others are tried when that
-//! is refused. While the guest is just moving the line, no vCPU has it: the service is kept and tried again.
+//! is refused. While the guest is just moving the line, or a vCPU has moved and its new name is not known here, no vCPU has
+//! it: the service is kept and tried again for as long as the line is bound, since nobody else would ever end the line.
 
 use crate::binding::{self, Leaving, Masked, Open};
+use crate::delays::{Delays, STEPS};
 use crate::queue::{Queue, Served, Woken};
 use crate::storm::{Limit, Storm};
 use heapless::Vec;
 use trellis_idl::kernel::{Op, Refusal};
 use trellis_idl::plan::MAX_VCPUS;
+use trellis_runtime::handle::clock;
 use trellis_runtime::{Line, Shared, System, Vcpu, log};
 
 /// Sources that the kernel has.
 pub const SOURCES: usize = 64;
-/// How often a service that no vCPU takes is tried again in a second.
-const TRIES_A_SECOND: u64 = 20_000;
-/// After so many tries nobody will ever take it.
-const TRIES: u32 = 100;
+/// The part of a second after which a service that no vCPU takes is tried again the first time. Each time it is twice as
+/// long, up to a second.
+const FIRST_TRY: u64 = 20_000;
 
 /// What a source shall do.
 #[derive(Clone, Debug)]
 pub struct Wish {
     /// The physical line.
     pub line: Line,
+    /// The guest's line that it comes as; 0 = that of its number.
+    pub guest_line: u8,
     /// The guest's vCPUs in order of their numbers.
     pub vcpus: Vec<Vcpu, MAX_VCPUS>,
     /// The CPU that each is on.
@@ -48,8 +52,8 @@ pub struct Counters {
     pub direct: u64,
     /// Times that they went to another vCPU than before.
     pub moved: u64,
-    /// Services that nobody took.
-    pub dropped: u64,
+    /// Services that no vCPU took at first.
+    pub waited: u64,
     /// Times that it was masked since it came too often.
     pub storms: u64,
 }
@@ -75,8 +79,22 @@ struct Source {
     target: usize,
     storm: Storm,
     counters: Counters,
-    /// A service that no vCPU took yet, how often it was tried, and when it will be again.
-    held: Option<(Served, u32, u64)>,
+    delays: Delays,
+    /// Ticks of a second.
+    hertz: u64,
+    held: Option<Held>,
+}
+
+/// A service that no vCPU took yet.
+#[derive(Debug)]
+struct Held {
+    served: Served,
+    /// Times that it was tried.
+    tries: u32,
+    /// When it will be again.
+    at: u64,
+    /// When it was tried first.
+    since: u64,
 }
 
 /// A thread's place at its CPU's queue.
@@ -134,14 +152,14 @@ impl Forwarder {
         if wish.vcpus.is_empty() || wish.vcpus.len() != wish.cpus.len() {
             return Err(Refusal::BadArgument);
         }
-        let (number, _) = wish.line.forward(system)?;
+        let (number, _) = wish.line.forward(system, wish.guest_line)?;
         let cpu = wish.cpus.first().copied().unwrap_or(0);
         // Nobody gets a service of it before it is open, and then this lock is to be taken.
         let mut source = self.at(number).lock(system);
         if source.is_some() {
             return Err(Refusal::Occupied);
         }
-        let masked = binding::bind(system, wish.line, &wish.vcpus, wish.direct)?;
+        let masked = binding::bind(system, wish.line, wish.guest_line, &wish.vcpus, wish.direct)?;
         let (stage, result) = match masked.open(system, cpu) {
             Ok(open) => (Stage::Open(open), Ok(number)),
             Err((masked, refusal)) => (Stage::Leaving(masked.leave(system, &wish.vcpus)), Err(refusal)),
@@ -151,8 +169,9 @@ impl Forwarder {
             let _ = leaving.is_free(system);
             return result;
         }
-        let storm = Storm::new(wish.limit, now(system));
-        *source = Some(Source { stage, wish, target: 0, storm, counters: Counters::default(), held: None });
+        let (now, hertz) = clock(system);
+        let (storm, counters, delays) = (Storm::new(wish.limit, now), Counters::default(), Delays::default());
+        *source = Some(Source { stage, wish, target: 0, storm, counters, delays, hertz, held: None });
         result
     }
 
@@ -160,8 +179,8 @@ impl Forwarder {
     pub fn unbind(&self, system: &impl System, source: u16, queue: Queue) -> Result<(), Refusal> {
         let mut place = self.at(source).lock(system);
         let Some(source) = place.as_mut() else { return Ok(()) };
-        if let Some((served, ..)) = source.held.take() {
-            queue.done(system, served);
+        if let Some(held) = source.held.take() {
+            queue.done(system, held.served);
         }
         let vcpus = &source.wish.vcpus;
         source.stage = match core::mem::replace(&mut source.stage, Stage::Between) {
@@ -211,13 +230,35 @@ impl Forwarder {
         }
     }
 
+    /// The guest's vCPU of this number has moved to this CPU, and is known by this capability. The line follows it if the
+    /// last interrupt was its, and what waits for a vCPU is tried at once.
+    pub fn moved(&self, system: &impl System, source: u16, number: usize, vcpu: Vcpu, cpu: u8) -> Result<(), Refusal> {
+        let mut place = self.at(source).lock(system);
+        let source = place.as_mut().ok_or(Refusal::Gone)?;
+        *source.wish.vcpus.get_mut(number).ok_or(Refusal::OutOfRange)? = vcpu;
+        *source.wish.cpus.get_mut(number).ok_or(Refusal::OutOfRange)? = cpu;
+        if number == source.target {
+            source.follow(system);
+        }
+        if let Some(held) = source.held.take() {
+            source.pass(system, held.served, Some((held.tries, held.since)));
+        }
+        Ok(())
+    }
+
     /// What a source did.
     pub fn counters(&self, system: &impl System, source: u16) -> Option<Counters> {
         let place = self.at(source).lock(system);
         let source = place.as_ref()?;
         // It stays forwarded as it is.
-        let direct = source.wish.line.forward(system).map_or(0, |(_, direct)| direct);
+        let direct = source.wish.line.forward(system, source.wish.guest_line).map_or(0, |(_, direct)| direct);
         Some(Counters { direct, ..source.counters })
+    }
+
+    /// How long its interrupts waited before a vCPU had them, in the steps of [`crate::delays`].
+    pub fn delays(&self, system: &impl System, source: u16) -> Option<[u64; STEPS]> {
+        let place = self.at(source).lock(system);
+        place.as_ref().map(|source| source.delays.of(source.counters.passed))
     }
 
     /// Serves all that came to this CPU, and does what time has come for.
@@ -266,7 +307,7 @@ impl Forwarder {
     fn admit(&self, system: &impl System, post: &mut Post, served: Served) -> Option<(Served, Vcpu)> {
         let mut place = self.at(served.source()).lock(system);
         if let Some(source) = place.as_mut()
-            && let Some(vcpu) = source.admit()
+            && let Some(vcpu) = source.admit(&served)
         {
             return Some((served, vcpu));
         }
@@ -298,7 +339,7 @@ impl Forwarder {
     /// Does what time has come for, and notes when to do it again.
     #[cold]
     fn look_after(&self, system: &impl System, post: &mut Post) {
-        post.deadline = self.attend(system, post.queue).unwrap_or(0);
+        post.deadline = self.attend(system).unwrap_or(0);
     }
 
     /// Serves one. True: something is to be done later ([`Forwarder::attend`]).
@@ -316,9 +357,9 @@ impl Forwarder {
 
     /// Does what time has come for: lines that were masked since they came too often, services that no vCPU took. Back: when
     /// to call again, if at any time.
-    pub fn attend(&self, system: &impl System, queue: Queue) -> Option<u64> {
+    pub fn attend(&self, system: &impl System) -> Option<u64> {
         let now = now(system);
-        let attend = |place: &Shared<Option<Source>>| place.lock(system).as_mut()?.attend(system, queue, now);
+        let attend = |place: &Shared<Option<Source>>| place.lock(system).as_mut()?.attend(system, now);
         self.sources.iter().filter_map(attend).min()
     }
 }
@@ -326,24 +367,28 @@ impl Forwarder {
 impl Source {
     /// The vCPU that gets its next interrupt, if nothing else is to be thought of; it is counted as handed on.
     #[inline]
-    fn admit(&mut self) -> Option<Vcpu> {
+    fn admit(&mut self, served: &Served) -> Option<Vcpu> {
         let vcpu = *self.wish.vcpus.get(self.target)?;
         if matches!(self.stage, Stage::Leaving(_)) || !self.storm.count_quietly() {
             return None;
         }
         self.counters.taken += 1;
         self.counters.passed += 1;
+        if !served.is_at_once() {
+            self.delays.count(served.waited(), self.hertz);
+        }
         Some(vcpu)
     }
 
     /// What was admitted was not taken. True: by nobody yet.
     fn refused(&mut self, system: &impl System, queue: Queue, served: Served) -> bool {
         self.counters.passed -= 1;
+        self.delays.uncount(served.waited(), self.hertz);
         if matches!(self.stage, Stage::Leaving(_)) {
             queue.done(system, served);
             return false;
         }
-        self.look_for(system, served, 0)
+        self.look_for(system, served, None)
     }
 
     #[inline]
@@ -354,7 +399,7 @@ impl Source {
             return false;
         }
         let too_much = self.storm.count(|| now(system));
-        let is_held = self.pass(system, served, 0);
+        let is_held = self.pass(system, served, None);
         if let Some(until) = too_much {
             self.stage = match core::mem::replace(&mut self.stage, Stage::Between) {
                 Stage::Open(open) => {
@@ -370,32 +415,44 @@ impl Source {
 
     /// Hands it to the vCPU that got the last one, or to whichever the guest has sent the line to since. True: to none.
     #[inline]
-    fn pass(&mut self, system: &impl System, served: Served, tries: u32) -> bool {
+    fn pass(&mut self, system: &impl System, served: Served, held: Option<(u32, u64)>) -> bool {
         let Some(vcpu) = self.wish.vcpus.get(self.target) else { return false };
+        let waited = served.waited();
         match served.pass(system, *vcpu) {
             Ok(()) => {
-                self.counters.passed += 1;
+                self.passed(system, waited, held);
                 false
             }
-            Err((served, _)) => self.look_for(system, served, tries),
+            Err((served, _)) => self.look_for(system, served, held),
         }
     }
 
     #[cold]
-    fn look_for(&mut self, system: &impl System, mut served: Served, tries: u32) -> bool {
+    fn look_for(&mut self, system: &impl System, mut served: Served, held: Option<(u32, u64)>) -> bool {
+        let waited = served.waited();
         for (index, vcpu) in self.wish.vcpus.iter().enumerate() {
             match served.pass(system, *vcpu) {
                 Ok(()) => {
-                    self.counters.passed += 1;
+                    self.passed(system, waited, held);
                     self.moved(system, index);
                     return false;
                 }
                 Err((back, _)) => served = back,
             }
         }
-        let [now, hertz, _] = system.invoke(Op::Clock, [0; 6]).unwrap_or_default();
-        self.held = Some((served, tries + 1, now + hertz / TRIES_A_SECOND + 1));
+        self.counters.waited += u64::from(held.is_none());
+        let now = now(system);
+        let (tries, since) = held.unwrap_or((0, now));
+        let part = FIRST_TRY.checked_shr(tries).unwrap_or(0).max(1);
+        self.held = Some(Held { served, tries: tries.saturating_add(1), at: now + self.hertz / part + 1, since });
         true
+    }
+
+    /// It was handed on, after it was in the queue and held for so long.
+    fn passed(&mut self, system: &impl System, waited: Option<u64>, held: Option<(u32, u64)>) {
+        self.counters.passed += 1;
+        let held = held.map_or(0, |(_, since)| now(system).saturating_sub(since));
+        self.delays.count(waited.map(|waited| waited + held), self.hertz);
     }
 
     /// The line follows its vCPU, so that the next interrupt finds both on one CPU.
@@ -405,10 +462,15 @@ impl Source {
         }
         self.target = index;
         self.counters.moved += 1;
-        if let (Stage::Open(open), Some(cpu)) = (&self.stage, self.wish.cpus.get(index)) {
+        self.follow(system);
+    }
+
+    /// The line comes to the CPU of its vCPU.
+    fn follow(&self, system: &impl System) {
+        if let (Stage::Open(open), Some(cpu)) = (&self.stage, self.wish.cpus.get(self.target)) {
             // Refused, it goes on coming to where it came before, which is slower and no worse.
             let _ = open.move_to(system, *cpu);
-            if self.wish.direct && let Some(vcpu) = self.wish.vcpus.get(index) {
+            if self.wish.direct && let Some(vcpu) = self.wish.vcpus.get(self.target) {
                 let _ = open.direct_to(system, *vcpu);
             }
         }
@@ -425,16 +487,9 @@ impl Source {
         result
     }
 
-    fn attend(&mut self, system: &impl System, queue: Queue, now: u64) -> Option<u64> {
-        if let Some((served, tries, at)) = self.held.take() {
-            if now < at {
-                self.held = Some((served, tries, at));
-            } else if tries >= TRIES {
-                self.counters.dropped += 1;
-                queue.done(system, served);
-            } else {
-                self.pass(system, served, tries);
-            }
+    fn attend(&mut self, system: &impl System, now: u64) -> Option<u64> {
+        if let Some(held) = self.held.take_if(|held| held.at <= now) {
+            self.pass(system, held.served, Some((held.tries, held.since)));
         }
         if let Stage::Cooling(_, until) = self.stage
             && until <= now
@@ -445,7 +500,7 @@ impl Source {
             let _ = self.open(system, line);
         }
         let cool = if let Stage::Cooling(_, until) = self.stage { Some(until) } else { None };
-        let held = self.held.as_ref().map(|(_, _, at)| *at);
+        let held = self.held.as_ref().map(|held| held.at);
         cool.into_iter().chain(held).min()
     }
 }

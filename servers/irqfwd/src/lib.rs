@@ -2,13 +2,15 @@
 //! irqfwd: owns the interrupts of devices that belong to guests, and hands each to the vCPU that its guest sends it to.
 //!
 //! The kernel keeps the state of each source and one queue a CPU; [`queue`] is this server's side of that protocol, as
-//! types that can be used in the right order only. [`binding`] is the life of a line, [`storm`] when it is too much, and
-//! [`forwarder`] puts them together; [`server`] is all that with a configuration and root's questions.
+//! types that can be used in the right order only. [`binding`] is the life of a line, [`storm`] when it is too much,
+//! [`delays`] how long it took, and [`forwarder`] puts them together; [`server`] is all that with a configuration and
+//! root's questions.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 pub mod binding;
+pub mod delays;
 pub mod forwarder;
 pub mod queue;
 pub mod server;

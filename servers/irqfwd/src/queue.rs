@@ -14,10 +14,13 @@ pub struct Queue {
     machine: Machine,
 }
 
-/// A source that this server serves.
+/// A source that this server serves, and how long it was in the queue.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "until the service is ended its source is never served again"]
-pub struct Served(Service);
+pub struct Served(Service, u64);
+
+/// Nobody knows how long.
+const UNKNOWN: u64 = u64::MAX;
 
 /// Why a thread at its queue goes on.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,8 +34,8 @@ pub struct Woken {
 
 impl Woken {
     #[inline(always)]
-    fn of((bits, service): (u64, Option<Service>)) -> Woken {
-        Woken { bits, served: service.map(Served) }
+    fn of((bits, service): (u64, Option<(Service, u64)>)) -> Woken {
+        Woken { bits, served: service.map(|(service, ticks)| Served(service, ticks)) }
     }
 }
 
@@ -53,7 +56,7 @@ impl Queue {
     #[inline]
     pub fn take(self, system: &impl System) -> ([Option<Served>; 2], bool) {
         let Ok((count, [first, second])) = self.machine.queue_take(system) else { return ([None, None], false) };
-        ([(count > 0).then_some(Served(first)), (count > 1).then_some(Served(second))], count > 1)
+        ([(count > 0).then_some(Served(first, UNKNOWN)), (count > 1).then_some(Served(second, UNKNOWN))], count > 1)
     }
 
     /// Waits for the next, for one of these bits of this thread's signal word, or for a deadline (0 = for ever). Refused
@@ -74,6 +77,17 @@ impl Served {
     #[inline(always)]
     pub const fn source(&self) -> u16 {
         self.0.source()
+    }
+
+    /// Ticks that it was in the queue, where that is known.
+    pub fn waited(&self) -> Option<u64> {
+        (self.1 != UNKNOWN).then_some(self.1)
+    }
+
+    /// Whether it was in no queue.
+    #[inline(always)]
+    pub const fn is_at_once(&self) -> bool {
+        self.1 == 0
     }
 
     /// Whether the line fired since the service before; else an earlier server was lost with this.

@@ -4,6 +4,7 @@
 //! One thread a CPU serves that CPU's queue, and one more answers root. What an earlier server had is taken over: lines
 //! that are sources stay so, and what it was serving comes again once they are bound here.
 
+use crate::delays::STEPS;
 use crate::{Forwarder, Limit, Post, Queue, Wish, Woken};
 use trellis_idl::interface::{self, ATTACH};
 use trellis_idl::kernel::{Exit, Refusal, WORDS};
@@ -101,7 +102,9 @@ impl Irqfwd {
         let cpus = self.config.guests.get(usize::from(plan.guest)).cloned().unwrap_or_default();
         let first = slot::VCPUS + u64::from(plan.guest) * MAX_VCPUS as u64;
         let vcpus = (first..).take(cpus.len()).map(Vcpu::at).collect();
-        Wish { line: Line::at(slot::LINE + index as u64), vcpus, cpus, limit: self.limit, direct: plan.direct, number: plan.line }
+        let line = Line::at(slot::LINE + index as u64);
+        let (guest_line, number, direct) = (plan.guest_line, plan.line, plan.direct);
+        Wish { line, guest_line, vcpus, cpus, limit: self.limit, direct, number }
     }
 
     fn unbind(&self, system: &impl System, guest: u64) -> Result<(), Refusal> {
@@ -118,11 +121,38 @@ impl Irqfwd {
         result
     }
 
-    fn count(&self, system: &impl System, index: u64) -> Result<[u64; 6], Refusal> {
+    /// A guest's vCPU is on another CPU, and root has put its capability where the old one was. Its lines come there if a
+    /// thread serves that CPU, and else where they came before.
+    fn moved(&self, system: &impl System, [guest, number, cpu]: [u64; 3]) -> Result<(), Refusal> {
+        let all = self.config.guests.get(guest as usize).ok_or(Refusal::OutOfRange)?;
+        let before = *all.get(number as usize).ok_or(Refusal::OutOfRange)?;
+        let is_served = self.config.guests.iter().flatten().any(|served| u64::from(*served) == cpu);
+        let cpu = if is_served { cpu as u8 } else { before };
+        let vcpu = Vcpu::at(slot::VCPUS + guest * MAX_VCPUS as u64 + number);
+        let sources = self.sources.lock(system);
+        let places = self.lines(guest).filter_map(|(index, _)| sources.get(index)).filter(|place| **place != NONE);
+        let mut result = Ok(());
+        for place in places {
+            let moved = self.forwarder.moved(system, *place, number as usize, vcpu, cpu);
+            result = result.and(moved);
+        }
+        result
+    }
+
+    /// The source of a line of the configuration.
+    fn source(&self, system: &impl System, index: u64) -> Result<u16, Refusal> {
         let sources = self.sources.lock(system);
         let place = usize::try_from(index).ok().and_then(|index| sources.get(index)).ok_or(Refusal::OutOfRange)?;
-        let all = self.forwarder.counters(system, *place).filter(|_| *place != NONE).ok_or(Refusal::Gone)?;
-        Ok([all.taken, all.passed, all.direct, all.dropped, all.storms, all.moved])
+        if *place == NONE { Err(Refusal::Gone) } else { Ok(*place) }
+    }
+
+    fn count(&self, system: &impl System, index: u64) -> Result<[u64; 6], Refusal> {
+        let all = self.forwarder.counters(system, self.source(system, index)?).ok_or(Refusal::Gone)?;
+        Ok([all.taken, all.passed, all.direct, all.waited, all.storms, all.moved])
+    }
+
+    fn delays(&self, system: &impl System, index: u64) -> Result<[u64; STEPS], Refusal> {
+        self.forwarder.delays(system, self.source(system, index)?).ok_or(Refusal::Gone)
     }
 }
 
@@ -150,7 +180,9 @@ impl Server for Irqfwd {
         answer[0] = to_answer(match IrqfwdOp::from_number(words[0]) {
             Some(IrqfwdOp::Bind) => self.bind(system, words[1]),
             Some(IrqfwdOp::Unbind) => self.unbind(system, words[1]),
+            Some(IrqfwdOp::Moved) => self.moved(system, [words[1], words[2], words[3]]),
             Some(IrqfwdOp::Count) => self.count(system, words[1]).map(|counts| answer[1..7].copy_from_slice(&counts)),
+            Some(IrqfwdOp::Delays) => self.delays(system, words[1]).map(|delays| answer[1..].copy_from_slice(&delays)),
             None => Err(Refusal::NoOperation),
         });
         Reply::Call(answer)

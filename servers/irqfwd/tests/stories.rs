@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use trellis_core::trap::Trap;
 use trellis_hosted::small::{self, ROOT, anywhere, must, slot};
 use trellis_hosted::{Hosted, Now, Settings, laws};
-use trellis_idl::kernel::{LineField, LineState, Op, Refusal, WORDS};
+use trellis_idl::kernel::{LineField, LineState, Op, PLACE, Refusal, WORDS};
 use trellis_idl::layout::root_slot;
 use trellis_irqfwd::{Counters, Forwarder, Limit, Post, Queue, Wish};
 use trellis_runtime::handle::Tie;
@@ -107,7 +107,7 @@ impl Kernel {
             self.wait(1, 0);
         }
         let mut hosted = self.0.borrow_mut();
-        let line = if hosted.now(cpu) == Now::Guest(0) { hosted.acknowledge(cpu) } else { None };
+        let line = if matches!(hosted.now(cpu), Now::Guest(_)) { hosted.acknowledge(cpu) } else { None };
         if let Some(line) = line {
             hosted.end_of_interrupt(cpu, line);
         }
@@ -144,6 +144,7 @@ impl Kernel {
 fn wish(limit: Limit) -> Wish {
     Wish {
         line: Line::at(LINE_SLOT),
+        guest_line: 0,
         vcpus: Vec::from_slice(&VCPUS).expect("two fit"),
         cpus: Vec::from_slice(&[0, 1]).expect("two fit"),
         limit,
@@ -245,13 +246,15 @@ fn what_no_vcpu_takes_is_tried_again_by_the_one_that_waits() {
     kernel.fire(0);
     assert!(goes_on(&kernel, &forwarder, &mut post));
     kernel.wake_root();
-    assert_eq!(counters(&kernel, &forwarder, source), Counters { taken: 1, ..Counters::default() });
+    assert_eq!(counters(&kernel, &forwarder, source), Counters { taken: 1, waited: 1, ..Counters::default() });
     VCPUS[1].line_target(&kernel, LINE, state).expect("it is nowhere");
     assert!(!goes_on(&kernel, &forwarder, &mut post));
     kernel.0.borrow_mut().advance(1_000_000);
     assert!(!goes_on(&kernel, &forwarder, &mut post), "its time has come");
     assert!(kernel.guest_serves(1));
     assert_eq!(counters(&kernel, &forwarder, source).passed, 1);
+    // A tick is a microsecond here.
+    assert_eq!(forwarder.delays(&kernel, source), Some([0, 0, 0, 0, 0, 0, 0, 0, 1]), "a second");
 }
 
 /// A line that cools down is opened again though another line interrupts meanwhile.
@@ -313,29 +316,69 @@ fn an_interrupt_that_comes_while_the_line_is_nowhere_waits() {
     let state = VCPUS[0].line_take(&kernel, LINE).expect("it is not active");
     kernel.fire(0);
     assert!(forwarder.serve(&kernel, queue), "it is to be tried again");
-    let at = forwarder.attend(&kernel, queue).expect("soon");
+    let at = forwarder.attend(&kernel).expect("soon");
     VCPUS[1].line_target(&kernel, LINE, state).expect("it is nowhere");
     kernel.pass_time(at);
-    assert_eq!(forwarder.attend(&kernel, queue), None);
+    assert_eq!(forwarder.attend(&kernel), None);
     assert!(kernel.guest_serves(1));
     assert_eq!(counters(&kernel, &forwarder, source).passed, 1);
 }
 
 #[test]
-fn what_nobody_takes_is_given_up() {
+fn what_nobody_takes_is_kept_and_tried_ever_more_seldom() {
     let (kernel, forwarder, queue, source) = bound(Limit::NONE);
     VCPUS[0].line_take(&kernel, LINE).expect("it is not active");
     kernel.fire(0);
     assert!(forwarder.serve(&kernel, queue));
-    let mut tries = 0;
-    while let Some(at) = forwarder.attend(&kernel, queue) {
+    let now = || kernel.0.borrow().board.borrow().now;
+    let (begin, mut last) = (now(), 0);
+    for tries in 0..200 {
+        let at = forwarder.attend(&kernel).expect("it is not given up");
+        assert!(tries < 20 || at - now() >= last, "try {tries} comes sooner than the one before");
+        last = at - now();
         kernel.0.borrow().board.borrow_mut().now = at;
-        tries += 1;
-        assert!(tries < 1000, "it never ends");
     }
-    assert_eq!(counters(&kernel, &forwarder, source), Counters { taken: 1, dropped: 1, ..Counters::default() });
+    let (_, hertz) = trellis_runtime::handle::clock(&kernel);
+    assert!(last <= hertz + 1 && now() - begin > 100 * hertz, "in the end once a second");
+    assert_eq!(counters(&kernel, &forwarder, source), Counters { taken: 1, waited: 1, ..Counters::default() });
     forwarder.unbind(&kernel, source, queue).expect("nobody has it");
     assert!(!kernel.is_active(), "a released line is not stuck");
+}
+
+/// The vCPU that the guest sends the line to goes to another CPU, and has another name there.
+#[test]
+fn what_comes_while_a_vcpu_moves_is_its_own_when_its_new_name_is_known() {
+    for (direct, told) in [(false, 1), (false, 500), (true, 1)] {
+        let kernel = Kernel::new();
+        let (forwarder, queue) = (Forwarder::new(), kernel.queue(false));
+        let source = forwarder.bind(&kernel, Wish { direct, ..wish(Limit::NONE) }).expect("nobody has it");
+        let place = SECOND + 2;
+        let mut hosted = kernel.0.borrow_mut();
+        anywhere(&mut hosted, Op::VcpuCreate, [slot::GUEST, 1, PLACE, place, small::VCPU_PRIORITY, 0]).expect("a place");
+        anywhere(&mut hosted, Op::VcpuStop, [slot::VCPU, 0, 0, 0, 0, 0]).expect("it runs");
+        anywhere(&mut hosted, Op::VcpuMove, [slot::VCPU, 0, 0, 0, 0, 0]).expect("it is stopped");
+        hosted.deliver_kicks();
+        drop(hosted);
+        kernel.fire(0);
+        assert!(kernel.is_active());
+        forwarder.serve(&kernel, queue);
+        // However long nobody tells it, the interrupt is not lost.
+        for _ in 0..told {
+            let at = forwarder.attend(&kernel).expect("it is not given up");
+            kernel.0.borrow().board.borrow_mut().now = at;
+        }
+        assert_eq!(forwarder.moved(&kernel, source, 2, Vcpu::at(place), 1), Err(Refusal::OutOfRange));
+        forwarder.moved(&kernel, source, 0, Vcpu::at(place), 1).expect("it is bound");
+        assert_eq!((forwarder.attend(&kernel), kernel.comes_to()), (None, Some(1)), "the line follows it");
+        anywhere(&mut kernel.0.borrow_mut(), Op::VcpuStop, [SECOND, 0, 0, 0, 0, 0]).expect("the other one runs");
+        while anywhere(&mut kernel.0.borrow_mut(), Op::VcpuStart, [place, 0, 0, 0, 0, 0]) == Err(Refusal::Again) {
+            kernel.0.borrow_mut().trap(1, Trap::Spurious);
+        }
+        assert!(kernel.guest_serves(1) && !kernel.is_active(), "it has it at its new place");
+        kernel.fire(1);
+        forwarder.serve(&kernel, queue);
+        assert_eq!(counters(&kernel, &forwarder, source).direct, u64::from(direct), "as before the move");
+    }
 }
 
 #[test]
@@ -350,17 +393,17 @@ fn a_line_that_comes_too_often_is_masked_for_a_while() {
     assert!(forwarder.serve(&kernel, queue), "it is to be opened again");
     assert_eq!(kernel.comes_to(), None);
     assert!(kernel.guest_serves(0), "this one still comes");
-    let at = forwarder.attend(&kernel, queue).expect("it cools down");
+    let at = forwarder.attend(&kernel).expect("it cools down");
     kernel.pass_time(500);
-    assert_eq!((forwarder.attend(&kernel, queue), kernel.comes_to()), (Some(at), None));
+    assert_eq!((forwarder.attend(&kernel), kernel.comes_to()), (Some(at), None));
     kernel.pass_time(600);
-    assert_eq!((forwarder.attend(&kernel, queue), kernel.comes_to()), (None, Some(0)));
+    assert_eq!((forwarder.attend(&kernel), kernel.comes_to()), (None, Some(0)));
     assert_eq!(counters(&kernel, &forwarder, source).storms, 1);
     // Masked by its owner it stays so, however long it cooled down.
     forwarder.mask(&kernel, source, true).expect("it is bound");
     forwarder.mask(&kernel, source, true).expect("twice is once");
     kernel.pass_time(5000);
-    assert_eq!((forwarder.attend(&kernel, queue), kernel.comes_to()), (None, None));
+    assert_eq!((forwarder.attend(&kernel), kernel.comes_to()), (None, None));
     forwarder.mask(&kernel, source, false).expect("it is bound");
     assert_eq!(kernel.comes_to(), Some(0));
 }
@@ -495,7 +538,7 @@ fn serve_some(kernel: &Kernel, forwarder: &Forwarder, queue: Queue, how: u64) {
 fn settle(kernel: &Kernel, forwarder: &Forwarder, queue: Queue, home: usize, round: u32) {
     forwarder.serve(kernel, queue);
     kernel.pass_time(1000);
-    forwarder.attend(kernel, queue);
+    forwarder.attend(kernel);
     while kernel.guest_serves(home as u16) {}
     while forwarder.unbind(kernel, 0, queue).is_err() {
         forwarder.serve(kernel, queue);

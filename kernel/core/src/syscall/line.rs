@@ -66,6 +66,9 @@ impl<'a, M: Machine> Call<'a, M> {
 
     pub(super) fn line_forward(&mut self) -> Done {
         let line = self.line(0)?;
+        // The guest's line, which may have another number. What no guest has is refused where it is tied.
+        let guests = if self.a[1] == 0 { line.into() } else { self.a[1] };
+        let ends = line as u64 | if guests < 128 { guests << 16 } else { 0 };
         let _control = self.shared.control.lock();
         let slot = self.slot_of(line);
         let forwarding = &self.shared.forwarding;
@@ -74,7 +77,10 @@ impl<'a, M: Machine> Call<'a, M> {
         if before & FORWARDED != 0 && forwarding.line_of(before as u16) == line {
             match forwarding.sources.bind(before as u16) {
                 // It was released while a server had it, and nobody asked again: what came then is dropped.
-                Ok(()) => self.machine.end_line(line),
+                Ok(()) => {
+                    place.store(ends, Ordering::Relaxed);
+                    self.machine.end_line(line);
+                }
                 Err(Refusal::Occupied) => {}
                 Err(refusal) => return Err(refusal),
             }
@@ -85,7 +91,7 @@ impl<'a, M: Machine> Call<'a, M> {
         }
         let bound = |source: &u16| forwarding.sources.bind(*source).is_ok();
         let source = (0..SOURCES as u16).find(bound).ok_or(Refusal::Quota)?;
-        forwarding.lines[source as usize % SOURCES].store(line.into(), Ordering::Relaxed);
+        forwarding.lines[source as usize % SOURCES].store(ends, Ordering::Relaxed);
         slot.thread.store(0, Ordering::Relaxed);
         slot.bits.store(FORWARDED | source as u64, Ordering::Release);
         self.with(source.into(), [0, 0])
@@ -119,8 +125,10 @@ impl<'a, M: Machine> Call<'a, M> {
             return Err(Refusal::BadArgument);
         }
         let _control = self.shared.control.lock();
-        lines::tie(self.local, self.machine, index, line, way != 0)?;
         let slot = self.slot_of(line);
+        let source = slot.bits.load(Ordering::Relaxed);
+        let guests = if source & FORWARDED == 0 { line.min(128) as u8 } else { self.shared.forwarding.ends_of(source as u16).1 };
+        lines::tie(self.local, self.machine, index, guests, line as u16, way != 0)?;
         let name = self.local.vcpus.name_at(index).0;
         // The word is the vCPU's as long as the line is forwarded.
         let ours = way == 2 || slot.thread.load(Ordering::Relaxed) == name;
@@ -133,12 +141,12 @@ impl<'a, M: Machine> Call<'a, M> {
     pub(super) fn line_pass(&mut self) -> Done {
         let index = self.vcpu(Rights::LINES)?;
         let service = self.a[1];
-        let line = self.shared.forwarding.line_of(service as u16);
-        if !self.local.vcpus.at(index).lines.is_tied_here(line) {
+        let (physical, line) = self.shared.forwarding.ends_of(service as u16);
+        if !self.local.vcpus.at(index).lines.is_tied_here(physical, line) {
             return Err(Refusal::BadState);
         }
         forward::complete(self.local, self.shared, self.machine, service)?;
-        lines::arrive_tied(self.local, index, line as u8);
+        lines::arrive_tied(self.local, index, line);
         Ok(0)
     }
 
@@ -152,8 +160,8 @@ impl<'a, M: Machine> Call<'a, M> {
         }
         // It looks itself.
         signal_word::take(&self.shared.cpus[self.local.cpu as usize % MAX_CPUS].signals[me as usize % THREADS], server.bits);
-        let service = forward::take(self.local, self.shared);
-        self.with(server.bits, [service.unwrap_or(0), service.is_some().into()])
+        let service = forward::take(self.local, self.shared, self.machine);
+        self.with(server.bits, service)
     }
 
     pub(super) fn queue_serve(&mut self) -> Done {
@@ -180,7 +188,7 @@ impl<'a, M: Machine> Call<'a, M> {
         let mut taken = [0; 2];
         let mut count = 0;
         while count < taken.len()
-            && let Some(service) = forward::take(self.local, self.shared)
+            && let [service, (1..)] = forward::take(self.local, self.shared, self.machine)
         {
             taken[count] = service;
             count += 1;
