@@ -28,7 +28,7 @@ impl Default for ViewsEntry {
 }
 
 /// Words for what a page may be used for.
-const WORDS: [(&str, ViewAccess); 11] = [
+const WORDS: [(&str, ViewAccess); 13] = [
     ("host", ViewAccess::DEFAULT),
     ("n", ViewAccess(0)),
     ("r", ViewAccess(1)),
@@ -36,6 +36,8 @@ const WORDS: [(&str, ViewAccess); 11] = [
     ("rw", ViewAccess(3)),
     ("x", ViewAccess(4)),
     ("rx", ViewAccess(5)),
+    ("rx-kernel", ViewAccess(17)),
+    ("rx-user", ViewAccess(33)),
     ("wx", ViewAccess(6)),
     ("rwx", ViewAccess(7)),
     ("rx2rw", ViewAccess::RX2RW),

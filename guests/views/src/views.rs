@@ -79,7 +79,10 @@ fn expect(what: &str, found: i64, expected: i64) {
     }
 }
 
-fn run(_: &'static Machine) {
+fn run(machine: &'static Machine) {
+    if machine.arguments().number("split", 0) == 1 {
+        return split();
+    }
     write(MOVED, 1);
     write(OTHER, 2);
     expect("view 1 is entered", switch(1), 0);
@@ -92,6 +95,31 @@ fn run(_: &'static Machine) {
     told();
     measure();
     println!("views: done");
+}
+
+/// Executes a page that holds `ret` alone.
+fn call(page: u64) {
+    // SAFETY: by `split` the page holds a return, which changes the link register and nothing else.
+    unsafe { asm!("blr {page}", page = in(reg) page, out("lr") _, options(nostack)) };
+}
+
+/// One level of the guest may execute, and the other may not.
+fn split() {
+    write(MOVED, 0xd65f_03c0);
+    // SAFETY: maintenance of caches of one line.
+    unsafe { asm!("dc cvau, {0}", "dsb ish", "ic ivau, {0}", "dsb ish", "isb", in(reg) MOVED, options(nostack)) };
+    call(MOVED);
+    expect("the page is taken", listen(NOTICE, notice_handler as *const () as u64), 0);
+    expect("view 1 is entered", switch(1), 0);
+    call(MOVED);
+    expect("the kernel level executes it", TOLD.load(Ordering::Relaxed) as i64, 0);
+    expect("view 2 is entered", switch(2), 0);
+    expect("which can read it", read(MOVED) as i64, 0xd65f_03c0);
+    call(MOVED);
+    expect("told of the execution", TOLD.load(Ordering::Relaxed) as i64, 1);
+    expect("a fetch", (read(NOTICE + 8) >> 25) as i64 & 1, 1);
+    expect("at", read(NOTICE + 16) as i64, MOVED as i64);
+    println!("split: done");
 }
 
 fn told() {
