@@ -51,6 +51,12 @@ impl Distributor {
                 bank::reset(system, vcpu_at(vcpu), first);
             }
         }
+        // Inactive by now, so they can go. A physical line that is tied to one of them comes to where it is.
+        for (line, home) in (32..).zip(self.homes).filter(|(_, home)| *home != 0) {
+            if let Ok(state) = vcpu_at(home).line_take(system, line) {
+                let _ = vcpu_at(0).line_target(system, line, state);
+            }
+        }
         *self = Distributor::new(self.vcpus);
     }
 

@@ -183,7 +183,10 @@ fn a_reset_leaves_no_line_at_another_vcpu() {
     let (mut state, system) = (Distributor::new(2), Fake::new(2));
     write(&mut state, &system, 0x6000 + 8 * 40, 1);
     write(&mut state, &system, 0x104, 1 << 8);
+    assert_eq!(system.state.lock().unwrap().targets.get(&40), Some(&1));
     state.reset(&system);
+    // The kernel knows it too: a physical line that is tied to it would go to the other one for ever.
+    assert_eq!(system.state.lock().unwrap().targets.get(&40), Some(&0));
     assert_eq!(read(&mut state, &system, 0x6000 + 8 * 40), 0);
     assert!(!system.line(0, LineField::Enabled, 40));
     let reset: HashSet<u64> = system.state.lock().unwrap().done.iter().map(|(_, a)| a[0]).collect();
