@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 use trellis_idl::control::{Ask, Part};
 
+/// The server that is no monitor and can be ended all the same.
+const IRQFWD: &str = "irqfwd";
 /// The variable that names the socket where the command line does not.
 const VARIABLE: &str = "TRELLIS_CONTROL";
 
@@ -57,9 +59,9 @@ pub enum What {
         /// Its name
         guest: String,
     },
-    /// Ends a monitor as if it had crashed: another one is made, and what waited for a verdict is asked again
+    /// Ends a monitor as if it had crashed: another one is made, and what waited for a verdict is asked again. So for `irqfwd`
     Kill {
-        /// Its name, as the manifest says; `monitor` where there is only one
+        /// Its name, as the manifest says; `monitor` where there is only one; or `irqfwd`
         monitor: String,
     },
     /// Shows what CPUs and guests do, all the time on a terminal, once elsewhere
@@ -85,6 +87,11 @@ impl Ctl {
             What::Views { guest } => {
                 let parts = asking.ask(&Ask::Views(name(guest)?))?;
                 if self.json { pretty(&views_list::json(&parts)) } else { views_list::text(&parts) }
+            }
+            What::Kill { monitor } if monitor == IRQFWD => {
+                asking.ask(&Ask::Kill(name(IRQFWD)?))?;
+                let text = format!("{IRQFWD} was ended and made again; its guests go on\n");
+                if self.json { pretty(&json!({ "server": IRQFWD, "done": true })) } else { text }
             }
             What::Kill { monitor } => {
                 let monitor = asking.monitor(monitor)?;

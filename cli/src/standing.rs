@@ -4,7 +4,7 @@
 use crate::columns::{self, bytes};
 use crate::silicon;
 use serde_json::{Value, json};
-use trellis_idl::control::{Control, Ended, GuestState, Life, Part, ServerState, Silicon, SystemState, VcpuState};
+use trellis_idl::control::{Control, Ended, GuestState, Life, Part, ServerState, Silicon, SourceState, SystemState, VcpuState};
 
 /// Everything that the system said of itself.
 #[derive(Clone, Debug, Default)]
@@ -12,6 +12,7 @@ pub struct Standing {
     system: Option<SystemState>,
     guests: Vec<GuestState>,
     servers: Vec<ServerState>,
+    sources: Vec<SourceState>,
     silicon: Option<Silicon>,
 }
 
@@ -24,6 +25,7 @@ impl Standing {
                 Part::System(system) => standing.system = Some(system.clone()),
                 Part::Guest(guest) => standing.guests.push(guest.clone()),
                 Part::Server(server) => standing.servers.push(server.clone()),
+                Part::Source(source) => standing.sources.push(*source),
                 Part::Silicon(silicon) => standing.silicon = Some(*silicon),
                 // Parts of other answers, and of later versions.
                 _ => {}
@@ -54,6 +56,10 @@ impl Standing {
         text += &columns::lines("", &self.guest_rows());
         text += "\n";
         text += &columns::lines("", &self.server_rows());
+        if !self.sources.is_empty() {
+            text += "\n";
+            text += &columns::lines("", &self.source_rows());
+        }
         if let Some(silicon) = &self.silicon {
             text += &format!("\nCPU {:#x}\n", silicon.midr);
             let list = silicon::has(silicon).into_iter().chain(silicon::lacks(silicon).into_iter().map(String::from));
@@ -93,6 +99,22 @@ impl Standing {
         std::iter::once(head).chain(self.servers.iter().map(row)).collect()
     }
 
+    fn source_rows(&self) -> Vec<Vec<String>> {
+        let head = ["LINE", "GUEST", "SEEN AS", "BY SERVER", "STRAIGHT", "STORMS", "WAITED"].map(String::from).to_vec();
+        let row = |source: &SourceState| {
+            let numbers = [source.passed, source.straight, source.storms].map(|number| number.to_string());
+            let [passed, straight, storms] = numbers;
+            let guest = self.guest_of(source);
+            vec![source.line.to_string(), guest, source.guest_line.to_string(), passed, straight, storms, waited(source)]
+        };
+        std::iter::once(head).chain(self.sources.iter().map(row)).collect()
+    }
+
+    fn guest_of(&self, source: &SourceState) -> String {
+        let found = self.guests.iter().find(|guest| guest.guest == source.guest);
+        found.map_or_else(String::new, |guest| guest.name.to_string())
+    }
+
     /// What a guest does, in words.
     pub fn life(&self, life: Life) -> String {
         match life {
@@ -125,6 +147,13 @@ impl Standing {
                 "name": server.name.as_str(), "rank": server.rank, "stopped": server.has_stopped, "threads": server.threads,
                 "memory_bytes": server.memory_bytes,
             })).collect::<Vec<_>>(),
+            "sources": self.sources.iter().map(|source| json!({
+                "line": source.line, "guest": self.guest_of(source), "guest_line": source.guest_line, "direct": source.is_direct,
+                "by_server": source.passed, "straight": source.straight, "waited_for_vcpu": source.waited, "storms": source.storms,
+                "moved": source.moved, "waited": WAITS.iter().zip(source.delays).map(|(wait, count)| json!({
+                    "less_than_us": wait, "count": count,
+                })).collect::<Vec<_>>(),
+            })).collect::<Vec<_>>(),
             "silicon": self.silicon.as_ref().map(|silicon| json!({
                 "midr": silicon.midr, "has": silicon::has(silicon), "lacks": silicon::lacks(silicon),
                 "errata": silicon::errata(silicon), "predictors": silicon::predictors(silicon),
@@ -140,6 +169,20 @@ impl Standing {
             "tables_left": guest.tables[1], "tables": guest.tables[0], "vcpus": vcpus.collect::<Vec<_>>(),
         })
     }
+}
+
+/// Microseconds that interrupts waited for less than, step by step; the last step has no end.
+const WAITS: [Option<u64>; 9] =
+    [Some(1), Some(4), Some(16), Some(64), Some(256), Some(1024), Some(4096), Some(16_384), None];
+
+/// How many interrupts of a source waited for how long, steps without any left out.
+fn waited(source: &SourceState) -> String {
+    let steps = WAITS.iter().zip(source.delays).filter(|(_, count)| *count > 0);
+    let words = steps.map(|(wait, count)| match wait {
+        Some(wait) => format!("{count} < {wait} us"),
+        None => format!("{count} longer"),
+    });
+    words.collect::<Vec<_>>().join(", ")
 }
 
 fn seconds(system: &SystemState) -> f64 {
@@ -198,6 +241,10 @@ mod tests {
             Part::Guest(guest("db", Life::Ended(Ended::Server(1)), &[vcpu(1, true, 3)])),
             Part::Server(server),
             Part::Silicon(silicon),
+            Part::Source(SourceState {
+                guest: 0, line: 153, guest_line: 127, is_direct: false, passed: 12, straight: 0, waited: 1, storms: 0, moved: 2,
+                delays: [9, 0, 2, 0, 0, 0, 0, 0, 1],
+            }),
         ])
     }
 
@@ -208,7 +255,9 @@ mod tests {
             GUEST  STATE         VCPUS               MEMORY  VIEWS   TABLES LEFT  RESTARTS\n\
             web    paused        CPU 0, CPU 1 (off)  16 MiB  2 of 8  12 of 30     1\n\
             db     lost p2m.web  CPU 1 (view 3)      16 MiB  2 of 8  12 of 30     1\n\n\
-            SERVER   STATE    RANK  THREADS  MEMORY\np2m.web  stopped  1     3        90 KiB\n\nCPU 0x410fd083\n";
+            SERVER   STATE    RANK  THREADS  MEMORY\np2m.web  stopped  1     3        90 KiB\n\n\
+            LINE  GUEST  SEEN AS  BY SERVER  STRAIGHT  STORMS  WAITED\n\
+            153   web    127      12         0         0       9 < 1 us, 2 < 16 us, 1 longer\n\nCPU 0x410fd083\n";
         assert!(text.starts_with(expected), "{text}");
         assert!(text.ends_with("  predictors: nothing to be done at entries\n"), "{text}");
     }
@@ -220,6 +269,10 @@ mod tests {
         assert_eq!(json["guests"][0]["state"], "paused");
         assert_eq!(json["guests"][0]["vcpus"][1]["on"], false);
         assert_eq!(json["servers"][0]["stopped"], true);
+        let source = &json["sources"][0];
+        assert_eq!((&source["line"], &source["guest"], &source["guest_line"]), (&json!(153), &json!("web"), &json!(127)));
+        assert_eq!((&source["waited"][2]["less_than_us"], &source["waited"][2]["count"]), (&json!(16), &json!(2)));
+        assert_eq!(source["waited"][8], json!({ "less_than_us": null, "count": 1 }));
         assert_eq!(json["silicon"]["lacks"].as_array().map(Vec::len), Some(4));
     }
 }

@@ -43,7 +43,7 @@ pub enum Control {
 /// A question, or an order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
 pub enum Ask {
-    /// How everybody is: [`Part::System`], [`Part::Guest`], [`Part::Server`], [`Part::Silicon`].
+    /// How everybody is: [`Part::System`], [`Part::Guest`], [`Part::Server`], [`Part::Silicon`], [`Part::Source`].
     Status,
     /// Keeps a guest from running.
     Pause(Name),
@@ -55,7 +55,7 @@ pub enum Ask {
     Views(Name),
     /// What CPUs did during the last so many milliseconds, as far back as they remember: [`Part::Load`].
     Load(u16),
-    /// Ends a monitor, as if it had crashed, and makes it again: [`Part::Replaced`].
+    /// Ends a monitor, or irqfwd, as if it had crashed, and makes it again: [`Part::Replaced`] of a monitor.
     Kill(Name),
 }
 
@@ -107,6 +107,8 @@ pub enum Part {
     Load(Load),
     /// Another monitor is asked from now on.
     Replaced(Replaced),
+    /// A line of a device that a guest owns.
+    Source(SourceState),
 }
 
 /// Why not.
@@ -285,6 +287,32 @@ pub struct ServerState {
     pub threads: u8,
     /// Bytes of its program, stacks, buffers and page tables.
     pub memory_bytes: u64,
+}
+
+/// A line of a device that a guest owns, and what it did since it was bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct SourceState {
+    /// The guest's index in the plan.
+    pub guest: u8,
+    /// The physical line.
+    pub line: u16,
+    /// The guest's line that it comes as.
+    pub guest_line: u8,
+    /// The kernel hands its interrupts on.
+    pub is_direct: bool,
+    /// Interrupts that irqfwd handed to a vCPU.
+    pub passed: u64,
+    /// Interrupts that the kernel did.
+    pub straight: u64,
+    /// Those that no vCPU took at first.
+    pub waited: u64,
+    /// Times that it was masked since it came too often.
+    pub storms: u64,
+    /// Times that it went to another vCPU.
+    pub moved: u64,
+    /// How many of those that irqfwd handed on had waited for less than 1, 4, 16, 64, 256, 1024, 4096 and 16384
+    /// microseconds, and longer.
+    pub delays: [u64; 9],
 }
 
 /// What the CPU that root runs on has.

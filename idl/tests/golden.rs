@@ -8,7 +8,7 @@ use std::fmt::Debug;
 use trellis_idl::control::{
     Handed, Replaced,
     Answer, Ask, Control, Ended, FromHost, GuestLoad, GuestState, Head, Life, Load, Name, Part, Refused, ServerState, Silicon,
-    SystemState, VcpuState, ViewState,
+    SourceState, SystemState, VcpuState, ViewState,
 };
 use trellis_idl::interface::{CONTROL, HOST, IRQFWD, Interface, MONITOR, P2M, VCPU};
 use trellis_idl::plan::{Budget, MonitorConfig, OnReset, Populate, RulePlan, RuleVerdict, WatchedPlan};
@@ -132,6 +132,11 @@ fn answers_keep_their_bytes() {
     let guests = Vec::from_slice(&[GuestLoad { guest: 1, ticks: 20, exits: 3 }]).expect("one fits");
     let replaced = Replaced { server: 3, guests: 1, owed: 2, ticks: 300, clock_hz: 100, state: Handed::Taken(200) };
     is(&answer(Part::Replaced(replaced)), "010508030102ac026401c801");
+    let source = SourceState {
+        guest: 1, line: 300, guest_line: 127, is_direct: true, passed: 9, straight: 200, waited: 1, storms: 2, moved: 3,
+        delays: [4, 5, 0, 0, 0, 0, 0, 0, 0],
+    };
+    is(&answer(Part::Source(source)), "01050901ac027f0109c801010203040500000000000000");
     is(&[Handed::Lost, Handed::NotGiven(4), Handed::NotTaken(5)], "0002040305");
     is(&answer(Part::Load(Load { cpu: 0, ticks: 100, idle: 40, interrupts: 2, guests })), "0105070064280201011403");
 }
@@ -151,6 +156,10 @@ fn the_longest_answers_fit_a_frame() {
         }),
         Part::Server(ServerState { server: 255, name, rank: 255, has_stopped: true, threads: 255, memory_bytes: all }),
         Part::Silicon(Silicon { midr: all, features: all, predictors: all, memory_model: all, list_registers: 255, vectors: u16::MAX }),
+        Part::Source(SourceState {
+            guest: 255, line: u16::MAX, guest_line: 255, is_direct: true, passed: all, straight: all, waited: all, storms: all,
+            moved: all, delays: [all; 9],
+        }),
         Part::Load(Load { cpu: 255, ticks: all, idle: all, interrupts: u32::MAX, guests }),
     ];
     for part in parts {
@@ -207,7 +216,7 @@ fn interfaces_keep_their_schema() {
         (VCPU, Interface { number: 2, version: 1, schema: 0x9f08_7813_98dd_ec49 }),
         (IRQFWD, Interface { number: 4, version: 1, schema: 0xc537_20ca_90bf_82b7 }),
         (MONITOR, Interface { number: 5, version: 1, schema: 0xdc33_40e9_c202_3588 }),
-        (CONTROL, Interface { number: 8, version: 1, schema: 0x9e10_fff6_2c1a_b55b }),
+        (CONTROL, Interface { number: 8, version: 1, schema: 0x3e04_3c9c_c3b3_651d }),
         (HOST, Interface { number: 3, version: 1, schema: 0x69dc_5bdc_224c_0b85 }),
     ];
     for (now, then) in golden {

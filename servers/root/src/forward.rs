@@ -9,6 +9,7 @@ use crate::supply::{Lot, Supply};
 use crate::wire::{self, Pair};
 use crate::{Board, StartError, Step};
 use heapless::Vec;
+use trellis_idl::control::SourceState;
 use trellis_idl::interface;
 use trellis_idl::kernel::{Rights, Refusal};
 use trellis_idl::layout::{badge, irqfwd_signal, root_slot, slot};
@@ -134,6 +135,33 @@ impl Forward {
     /// Whether it is the server that root knows.
     pub fn attach(&self, system: &impl System) -> Result<(), StartError> {
         message::attach(system, self.portal, interface::IRQFWD).step("agree with irqfwd")
+    }
+
+    /// What a line of the configuration did. Nothing while its guest has ended, or irqfwd has.
+    #[inline(never)]
+    pub fn source(&self, system: &impl System, board: &impl Board, plan: &Plan<'_>, index: usize) -> Option<SourceState> {
+        let (_, server) = planned(plan)?;
+        let source = *config(board, server).ok()?.sources.get(index)?;
+        let ask = |op: IrqfwdOp| self.portal.order(system, op as u64, [index as u64]).ok();
+        let [_, _, passed, straight, waited, storms, moved, ..] = ask(IrqfwdOp::Count)?;
+        let [_, delays @ ..] = ask(IrqfwdOp::Delays)?;
+        Some(SourceState {
+            guest: source.guest,
+            line: source.line as u16,
+            guest_line: source.guest_line,
+            is_direct: source.direct,
+            passed,
+            straight,
+            waited,
+            storms,
+            moved,
+            delays,
+        })
+    }
+
+    /// How many lines it forwards.
+    pub fn sources(&self) -> usize {
+        self.lines.len()
     }
 
     /// Asks for a guest's lines to be forwarded, or no more. What is on its way is waited for, a while.

@@ -21,7 +21,7 @@ pub enum Event {
     ServerStopped(u8, Death, u64),
     /// A guest cannot go on: its monitor says so, or there is none any more.
     Condemned(u8, GuestEnd),
-    /// The host ends a monitor, so that there is another one.
+    /// The host ends a monitor or irqfwd, so that there is another one.
     Killed(u8),
 }
 
@@ -147,8 +147,11 @@ impl Policy {
             Event::ServerStopped(server, death, now) => self.server_stopped(server, death, now, &mut actions),
             Event::Condemned(guest, end) => self.condemned(guest, end, &mut actions),
             // That is no fault of it: it does not count.
-            Event::Killed(server) if !self.has_stopped(server.into()) => push(&mut actions, Action::Relieve(server)),
-            Event::Killed(_) => {}
+            Event::Killed(server) => match self.servers.get(usize::from(server)) {
+                Some((Role::Monitor, false)) => push(&mut actions, Action::Relieve(server)),
+                Some((Role::Irqfwd, false)) => push(&mut actions, Action::Revive(server)),
+                _ => {}
+            },
         }
         actions
     }

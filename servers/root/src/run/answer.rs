@@ -74,6 +74,7 @@ impl<B: Board> Root<'_, B> {
             Ok(Ask::Resume(name)) => done(self.named(name).and_then(|guest| self.resume(system, guest))),
             Ok(Ask::Reboot(name)) => done(self.named(name).and_then(|guest| self.order_reboot(system, guest))),
             Ok(Ask::Kill(_)) if step > 0 => Next::Last(Part::Done),
+            Ok(Ask::Kill(name)) if self.is_forward(name) => done(self.kill_forward(system)),
             Ok(Ask::Kill(name)) => self.kill(system, name).map_or_else(refused, |replaced| Next::Part(Part::Replaced(replaced))),
         };
         let (part, is_last) = match next {
@@ -157,7 +158,7 @@ impl<B: Board> Root<'_, B> {
         Ok(())
     }
 
-    /// The system, its guests, its servers, its silicon.
+    /// The system, its guests, its servers, its silicon, lines of devices.
     fn status(&self, system: &impl System, step: u16) -> Next {
         let Some(guest) = usize::from(step).checked_sub(1) else { return Next::Part(Part::System(self.whole(system))) };
         let Some(server) = guest.checked_sub(self.plan.guests.len()) else {
@@ -166,8 +167,36 @@ impl<B: Board> Root<'_, B> {
         match server.checked_sub(self.plan.servers.len()) {
             None => self.server_state(server).map_or(Next::Skip, |state| Next::Part(Part::Server(state))),
             Some(0) => Next::Part(Part::Silicon(silicon(system))),
-            Some(_) => Next::Last(Part::Done),
+            Some(source) => self.source_state(system, source - 1),
         }
+    }
+
+    /// Whether irqfwd has this name.
+    fn is_forward(&self, name: &str) -> bool {
+        self.forward.as_ref().is_some_and(|forward| self.name(forward.number) == name)
+    }
+
+    /// Ends irqfwd by the host's wish, and has it made again.
+    #[inline(never)]
+    fn kill_forward(&mut self, system: &impl System) -> Result<(), Refused> {
+        let number = self.forward.as_ref().map_or(0, |forward| forward.number);
+        if self.policy.has_stopped(number) {
+            return Err(Refused::GivenUp);
+        }
+        self.happened(system, Event::Killed(number as u8));
+        // Whoever could not make it again has none any more.
+        if self.forward.is_some() { Ok(()) } else { Err(Refused::Server) }
+    }
+
+    /// One line of a device after the other.
+    fn source_state(&self, system: &impl System, source: usize) -> Next {
+        let Some(forward) = self.forward.as_ref().filter(|forward| source < forward.sources()) else {
+            return Next::Last(Part::Done);
+        };
+        if self.policy.has_stopped(forward.number) {
+            return Next::Skip;
+        }
+        forward.source(system, &self.board, self.plan, source).map_or(Next::Skip, |state| Next::Part(Part::Source(state)))
     }
 
     fn whole(&self, system: &impl System) -> SystemState {

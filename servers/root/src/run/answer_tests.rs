@@ -3,7 +3,7 @@
 
 use super::tests::{reports, start_plan};
 use super::*;
-use crate::fake::{Fake, FakeBoard, MONITOR, MONITOR_NAME, plan, plan_with_monitor};
+use crate::fake::{Fake, FakeBoard, MONITOR, MONITOR_NAME, Object, plan, plan_with_device, plan_with_monitor};
 use crate::host::TURN;
 use trellis_idl::control::{Answer, Ask, Control, Ended, FromHost, Handed, Head, Life, Name, Part, Refused, VERSION};
 use trellis_idl::kernel::{Op, Seat};
@@ -47,6 +47,24 @@ fn answer(root: &mut Root<'_, FakeBoard>, fake: &Fake, board: &FakeBoard, questi
 
 fn name(text: &str) -> Name {
     Name::try_from(text).expect("a short name")
+}
+
+#[test]
+fn a_status_tells_of_lines_of_devices_while_somebody_forwards_them() {
+    let fake = Fake::new();
+    let (mut root, board) = start_plan(&fake, Plan { control: Control::Observe, ..plan_with_device() });
+    reports(&board);
+    let lines = |root: &mut Root<'_, FakeBoard>| {
+        let parts = answer(root, &fake, &board, Ask::Status);
+        assert_eq!(parts.last(), Some(&Part::Done));
+        let lines = parts.iter().filter_map(|part| if let Part::Source(source) = part { Some(*source) } else { None });
+        lines.map(|source| (source.guest, source.line, source.guest_line, source.is_direct)).collect::<std::vec::Vec<_>>()
+    };
+    assert_eq!(lines(&mut root), [(1, 34, 34, false), (1, 40, 40, true)]);
+    let portal = fake.calls.borrow().last().map(|(object, _)| *object);
+    let Some(Object::Portal(irqfwd, ..)) = portal else { panic!("{portal:?}") };
+    fake.refuse_calls.set(Some(irqfwd));
+    assert_eq!(lines(&mut root), [], "their guest has ended, or nobody answers");
 }
 
 #[test]
@@ -235,6 +253,19 @@ fn a_monitor_is_ended_by_its_name_and_made_again_without_being_blamed() {
         let seat = if life % 2 == 0 { Seat::Second } else { Seat::First };
         assert_eq!(fake.session(1, 0).seat, seat as u64);
         assert_eq!(fake.session(1, 0).settled.last(), Some(&(1, seat as u64)));
+    }
+    assert_eq!(fake.count(Op::VcpuStop), 0, "its guest goes on");
+    assert!(reports(&board).is_empty(), "nothing failed");
+}
+
+#[test]
+fn irqfwd_is_ended_by_its_name_and_made_again_without_being_blamed() {
+    let fake = Fake::new();
+    let (mut root, board) = start_plan(&fake, Plan { control: Control::Full, ..plan_with_device() });
+    reports(&board);
+    for life in 0..10 {
+        assert_eq!(answer(&mut root, &fake, &board, Ask::Kill(name("irqfwd"))), [Part::Done], "life {life}");
+        assert_eq!(fake.count(Op::DomainDestroy), life + 1);
     }
     assert_eq!(fake.count(Op::VcpuStop), 0, "its guest goes on");
     assert!(reports(&board).is_empty(), "nothing failed");
