@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Sets alarms and waits for each; lets the line storm; sends through the serial port. Command line: `alarms=` how many,
-//! `storm=` interrupts that are not answered at the device, `port=` bytes.
+//! `storm=` interrupts that are not answered at the device, `port=` bytes; `beats=` alarms until it resets itself, for ever, each sent
+//! to another CPU than the one before; `resets=1`: it does so after its last byte too.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use trellis_guest_platform::cpu::{device_read, device_write};
 use trellis_guest_platform::tree::Device;
-use trellis_guest_platform::{Machine, cpu, gic, guest, println, timer, vectors};
+use trellis_guest_platform::{Machine, cpu, gic, guest, println, psci, timer, vectors};
 
 /// Registers of a PL031: data, match, mask, clear (its manual, 3.2).
 const DATA: u64 = 0x0;
@@ -40,12 +41,17 @@ fn run(machine: &'static Machine) {
         open(machine, clock, &CLOCK, &CLOCK_LINE);
         alarms(clock, wanted("alarms").max(1));
         everywhere(machine, clock);
+        beats(machine, clock, wanted("beats"));
         storm(clock, wanted("storm"));
     }
     if let Some(port) = machine.tree.port {
         println!("alarm: a port at {:#x} with interrupt {}", port.base, port.line);
         open(machine, port, &PORT, &PORT_LINE);
         send(port, wanted("port").max(1));
+    }
+    if wanted("resets") != 0 {
+        println!("alarm: resets itself");
+        psci::system_reset()
     }
     println!("alarm: done");
 }
@@ -94,6 +100,32 @@ fn everywhere(machine: &'static Machine, clock: Device) {
     gic::route(clock.line, machine.affinity(0));
 }
 
+/// Alarm after alarm, and in the end a reset. One that does not come ends it all.
+fn beats(machine: &'static Machine, clock: Device, count: u64) {
+    if count == 0 {
+        return;
+    }
+    for number in 1..=count {
+        if !gic::is_version_2() {
+            gic::route(clock.line, machine.affinity(number as usize % machine.cpus()));
+        }
+        let (before, begin) = (ALARMS.load(Ordering::Acquire), cpu::counter());
+        arm(clock, 0);
+        while ALARMS.load(Ordering::Acquire) == before {
+            if cpu::counter() - begin > timer::microseconds(20_000_000) {
+                println!("alarm: the line is dead");
+                return;
+            }
+            core::hint::spin_loop();
+        }
+        if number.is_multiple_of(20) {
+            println!("alarm: beat {number}");
+        }
+    }
+    println!("alarm: resets itself");
+    psci::system_reset()
+}
+
 fn sleeper(_: &'static Machine, _: usize, _: u64) {
     cpu::sleep_until(|| false);
 }
@@ -119,6 +151,9 @@ fn send(port: Device, count: u64) {
         device_write(port.base + PORT_DATA, u32::from(b'a'));
         device_write(port.base + PORT_MASK, TRANSMITTED);
         cpu::sleep_until(|| SENT.load(Ordering::Acquire) >= number);
+        if number.is_multiple_of(100) {
+            println!("alarm: sent {number}");
+        }
     }
     println!("alarm: {count} bytes sent, {} interrupts", SENT.load(Ordering::Acquire));
 }

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Everything that can happen to a device's interrupts, in random order while they come: guests that reset themselves, that
+//! are started again, paused and let go on, an irqfwd that is ended and made again. On four CPUs, with two guests that own
+//! devices and one beside them.
+
+use std::io::Write;
+use std::thread;
+use std::time::Duration;
+use trellis_boot_tests::running::System;
+use trellis_cli::ctl::What;
+use trellis_cli::run::Run;
+use trellis_cli::status::Status;
+
+/// A guest whose clock goes from CPU to CPU, one with a port on two of the same CPUs, and one that only talks.
+fn manifest(forward: &str) -> String {
+    let device = |guest: &str, device: &str| format!("[[guest.{guest}.device]]\ndevice = \"{device}\"\nforward = \"{forward}\"\n");
+    let mut text = String::from("name = \"storms\"\nboard = \"virt\"\ncontrol = \"full\"\n");
+    text += "[guest.talk]\nkernel = \"hello\"\ncommand-line = \"name=talk talks=100\"\nmemory = \"16M\"\ncpus = [0]\n";
+    text += "[guest.clock]\nkernel = \"alarm\"\ncommand-line = \"beats=100\"\nmemory = \"16M\"\ncpus = [1, 2, 3]\nessential = false\n";
+    text += &device("clock", "rtc");
+    text += "[guest.port]\nkernel = \"alarm\"\ncommand-line = \"port=200 resets=1\"\nmemory = \"16M\"\ncpus = [2]\nessential = false\n";
+    text + &device("port", "serial1")
+}
+
+/// A number that follows from the one before.
+fn next(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    *seed >> 33
+}
+
+/// How often a guest has said that its device goes on.
+fn beats(system: &System, guest: &str) -> usize {
+    let text = system.log.text();
+    let of = |line: &&str| line.strip_prefix(guest).is_some_and(|rest| rest.starts_with("| alarm: beat ") || rest.starts_with("| alarm: sent "));
+    text.lines().filter(of).count()
+}
+
+/// Every interrupt leads to another, for both.
+fn goes_on(system: &System) {
+    let goals = ["clock", "port"].map(|guest| (guest, beats(system, guest) + 2));
+    system.until("each device went on", |system| {
+        assert!(!system.log.text().contains("the line is dead"), "{}", system.log.text());
+        goals.iter().all(|(guest, goal)| beats(system, guest) >= *goal)
+    });
+}
+
+/// What is left over of things that run out: memory that is nobody's, pages of page tables of each guest.
+fn left(system: &System) -> Vec<String> {
+    let text = system.ctl(What::Status, true).unwrap_or_else(|failure| panic!("{}", failure.text(false)));
+    let is_one = |line: &&str| line.contains("\"free_bytes\"") || line.contains("\"tables_left\"");
+    text.lines().filter(is_one).map(|line| line.trim().to_owned()).collect()
+}
+
+fn step(system: &System, seed: &mut u64) {
+    let guest = ["clock", "port"][next(seed) as usize % 2].to_owned();
+    let what = match next(seed) % 5 {
+        0 | 1 => What::Reboot { guest },
+        2 => What::Pause { guest },
+        3 => What::Resume { guest },
+        _ => What::Kill { monitor: "irqfwd".into() },
+    };
+    system.says(what);
+}
+
+/// What is left over is what it was. A guest that is just made again comes to that in the end.
+fn is_whole(system: &System, before: &[String]) {
+    let mut now = Vec::new();
+    for _ in 0..100 {
+        now = left(system);
+        if now == before {
+            return;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    panic!("something was lost: {before:?}, now {now:?}");
+}
+
+fn storm(forward: &str, mut seed: u64) {
+    let mut system = System::start(&manifest(forward), Run { console: Some("talk".into()), ..Run::default() });
+    goes_on(&system);
+    let before = left(&system);
+    assert_eq!(before.len(), 4, "{before:?}");
+    for _ in 0..ROUNDS {
+        for _ in 0..1 + next(&mut seed) % 6 {
+            step(&system, &mut seed);
+        }
+        for guest in ["clock", "port"] {
+            system.says(What::Resume { guest: guest.into() });
+        }
+        goes_on(&system);
+    }
+    is_whole(&system, &before);
+    let status = system.says(What::Status);
+    assert!(status.contains("LINE  GUEST") && status.lines().any(|line| line.starts_with("34    clock")), "{status}");
+    system.keys.write_all(b"x").expect("it listens");
+    let outcome = system.run.join().expect("it does not panic");
+    assert_eq!(outcome.map_err(|failure| failure.text(false)), Ok(Status::Well), "{}", system.log.text());
+}
+
+/// Rounds of a system, of one to six steps each.
+const ROUNDS: u64 = 6;
+
+/// One system a way in each run, at night a thousand rounds in all.
+fn seeds() -> std::ops::Range<u64> {
+    if std::env::var_os("TRELLIS_NIGHTLY").is_some() { 0..500 / ROUNDS + 1 } else { 0..1 }
+}
+
+#[test]
+fn whatever_is_ended_and_made_again_devices_through_the_server_go_on() {
+    seeds().for_each(|seed| storm("server", seed));
+}
+
+#[test]
+fn whatever_is_ended_and_made_again_devices_without_the_server_go_on() {
+    seeds().for_each(|seed| storm("direct", seed));
+}
