@@ -194,7 +194,8 @@ pub enum Op {
     /// Unmasks a bound or forwarded line (`x1` = 0) or masks it (1): `x0` line capability. Unmasked it comes to the caller's
     /// CPU (`x2` = 0) or to CPU `x2` - 1.
     LineAck = 0x59,
-    /// Makes a line capability: `x0` system capability, `x1` physical line, `x2` empty slot.
+    /// Makes a line capability: `x0` system capability, `x1` physical line, `x2` empty slot, `x3` = 1 where the line is triggered
+    /// by an edge, 0 by its level.
     LineCreate = 0x5a,
     /// Makes a line a source of interrupts that go into the queue of the CPU that takes them: `x0` line capability, `x1` the
     /// guest's line that it comes as (32 to 127; 0 = that of its number). It stays masked until [`Op::LineAck`], and is not

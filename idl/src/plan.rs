@@ -310,6 +310,8 @@ pub struct SourcePlan {
     pub line: u32,
     /// The guest's line that it comes as.
     pub guest_line: u8,
+    /// An edge triggers it, not its level.
+    pub edge: bool,
     /// The kernel hands it on, and irqfwd keeps control.
     pub direct: bool,
 }

@@ -141,7 +141,7 @@ impl System {
         let cpus = |guest: &Guest| bounded(guest.cpus.iter().copied().filter(|_| !guest.devices.is_empty()));
         let lines = self.owned().flat_map(|(guest, owned)| {
             let source = move |(line, seen): (&u32, &u32)| SourcePlan {
-                guest: guest as u8, line: *line, guest_line: *seen as u8, direct: owned.direct,
+                guest: guest as u8, line: *line, guest_line: *seen as u8, edge: owned.device.edge, direct: owned.direct,
             };
             owned.device.lines.iter().zip(&owned.lines).map(source)
         });

@@ -36,6 +36,9 @@ pub struct Device {
     /// Its interrupts.
     #[serde(default)]
     pub lines: Vec<u32>,
+    /// They are triggered by an edge, not by their level.
+    #[serde(default)]
+    pub edge: bool,
     /// What drivers look for in a device tree.
     pub compatible: Vec<String>,
     /// Names of its clocks, as drivers look for them; all run at 24 MHz.

@@ -15,6 +15,7 @@ pub const MEMORY_BASE: u64 = 0x4000_0000;
 const INTC: u32 = 1;
 const CLOCK: u32 = 2;
 const LEVEL_HIGH: u32 = 4;
+const EDGE_RISING: u32 = 1;
 
 /// What the tree says about one guest.
 #[derive(Clone, Debug)]
@@ -166,7 +167,8 @@ fn device(tree: &mut FdtWriter, owned: &Owned) -> FdtWriterResult<()> {
     tree.property_string_list("compatible", device.compatible.clone())?;
     tree.property_array_u64("reg", &[owned.address, device.bytes])?;
     if !device.lines.is_empty() {
-        let cells: Vec<u32> = owned.lines.iter().flat_map(|line| [0, line - 32, LEVEL_HIGH]).collect();
+        let trigger = if device.edge { EDGE_RISING } else { LEVEL_HIGH };
+        let cells: Vec<u32> = owned.lines.iter().flat_map(|line| [0, line - 32, trigger]).collect();
         tree.property_array_u32("interrupts", &cells)?;
     }
     if !device.clock_names.is_empty() {

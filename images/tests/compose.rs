@@ -176,7 +176,7 @@ fn root_finds_devices_through_header_plan_and_configurations() {
         let irqfwd = plan.servers.last().expect("servers");
         assert_eq!((irqfwd.name, irqfwd.role, &irqfwd.cpus[..]), ("irqfwd", Role::Irqfwd, &[0, 0][..]));
         let forward: IrqfwdConfig = postcard::from_bytes(config(&image, irqfwd.config)).expect("a configuration");
-        let source = |line| SourcePlan { guest: 0, line, guest_line: line as u8, direct };
+        let source = |line| SourcePlan { guest: 0, line, guest_line: line as u8, edge: false, direct };
         assert_eq!((&forward.sources[..], &forward.guests[0][..]), (&[source(34), source(40)][..], &[0][..]));
         let maps: P2mConfig<'_> = postcard::from_bytes(config(&image, plan.servers[1].config)).expect("a configuration");
         let at = |page| DevicePages { page, pages: 1 };

@@ -705,8 +705,8 @@ pub fn queue_next(
 
 impl Machine {
     /// [`Op::LineCreate`].
-    pub fn line(self, system: &impl System, line: u32, slot: u64) -> Result<Line, Refusal> {
-        tell(system, Op::LineCreate, [self.slot, line.into(), slot])?;
+    pub fn line(self, system: &impl System, line: u32, edge: bool, slot: u64) -> Result<Line, Refusal> {
+        tell(system, Op::LineCreate, [self.slot, line.into(), slot, edge.into()])?;
         Ok(Line::at(slot))
     }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Sets alarms and waits for each; lets the line storm; sends through the serial port. Command line: `alarms=` how many,
 //! `storm=` interrupts that are not answered at the device, `port=` bytes; `beats=` alarms until it resets itself, for ever, each sent
-//! to another CPU than the one before; `resets=1`: it does so after its last byte too.
+//! to another CPU than the one before; `resets=1`: it does so after its last byte too;
+//! `rings=` writes of `bell=` to a doorbell, which each interrupt once.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -14,6 +15,8 @@ const DATA: u64 = 0x0;
 const MATCH: u64 = 0x4;
 const MASK: u64 = 0x10;
 const CLEAR: u64 = 0x1c;
+/// The register of a GICv2m frame that makes an interrupt of a number written (Arm's Base System Architecture 1.0, appendix I).
+const RING: u64 = 0x40;
 /// Registers of a PL011: data, mask; the transmit interrupt (its manual, 3.2).
 const PORT_DATA: u64 = 0x0;
 const PORT_CONTROL: u64 = 0x30;
@@ -24,6 +27,8 @@ static CLOCK: AtomicU64 = AtomicU64::new(0);
 static CLOCK_LINE: AtomicU32 = AtomicU32::new(0);
 static PORT: AtomicU64 = AtomicU64::new(0);
 static PORT_LINE: AtomicU32 = AtomicU32::new(0);
+static BELL_LINE: AtomicU32 = AtomicU32::new(0);
+static RUNG: AtomicU64 = AtomicU64::new(0);
 /// Interrupts that came, by device, and on which CPU the last one did.
 static ALARMS: AtomicU64 = AtomicU64::new(0);
 static SENT: AtomicU64 = AtomicU64::new(0);
@@ -48,6 +53,12 @@ fn run(machine: &'static Machine) {
         println!("alarm: a port at {:#x} with interrupt {}", port.base, port.line);
         open(machine, port, &PORT, &PORT_LINE);
         send(port, wanted("port").max(1));
+    }
+    if let Some(bell) = machine.tree.bell {
+        println!("alarm: a doorbell at {:#x} with interrupt {}", bell.base, bell.line);
+        BELL_LINE.store(bell.line, Ordering::Release);
+        gic::open(bell.line, 0, machine.affinity(0));
+        rings(bell, wanted("bell") as u32, wanted("rings"));
     }
     if wanted("resets") != 0 {
         println!("alarm: resets itself");
@@ -158,7 +169,20 @@ fn send(port: Device, count: u64) {
     println!("alarm: {count} bytes sent, {} interrupts", SENT.load(Ordering::Acquire));
 }
 
+/// Each ring is heard before the next one. Nothing is answered at the device: it was an edge.
+fn rings(bell: Device, number: u32, count: u64) {
+    for ring in 1..=count {
+        device_write(bell.base + RING, number);
+        cpu::sleep_until(|| RUNG.load(Ordering::Acquire) >= ring);
+    }
+    println!("alarm: {count} rings, {} heard", RUNG.load(Ordering::Acquire));
+}
+
 fn came(line: u32, _: u64) {
+    if line == BELL_LINE.load(Ordering::Acquire) {
+        RUNG.fetch_add(1, Ordering::Release);
+        return;
+    }
     if line == CLOCK_LINE.load(Ordering::Acquire) {
         CAME_TO.store(cpu::index() as u64, Ordering::Relaxed);
         if ALARMS.load(Ordering::Relaxed) >= IGNORED.load(Ordering::Acquire) {

@@ -30,6 +30,8 @@ pub struct Tree<'a> {
     pub bytes: u64,
     /// A PL031 clock of the guest's own.
     pub clock: Option<Device>,
+    /// A page where writing a number rings it.
+    pub bell: Option<Device>,
     /// A PL011 serial port of the guest's own, beside the platform's.
     pub port: Option<Device>,
 }
@@ -55,6 +57,7 @@ impl<'a> Tree<'a> {
         }
         tree.clock = device(fdt, "arm,pl031");
         tree.port = device(fdt, "arm,pl011");
+        tree.bell = device(fdt, "trellis,doorbell");
         tree
     }
 

@@ -6,6 +6,7 @@
 
 use crate::gic2::Gic2;
 use crate::gic3::Gic3;
+use crate::mmio;
 use crate::registers::{pack_list, unpack_list};
 use trellis_core::lines::ListEntry;
 use trellis_idl::boot;
@@ -94,6 +95,18 @@ impl Gic {
             Gic::V2(gic) => gic.mask(line, masked),
             Gic::None => {},
         }
+    }
+
+    /// A device line is triggered by an edge, or by its level: GICD_ICFGR, alike in both (GICv3 12.9.9, GICv2 4.3.13).
+    pub fn set_edge(&self, line: u32, edge: bool) {
+        let distributor = match self {
+            Gic::V3(gic) => gic.distributor,
+            Gic::V2(gic) => gic.distributor,
+            Gic::None => return,
+        };
+        let (register, bit) = (distributor + 0xc00 + 4 * (line as u64 / 16), 2 << (2 * (line % 16)));
+        let others = mmio::read32(register) & !bit;
+        mmio::write32(register, if edge { others | bit } else { others });
     }
 
     /// A device line that comes to this CPU comes to another one, by its affinity.

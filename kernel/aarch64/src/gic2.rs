@@ -35,7 +35,7 @@ const GICH_LR: u64 = 0x100;
 /// The controller as one CPU uses it.
 #[derive(Clone, Copy, Debug)]
 pub struct Gic2 {
-    distributor: u64,
+    pub(crate) distributor: u64,
     cpu: u64,
     control: u64,
     lists: usize,

@@ -28,7 +28,7 @@ const GICR_ICACTIVER: u64 = GICR_SGI + 0x380;
 /// Where the controller is.
 #[derive(Clone, Copy, Debug)]
 pub struct Gic3 {
-    distributor: u64,
+    pub(crate) distributor: u64,
     redistributor: u64,
     lists: usize,
 }

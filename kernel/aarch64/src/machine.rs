@@ -421,6 +421,10 @@ impl Machine for Aarch64 {
         }
     }
 
+    fn set_edge(&mut self, line: u32, edge: bool) {
+        self.gic.set_edge(line, edge);
+    }
+
     fn end_line(&mut self, line: u32) {
         self.gic.end_line(line);
     }

@@ -108,6 +108,8 @@ pub trait Machine: Memory + Sized + core::fmt::Debug {
     fn kick(&mut self, cpu: u16);
     /// Masks or unmasks a physical line.
     fn mask(&mut self, line: u32, masked: bool);
+    /// A physical line that is masked is triggered by an edge from now on, or by its level.
+    fn set_edge(&mut self, line: u32, edge: bool);
     /// Ends a physical line that may be active, whoever took it.
     fn end_line(&mut self, line: u32);
     /// A physical line that comes to this CPU comes to another one from now on, masked or not.

@@ -166,7 +166,7 @@ fn shape(op: Op) -> [Shape; 6] {
         Op::QueueTake => of(&[Of(Kind::System)]),
         Op::QueueDone => of(&[Of(Kind::System), Taken]),
         Op::QueueNext => of(&[Of(Kind::Vcpu), Taken, Below(4), Soon]),
-        Op::LineCreate => of(&[Of(Kind::System), Below(64), Empty]),
+        Op::LineCreate => of(&[Of(Kind::System), Below(64), Empty, Below(3)]),
         Op::SystemOff => of(&[Of(Kind::System), Below(2)]),
         Op::Log => of(&[Below(64)]),
         Op::LogRead => of(&[Of(Kind::System)]),

@@ -42,6 +42,8 @@ pub struct Board {
     pub lines: BTreeMap<u32, u16>,
     /// Physical lines that came and were not ended yet.
     pub active: BTreeSet<u32>,
+    /// Those that are triggered by an edge.
+    pub edges: BTreeSet<u32>,
     /// CPUs that have stopped for good.
     pub retired: BTreeSet<u16>,
     /// What was asked of the power switch: true = restart.
@@ -72,6 +74,7 @@ impl Board {
             kicks: VecDeque::new(),
             lines: BTreeMap::new(),
             active: BTreeSet::new(),
+            edges: BTreeSet::new(),
             retired: BTreeSet::new(),
             power: None,
             log: VecDeque::new(),

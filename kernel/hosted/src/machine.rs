@@ -185,6 +185,11 @@ impl Machine for HostedMachine {
         }
     }
 
+    fn set_edge(&mut self, line: u32, edge: bool) {
+        let edges = &mut self.board.borrow_mut().edges;
+        if edge { edges.insert(line) } else { edges.remove(&line) };
+    }
+
     fn end_line(&mut self, line: u32) {
         self.board.borrow_mut().active.remove(&line);
     }

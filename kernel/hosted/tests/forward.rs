@@ -172,6 +172,10 @@ fn lines_that_do_not_exist_are_refused() {
         assert_eq!(create(line), Err(Refusal::OutOfRange), "line {line}");
     }
     create(1019).expect("the last one");
+    let mut edge = |how, slot| anywhere(&mut hosted, Op::LineCreate, [root_slot::SYSTEM, 1018, slot, how, 0, 0]);
+    assert_eq!(edge(2, OTHER_SLOT), Err(Refusal::BadArgument), "an edge or a level");
+    edge(1, OTHER_SLOT).expect("an edge");
+    assert!(hosted.board.borrow().edges.iter().eq(&[1018]));
     for as_line in [31, 128, 255, 256, 300, 65_535, u64::MAX, 0] {
         // Its own number (0) is no guest's either.
         must(&mut hosted, Op::LineForward, [LINE_SLOT, as_line, 0, 0, 0, 0]);

@@ -548,7 +548,7 @@ impl FakeBoard {
             let used = postcard::to_slice(&config, &mut payload[at + 8..]).unwrap().len() as u64;
             payload[at..at + 8].copy_from_slice(&used.to_le_bytes());
         }
-        let sources = [(34, false), (40, true)].map(|(line, direct)| SourcePlan { guest: 1, line, guest_line: line as u8, direct });
+        let sources = [(34, false), (40, true)].map(|(line, direct)| SourcePlan { guest: 1, line, guest_line: line as u8, edge: false, direct });
         let guests = [heapless::Vec::new(), [0, 0].into_iter().collect()];
         let config = IrqfwdConfig { guests: guests.into_iter().collect(), sources: sources.into_iter().collect() };
         let at = IRQFWD_CONFIG.offset as usize;

@@ -60,7 +60,7 @@ pub fn make(
     let Some((number, server)) = planned(plan) else { return Ok(None) };
     let mut lines = Vec::new();
     for source in &config(board, server)?.sources {
-        let line = MACHINE.line(system, source.line, supply.slot()).step("make a line")?;
+        let line = MACHINE.line(system, source.line, source.edge, supply.slot()).step("make a line")?;
         lines.push(line).map_err(|_| StartError::Plan("too many lines"))?;
     }
     let rings = wire::pair(system, supply, ends.console.domain, number)?;

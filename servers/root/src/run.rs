@@ -567,7 +567,7 @@ fn console_device(system: &impl System, supply: &mut Supply, console: &Built, ua
     let thread = console.threads.first().ok_or(StartError::Plan("no console"))?;
     let device = Frames::at(root_slot::DEVICES);
     console.domain.map(system, DEVICE, device, 0, 1, build::READ_WRITE).step("map the serial port")?;
-    let line = MACHINE.line(system, uart_line, supply.slot()).step("make a line")?;
+    let line = MACHINE.line(system, uart_line, false, supply.slot()).step("make a line")?;
     let arrived = thread.signal(system, console_signal::LINE, supply.slot()).step("make a signal")?;
     line.bind(system, arrived).step("bind a line")?;
     line.grant(system, console.domain, slot::UART_LINE, Rights::CONTROL).step("grant a line")?;

@@ -79,6 +79,27 @@ fn an_irqfwd_that_crashes_is_made_again_and_no_interrupt_is_lost() {
     seen.expect(!seen.log.contains("starts again"), "its guest went on");
 }
 
+/// A line that no guest has the number of, and that an edge triggers: the message register of the board's GICv2m frame.
+#[test]
+fn every_ring_of_a_doorbell_above_the_lines_of_a_guest_is_heard() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let board = std::fs::read_to_string(place::root().join("images/boards/virt-gicv2.toml")).expect("the board");
+    let bell = "[[device]]\nname = \"bell\"\nbase = 0x08020000\nbytes = 0x1000\nlines = [140]\nedge = true\n\
+        compatible = [\"trellis,doorbell\"]\n\n[emulator]";
+    let board_file = folder.join("virt-gicv2-bell.toml");
+    std::fs::write(&board_file, board.replace("[emulator]", bell)).expect("a board file");
+    for forward in ["server", "direct"] {
+        let text = format!(
+            "name = \"bell\"\nboard = {board_file:?}\n[guest.alarm]\nkernel = \"alarm\"\ncommand-line = \"bell=140 rings=100\"\n\
+            memory = \"16M\"\non-reset = \"end\"\n[[guest.alarm.device]]\ndevice = \"bell\"\nforward = \"{forward}\"\n"
+        );
+        let path = folder.join(format!("bell-{forward}.toml"));
+        std::fs::write(&path, text).expect("a manifest");
+        let seen = story::seen(&Run { manifest: Some(path), timeout: Some(LIMIT), ..Run::default() }, &[]);
+        expect_lines(&seen, &["a doorbell at 0xb000000 with interrupt 127", "100 rings, 100 heard", "done"]);
+    }
+}
+
 /// Debian's kernel with our clock and a port that ends in a socket of this machine.
 fn linux(forward: &str, cpus: &str, socket: &Path) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));

@@ -19,8 +19,12 @@ impl<'a, M: Machine> Call<'a, M> {
         if !(32..1020).contains(&self.a[1]) {
             return Err(Refusal::OutOfRange);
         }
+        if self.a[3] > 1 {
+            return Err(Refusal::BadArgument);
+        }
         let control = self.shared.control.lock();
         self.check_empty(self.table, self.a[2])?;
+        self.machine.set_edge(self.a[1] as u32, self.a[3] == 1);
         self.put(&control, self.a[2], Kind::Line, Rights::ALL, self.a[1])?;
         Ok(0)
     }
