@@ -446,7 +446,7 @@ fn next(seed: &mut u64) -> u64 {
     *seed >> 33
 }
 
-/// Binding, unbinding, masking, moving, reset and loss of the server, in random order with interrupts in flight: in the end
+/// Binding, unbinding, masking, moving lines and vCPUs, reset and loss of the server, in random order with interrupts in flight: in the end
 /// the line comes, and nothing is left over.
 #[test]
 fn whatever_happens_the_line_comes_in_the_end() {
@@ -465,7 +465,8 @@ fn whatever_happens_the_line_comes_in_the_end() {
 }
 
 fn step(kernel: &Kernel, forwarder: &mut Forwarder, queue: &mut Queue, home: &mut usize, seed: &mut u64) {
-    match next(seed) % 10 {
+    match next(seed) % 11 {
+        10 => there_and_back(kernel, forwarder, *queue, next(seed)),
         0 | 1 => kernel.fire(0),
         2 => serve_some(kernel, forwarder, *queue, next(seed)),
         3 => drop(kernel.guest_serves(*home as u16)),
@@ -512,6 +513,36 @@ fn step(kernel: &Kernel, forwarder: &mut Forwarder, queue: &mut Queue, home: &mu
                 forwarder.serve(kernel, *queue);
             }
         }
+    }
+}
+
+/// The first vCPU goes to the other CPU and comes back, with another name each time. The line may come meanwhile, and the
+/// server learns each new name before or after it has served that.
+fn there_and_back(kernel: &Kernel, forwarder: &Forwarder, queue: Queue, how: u64) {
+    let other = SECOND + 2;
+    let ask = |op, a| {
+        let answer = anywhere(&mut kernel.0.borrow_mut(), op, a);
+        kernel.0.borrow_mut().deliver_kicks();
+        answer
+    };
+    ask(Op::VcpuStop, [slot::VCPU, 0, 0, 0, 0, 0]).expect("root may");
+    for (leg, (from, to, cpu)) in [(slot::VCPU, other, 1), (other, slot::VCPU, 0)].into_iter().enumerate() {
+        let name_first = how >> leg & 1 == 1;
+        // The slot that it comes from is empty by the time that it comes back there.
+        ask(Op::VcpuCreate, [slot::GUEST, cpu, PLACE, to, small::VCPU_PRIORITY, 0]).expect("a place");
+        ask(Op::VcpuMove, [from, 0, 0, 0, 0, 0]).expect("it is stopped");
+        ask(Op::Drop, [from, 0, 0, 0, 0, 0]).expect("nobody needs its old name");
+        if how >> 2 & 1 == 1 {
+            kernel.fire(0);
+        }
+        if !name_first {
+            forwarder.serve(kernel, queue);
+        }
+        // Nothing is bound: there is nobody to be told.
+        let _ = forwarder.moved(kernel, 0, 0, Vcpu::at(to), cpu as u8);
+    }
+    while ask(Op::VcpuStart, [slot::VCPU, 0, 0, 0, 0, 0]) == Err(Refusal::Again) {
+        kernel.0.borrow_mut().trap(1, Trap::Spurious);
     }
 }
 
