@@ -50,7 +50,7 @@ fn expect_hello_finishes(seen: &Seen) {
 }
 
 /// What root says of a server that crashes: how, where, with which registers, what was before.
-const CRASHED: [&str; 5] = ["it read from 0x3007f000, where it may not", "syndrome 0x", "  pc  0000000000", "  x0  ", "before: "];
+const CRASHED: [&str; 5] = ["it read from 0x300ff000, where it may not", "syndrome 0x", "  pc  0000000000", "  x0  ", "before: "];
 
 #[test]
 fn a_server_that_crashes_ends_its_guest_with_a_report_and_nobody_else() {
