@@ -8,7 +8,7 @@ use crate::status::{Doing, Failure};
 use std::cell::OnceCell;
 use std::io;
 use std::path::{Path, PathBuf};
-use trellis_images::{Download, Source, System};
+use trellis_images::{Download, Shipped, Source, System};
 
 /// Programs that take another's place, for measuring and for tests: which, and what stands there instead.
 pub type StandIns = &'static [(&'static str, &'static str)];
@@ -69,6 +69,7 @@ impl Host {
             let stand_in = self.stand_ins.iter().find(|(shipped, _)| *shipped == name);
             self.program(stand_in.map_or(&name, |(_, stand_in)| stand_in))
         };
+        let shipped = |which, name: &str| if system.names(which) { server(name) } else { Ok(Vec::new()) };
         let programs = trellis_images::Programs {
             kernel,
             root: server("root")?,
@@ -76,7 +77,9 @@ impl Host {
             p2m: server("p2m")?,
             vcpu: server("vcpu")?,
             irqfwd: server("irqfwd")?,
-            monitor: if system.monitors().is_empty() { Vec::new() } else { server("monitor")? },
+            monitor: shipped(Shipped::Standard, "monitor")?,
+            tracer: shipped(Shipped::Tracer, "monitor/trellis-tracer")?,
+            guard: shipped(Shipped::Guard, "monitor/trellis-guard")?,
             trace,
         };
         Ok(system.compose(&programs)?)

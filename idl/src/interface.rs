@@ -6,6 +6,7 @@
 //! `postcard-schema`'s: of the names, order and types of everything that crosses.
 
 use crate::control::{Answer, Ask, FromHost, Head};
+use crate::event::{EventKind, Injected};
 use crate::kernel::WORDS;
 use crate::wire::{IrqfwdOp, MonitorOp, MonitorState, Order, P2mOp, PageRanges, Report, ToRoot, VcpuOp};
 use postcard_schema::Schema;
@@ -28,7 +29,7 @@ pub struct Interface {
 /// What a p2m server answers and reports.
 pub const P2M: Interface = Interface::of::<(P2mOp, PageRanges, ToRoot)>(1, 1, "p2m");
 /// What a vcpu server answers and reports.
-pub const VCPU: Interface = Interface::of::<(VcpuOp, Order, ToRoot)>(2, 1, "vcpu");
+pub const VCPU: Interface = Interface::of::<(VcpuOp, Order, EventKind, Injected, ToRoot)>(2, 1, "vcpu");
 /// What irqfwd answers and reports.
 pub const IRQFWD: Interface = Interface::of::<(IrqfwdOp, ToRoot)>(4, 1, "irqfwd");
 /// What a monitor answers and reports.

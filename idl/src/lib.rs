@@ -13,6 +13,7 @@ extern crate std;
 
 pub mod boot;
 pub mod control;
+pub mod event;
 pub mod interface;
 pub mod kernel;
 pub mod layout;

@@ -6,6 +6,7 @@
 
 use heapless::Vec;
 use crate::control::Control;
+use crate::event::EventKind;
 use crate::kernel::SESSIONS;
 use crate::wire::ViewAccess;
 use serde::{Deserialize, Serialize};
@@ -184,6 +185,12 @@ pub struct WatcherPlan {
     pub without: Without,
     /// It may read the guest's memory.
     pub reads: bool,
+    /// It may write it.
+    pub writes: bool,
+    /// It may write the registers of stopped vCPUs.
+    pub sets: bool,
+    /// It may stop vCPUs for a while, and start them.
+    pub pauses: bool,
 }
 
 /// What becomes of a watched guest whose monitor is lost.
@@ -320,8 +327,10 @@ pub struct SourcePlan {
 pub const MAX_WATCHED: usize = 8;
 /// Most monitors in an image.
 pub const MAX_MONITORS: usize = 8;
-/// Most rules of a monitor.
+/// Most rules of a monitor about memory.
 pub const MAX_RULES: usize = 32;
+/// Most rules of a monitor about other events.
+pub const MAX_EVENT_RULES: usize = 16;
 
 /// Configuration of a monitor.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -331,6 +340,8 @@ pub struct MonitorConfig<'a> {
     pub guests: Vec<WatchedPlan<'a>, MAX_WATCHED>,
     /// What it watches there; where more than one speaks of an access, the first counts.
     pub rules: Vec<RulePlan, MAX_RULES>,
+    /// What else of the guests it hears; each kind once for each guest.
+    pub events: Vec<EventPlan, MAX_EVENT_RULES>,
     /// It gives what it has counted to the one that comes after it.
     pub hands_over: bool,
 }
@@ -346,6 +357,12 @@ pub struct WatchedPlan<'a> {
     pub view: u16,
     /// vCPUs of the guest. The one behind the last means, in [`crate::layout::watched`], the control threads.
     pub vcpus: u8,
+    /// First guest page of its memory.
+    pub first_page: u64,
+    /// Pages of memory.
+    pub pages: u64,
+    /// Version of its interrupt controller, which says where that is ([`crate::layout::platform`]).
+    pub gic: u8,
 }
 
 /// What a monitor watches.
@@ -365,7 +382,24 @@ pub struct RulePlan {
     pub log: bool,
 }
 
-/// What a rule says to an access.
+/// What a monitor hears of a guest beside accesses to memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventPlan {
+    /// Which guest, by its place in [`MonitorConfig::guests`].
+    pub guest: u8,
+    /// What it does.
+    pub kind: EventKind,
+    /// A register's writes that leave it as it is are none.
+    pub only_changes: bool,
+    /// A register's writes that change these bits alone are none.
+    pub ignored: u64,
+    /// What is said to each.
+    pub verdict: RuleVerdict,
+    /// Each is written to the log.
+    pub log: bool,
+}
+
+/// What a rule says to an access, or to another event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RuleVerdict {
     /// It happens.
@@ -374,6 +408,8 @@ pub enum RuleVerdict {
     Deny,
     /// The vCPU stops for good, and root ends the guest.
     Stop,
+    /// It does not happen, and the guest gets an exception there: an abort, or an undefined instruction where nothing is accessed.
+    Fault,
 }
 
 /// Bytes to put into guest memory before it starts.

@@ -5,6 +5,7 @@
 //! (CRC-16/IBM-3740, as crate `crc` names it) covers kind, channel and payload. Bytes that belong to no valid frame are
 //! raw text, such as the kernel prints before the console server runs and when it panics.
 
+use crate::event::Injected;
 use crate::kernel::{ExitClass, Refusal};
 use crate::plan::OnReset;
 use crate::trace::Record;
@@ -208,16 +209,22 @@ pub enum VcpuOp {
     Start = 1,
     /// Stops all vCPUs and forgets all platform state. Root has stopped and cleared memory before or does so next.
     Reset = 2,
-    /// Says how to answer an exit of class Memory so that the access is carried out ([`Order::Do`]), or has no effect on memory
-    /// and otherwise seems to have been ([`Order::Deny`]): for whoever answers exits and knows no machine, on the vCPU's CPU,
-    /// while the exit waits for that answer. `m1` = the vCPU's number, and the [`Order`] from bit 8 on; `m2` = what a denied
-    /// read gives; `m3` = which exit of this vCPU it is (asked again with the same number it says the same); `m4`–`m7` = the
+    /// Says how to answer an event, an exit of class Memory or one of [`EventKind`](crate::event::EventKind), so that what the guest tried is carried
+    /// out ([`Order::Do`]), or has no effect and otherwise seems to have been ([`Order::Deny`], [`Order::Give`]), or ends in an
+    /// exception of the guest's ([`Order::Inject`]): for whoever answers exits and knows no machine, on the vCPU's CPU,
+    /// while the exit waits for that answer. `m1` = the vCPU's number, and the [`Order`] from bit 8 on; `m2` = what the order
+    /// says; `m3` = which exit of this vCPU it is (asked again with the same number it says the same); `m4`–`m7` = the
     /// first four words of the exit. Back: `m0` = 0 or 1 + a refusal; `m1` = bits of [`crate::kernel::Answer`]; `m2`–`m7` =
     /// `m4`–`m9` of the answer. Refused: `OutOfRange` (no such vCPU), `BadArgument` (no such order), `Unsupported` (an
     /// instruction that is not known; for [`Order::Do`] a step in view 0 still does it), `NotMapped` (it cannot be read).
     Complete = 3,
     /// Which vCPUs the guest has switched on. Back: `m0` = 0, `m1` = a bit each.
     Power = 4,
+    /// A monitor says all that its session hears of this guest's processor from now on: `m1` = a bit for each [`EventKind`](crate::event::EventKind); of
+    /// those that are registers, `m2` = only where the value changes, and `m3`–`m8` = bits of SystemControl, Tables0, …
+    /// whose changes alone are none. It says states, so asking again changes nothing. Back: `m0`. Refused:
+    /// `BadArgument` (no such kind), `Occupied` (another session hears of one of them), `OutOfRange` (no such session).
+    Listen = 5,
 }
 
 /// What shall become of an access, for [`VcpuOp::Complete`].
@@ -226,8 +233,13 @@ pub enum VcpuOp {
 pub enum Order {
     /// It is carried out.
     Do = 0,
-    /// It has no effect on memory. Registers that it changes change: a read gives `m2`, an exclusive store succeeds.
+    /// It has no effect on memory. Registers that it changes change: a read gives `m2`, an exclusive store succeeds. A call
+    /// is answered as one that does not exist.
     Deny = 1,
+    /// As `Deny`; a call gives `m2` too.
+    Give = 2,
+    /// The guest gets an exception there: `m2` is an [`Injected`].
+    Inject = 3,
 }
 
 impl Order {
@@ -236,6 +248,8 @@ impl Order {
         match number {
             0 => Some(Order::Do),
             1 => Some(Order::Deny),
+            2 => Some(Order::Give),
+            3 => Some(Order::Inject),
             _ => None,
         }
     }
@@ -458,11 +472,26 @@ pub struct MonitorState {
 /// What a monitor says to an event. Each is complete and of this event alone: what was said before plays no part.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
-    /// The access happens, and nothing else does.
+    /// It happens, and nothing else does.
     Allow,
-    /// It does not happen, and the guest goes on behind it: a write changes no memory, a read finds zero. Execution cannot be
-    /// skipped, nor can a walk of the guest's tables: those stop the guest.
+    /// It does not happen, and the guest goes on behind it: a write changes nothing, a read finds zero, a call finds that it
+    /// does not exist. Execution cannot be skipped, nor can a walk of the guest's tables: those stop the guest.
     Deny,
+    /// As `Deny`, and what is read, or called, gives this.
+    Give(u64),
+    /// It does not happen, and the guest gets this exception there.
+    Inject(Injected),
+    /// The vCPU goes on there, with these in its first registers.
+    Registers {
+        /// Program counter.
+        pc: u64,
+        /// `x0`–`x3`.
+        general: [u64; 4],
+    },
+    /// The instruction is executed in this view, and the vCPU is back in its own behind it.
+    Step(u16),
+    /// The vCPU is in this view from now on, one of the monitor's or 0, and tries again.
+    Enter(u16),
     /// The guest tries again; for a monitor that has changed what is allowed.
     Retry,
     /// The vCPU stops for good, and root ends its guest.
@@ -476,6 +505,7 @@ impl From<crate::plan::RuleVerdict> for Verdict {
             RuleVerdict::Allow => Verdict::Allow,
             RuleVerdict::Deny => Verdict::Deny,
             RuleVerdict::Stop => Verdict::Stop,
+            RuleVerdict::Fault => Verdict::Inject(Injected::Abort),
         }
     }
 }
@@ -503,6 +533,7 @@ impl VcpuOp {
             2 => Some(VcpuOp::Reset),
             3 => Some(VcpuOp::Complete),
             4 => Some(VcpuOp::Power),
+            5 => Some(VcpuOp::Listen),
             _ => None,
         }
     }

@@ -10,8 +10,9 @@ use trellis_idl::control::{
     Answer, Ask, Control, Ended, FromHost, GuestLoad, GuestState, Head, Life, Load, Name, Part, Refused, ServerState, Silicon,
     SourceState, SystemState, VcpuState, ViewState,
 };
+use trellis_idl::event::EventKind;
 use trellis_idl::interface::{CONTROL, HOST, IRQFWD, Interface, MONITOR, P2M, VCPU};
-use trellis_idl::plan::{Budget, MonitorConfig, OnReset, Populate, RulePlan, RuleVerdict, WatchedPlan};
+use trellis_idl::plan::{Budget, EventPlan, MonitorConfig, OnReset, Populate, RulePlan, RuleVerdict, WatchedPlan};
 use trellis_idl::trace::{Record, TraceKind, Who};
 use trellis_idl::wire::{Crash, Fault, GuestEnd, IrqfwdOp, MAX_PAYLOAD, MonitorOp, MonitorState, P2mOp, PageRange, PageRanges, Report, ToRoot, VcpuOp};
 
@@ -76,7 +77,7 @@ fn messages_keep_their_bytes() {
     is(&[Populate::Eager, Populate::Lazy], "0001");
     is(&[OnReset::Reboot, OnReset::End], "0001");
     is(&MonitorState { version: 1, body: Vec::from_slice(&[1, 2, 200]).expect("three fit") }, "01030102c8");
-    is(&[RuleVerdict::Allow, RuleVerdict::Deny, RuleVerdict::Stop], "000102");
+    is(&[RuleVerdict::Allow, RuleVerdict::Deny, RuleVerdict::Stop, RuleVerdict::Fault], "00010203");
     is(&Budget { time_us: 4_000, period_us: 10_000 }, "a01f904e");
 }
 
@@ -171,23 +172,26 @@ fn the_longest_answers_fit_a_frame() {
 
 #[test]
 fn a_monitors_configuration_keeps_its_bytes() {
-    let guest = WatchedPlan { name: "web", session: 0, view: 1, vcpus: 2 };
+    let guest = WatchedPlan { name: "web", session: 0, view: 1, vcpus: 2, first_page: 0x4_0000, pages: 512, gic: 3 };
     let rule = RulePlan { guest: 0, first: 0x4_0200, pages: 1, access: 2, verdict: RuleVerdict::Deny, log: true };
+    let event =
+        EventPlan { guest: 0, kind: EventKind::Tables0, only_changes: true, ignored: 1, verdict: RuleVerdict::Allow, log: false };
     let config = MonitorConfig {
         guests: Vec::from_slice(&[guest]).expect("one fits"),
         rules: Vec::from_slice(&[rule]).expect("one fits"),
+        events: Vec::from_slice(&[event]).expect("one fits"),
         hands_over: true,
     };
     let mut buffer = [0; 64];
     let bytes = postcard::to_slice(&config, &mut buffer).expect("it fits");
     let hex: std::string::String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(hex, "010377656200010201008084100102010101");
+    assert_eq!(hex, "01037765620001028080108004030100808410010201010100010101000001");
     assert_eq!(postcard::from_bytes(bytes), Ok(config));
 }
 
 #[test]
 fn operations_keep_their_numbers() {
-    for (number, op) in [(1, VcpuOp::Start), (2, VcpuOp::Reset), (3, VcpuOp::Complete), (4, VcpuOp::Power)] {
+    for (number, op) in [(1, VcpuOp::Start), (2, VcpuOp::Reset), (3, VcpuOp::Complete), (4, VcpuOp::Power), (5, VcpuOp::Listen)] {
         assert_eq!((VcpuOp::from_number(number), op as u64), (Some(op), number));
     }
     let p2m = [P2mOp::Ready, P2mOp::Populate, P2mOp::Reset, P2mOp::Protect, P2mOp::Blank, P2mOp::PopulateAll];
@@ -213,7 +217,7 @@ fn operations_keep_their_numbers() {
 fn interfaces_keep_their_schema() {
     let golden = [
         (P2M, Interface { number: 1, version: 1, schema: 0x0135_024b_772c_d1a9 }),
-        (VCPU, Interface { number: 2, version: 1, schema: 0x9f08_7813_98dd_ec49 }),
+        (VCPU, Interface { number: 2, version: 1, schema: 0xbed3_fa9e_9e6e_57b1 }),
         (IRQFWD, Interface { number: 4, version: 1, schema: 0xc537_20ca_90bf_82b7 }),
         (MONITOR, Interface { number: 5, version: 1, schema: 0xdc33_40e9_c202_3588 }),
         (CONTROL, Interface { number: 8, version: 1, schema: 0x3e04_3c9c_c3b3_651d }),

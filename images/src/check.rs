@@ -10,7 +10,7 @@ use crate::guest::Guest;
 use crate::kernel_file::{Flaw, KernelFile};
 use crate::compose::SERVER_PIECES;
 use crate::manifest::{GuestEntry, Kind, Origin};
-use crate::monitor::{Image, Monitor, STANDARD, ServerEntry};
+use crate::monitor::{self, Image, Monitor, SHIPPED, ServerEntry};
 use crate::program::{ComposeError, Program};
 use crate::place::{BLOCK, Placement, place};
 use crate::problem::{Code, Problem, nearest};
@@ -97,19 +97,19 @@ impl Checker<'_> {
     /// One monitor, its guests by their places among the guests' names.
     pub fn monitor(&self, entry: &ServerEntry, guests: &[GuestEntry], problems: &mut Problems) -> Option<Monitor> {
         let program = match &entry.image.as_ref()?.value {
-            Image::Standard => None,
-            Image::File(path) => Some(self.program(path, entry.image.as_ref()?.span.clone(), problems)?),
+            Image::Shipped(shipped) => monitor::Program::Shipped(*shipped),
+            Image::File(path) => monitor::Program::Own(self.program(path, entry.image.as_ref()?.span.clone(), problems)?),
         };
         let watched = guests.iter().enumerate();
         let watched = watched.filter_map(|(index, guest)| Some((index, guest.watcher(&entry.name.value)? as u8)));
-        Some(Monitor { name: entry.name.value.clone(), program, guests: watched.collect(), rules: entry.rules.clone() })
+        Some(Monitor { name: entry.name.value.clone(), program, guests: watched.collect(), rules: entry.rules.clone(), events: entry.events.clone() })
     }
 
     /// The ELF file of a server.
     fn program(&self, path: &str, span: Span, problems: &mut Problems) -> Option<Vec<u8>> {
-        let hint = match nearest(path, [STANDARD]) {
+        let hint = match nearest(path, SHIPPED.iter().map(|(name, _)| *name)) {
             Some(meant) => format!("did you mean \"{meant}\"? Otherwise the path is relative to this manifest"),
-            None => format!("a path is relative to this manifest; the one that comes with Trellis is \"{STANDARD}\""),
+            None => format!("a path is relative to this manifest; those that come with Trellis are \"{}\"", SHIPPED.map(|(name, _)| name).join("\", \"")),
         };
         let refused = |why: String| Problem::new(Code::BadProgram, format!("`{path}` cannot be a server: {why}")).at(span, "this program");
         let bytes = match self.source.read(&self.folder.join(path)) {

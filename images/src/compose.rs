@@ -5,7 +5,8 @@
 //! program through its header; root finds the rest through the plan.
 
 use crate::guest::Guest;
-use crate::monitor::Monitor;
+use crate::hear::EventEntry;
+use crate::monitor::{self, Monitor, Shipped};
 use crate::payload::Payload;
 use crate::program::{ComposeError, Program};
 use crate::system::{System, bounded};
@@ -14,7 +15,7 @@ use trellis_idl::boot::{self, BootHeader, HEADER_OFFSET};
 use trellis_idl::kernel::PAGE;
 use std::collections::BTreeMap;
 use trellis_idl::plan::{
-    ConsoleConfig, DevicePages, IrqfwdConfig, Load, MonitorConfig, P2mConfig, Part, Plan, Role, RulePlan, Segment,
+    ConsoleConfig, DevicePages, EventPlan, IrqfwdConfig, Load, MonitorConfig, P2mConfig, Part, Plan, Role, RulePlan, Segment,
     ServerPlan, SourcePlan, Sve, VcpuConfig, WatchedPlan,
 };
 use zerocopy::{FromBytes, IntoBytes};
@@ -46,6 +47,10 @@ pub struct Programs {
     pub irqfwd: Vec<u8>,
     /// The standard monitor's; used where a manifest names it.
     pub monitor: Vec<u8>,
+    /// The tracer's; likewise.
+    pub tracer: Vec<u8>,
+    /// The guard's; likewise.
+    pub guard: Vec<u8>,
     /// The image shall send its trace to the host.
     pub trace: bool,
 }
@@ -70,7 +75,7 @@ impl System {
             Some(_) => Some(place(&mut payload, "irqfwd", &programs.irqfwd, SERVER_PIECES)?),
             None => None,
         };
-        let monitors = self.place_monitors(&programs.monitor, &mut payload)?;
+        let monitors = self.place_monitors(programs, &mut payload)?;
         let mut plan = Plan { manifest, trace: programs.trace, ..self.plan() };
         for server in &mut plan.servers {
             let program = match server.role {
@@ -149,10 +154,12 @@ impl System {
     }
 
     /// The programs of the monitors, by the monitors' names.
-    fn place_monitors(&self, standard: &[u8], payload: &mut Payload) -> Result<BTreeMap<&str, Placed>, ComposeError> {
+    fn place_monitors(&self, programs: &Programs, payload: &mut Payload) -> Result<BTreeMap<&str, Placed>, ComposeError> {
         let place = |monitor: &'_ Monitor, payload: &mut Payload| match &monitor.program {
-            Some(program) => place_as(payload, "server", &monitor.name, program, SERVER_PIECES),
-            None => place(payload, "monitor", standard, SERVER_PIECES),
+            monitor::Program::Own(program) => place_as(payload, "server", &monitor.name, program, SERVER_PIECES),
+            monitor::Program::Shipped(Shipped::Standard) => place(payload, "monitor", &programs.monitor, SERVER_PIECES),
+            monitor::Program::Shipped(Shipped::Tracer) => place(payload, "tracer", &programs.tracer, SERVER_PIECES),
+            monitor::Program::Shipped(Shipped::Guard) => place(payload, "guard", &programs.guard, SERVER_PIECES),
         };
         self.monitors.iter().map(|monitor| Ok((monitor.name.as_str(), place(monitor, payload)?))).collect()
     }
@@ -160,7 +167,15 @@ impl System {
     fn monitor_config(&self, monitor: &Monitor) -> MonitorConfig<'_> {
         let guest = |(index, session): &(usize, u8)| {
             let guest = &self.guests[*index];
-            WatchedPlan { name: &guest.name, session: *session, view: guest.watched_view(), vcpus: guest.cpus.len() as u8 }
+            WatchedPlan {
+                name: &guest.name,
+                session: *session,
+                view: guest.watched_view(),
+                vcpus: guest.cpus.len() as u8,
+                first_page: Guest::MEMORY_BASE / PAGE,
+                pages: guest.memory_bytes / PAGE,
+                gic: guest.gic,
+            }
         };
         let place = |name: &str| monitor.guests.iter().position(|(index, _)| self.guests[*index].name == name);
         let rule = |rule: &RuleEntry| {
@@ -168,9 +183,15 @@ impl System {
             let (access, verdict) = (rule.access.value.0 as u8, rule.verdict.value);
             Some(RulePlan { guest: place(&rule.guest.value)? as u8, first, pages, access, verdict, log: rule.log })
         };
+        let event = |rule: &EventEntry| {
+            let (kind, verdict) = (rule.kind.value, rule.verdict.value);
+            let (only_changes, ignored) = (rule.only_changes, rule.ignored);
+            Some(EventPlan { guest: place(&rule.guest.value)? as u8, kind, only_changes, ignored, verdict, log: rule.log })
+        };
         MonitorConfig {
             guests: bounded(monitor.guests.iter().map(guest)),
             rules: bounded(monitor.rules.iter().filter_map(rule)),
+            events: bounded(monitor.events.iter().filter_map(event)),
             hands_over: true,
         }
     }

@@ -43,7 +43,7 @@ pub(crate) fn duty(system: &System, name: &str, role: Role) -> Duty {
             ]
             .into_iter()
             .chain(system.guests()[usize::from(index)].monitors.iter().map(|monitor| {
-                format!("hand exits from pages that {0} watches on to it; be called by {0}", monitor.server.value)
+                format!("hand exits that {0} watches on to it; be called by {0}", monitor.server.value)
             }))
             .collect(),
         },
@@ -79,8 +79,13 @@ fn monitor_may(system: &System, monitor: &Monitor) -> Vec<String> {
     for guest in guests {
         may.push(format!("call {} and {} on each of their CPUs, about its own watches", guest.p2m_name(), guest.vcpu_name()));
         may.push(format!("read the registers of guest {}'s stopped vCPUs", guest.name));
-        if guest.monitors.iter().any(|entry| entry.server.value == monitor.name && entry.reads) {
-            may.push(format!("read guest {}'s memory", guest.name));
+        for entry in guest.monitors.iter().filter(|entry| entry.server.value == monitor.name) {
+            let rights = [
+                (entry.reads, format!("read guest {}'s memory", guest.name)), (entry.writes, format!("write guest {}'s memory", guest.name)),
+                (entry.sets, format!("write the registers of guest {}'s stopped vCPUs", guest.name)),
+                (entry.pauses, format!("stop and start guest {}'s vCPUs", guest.name)),
+            ];
+            may.extend(rights.into_iter().filter(|(has, _)| *has).map(|(_, right)| right));
         }
     }
     may.extend(["be called by root".into(), "signal root and console".into()]);
@@ -151,6 +156,8 @@ impl System {
             lines.push(format!("watches guest {}, in view {} of its memory:", guest.name, guest.watched_view()));
             let rules = monitor.rules.iter().enumerate().filter(|(_, rule)| rule.guest.value == guest.name);
             lines.extend(rules.map(|(number, rule)| format!("  rule {}: {}", number + 1, rule.describe())));
+            let events = monitor.events.iter().enumerate().filter(|(_, rule)| rule.guest.value == guest.name);
+            lines.extend(events.map(|(number, rule)| format!("  events, rule {}: {}", number + 1, rule.describe())));
         }
         lines
     }

@@ -3,6 +3,7 @@
 
 use crate::board::Board;
 use crate::device;
+use crate::hear;
 use crate::manifest::{GuestEntry, Manifest};
 use crate::place::BLOCK;
 use crate::problem::{Code, Problem};
@@ -30,6 +31,7 @@ pub fn check(manifest: &Manifest, board: Option<&Board>, problems: &mut Problems
     servers(manifest, problems);
     overbooked(&manifest.guests, problems);
     watch::check(manifest, problems);
+    hear::check(manifest, problems);
     if let (Some(board), Some(name)) = (board, &manifest.board) {
         let servers = SYSTEM_BYTES + MONITOR_BYTES * manifest.servers.len() as u64;
         memory(&manifest.guests, board, servers, &name.span, problems);

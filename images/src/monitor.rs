@@ -5,6 +5,7 @@
 
 use crate::quantity::show_time;
 use crate::table::{Later, Placed, Problems, Table};
+use crate::hear::{self, EventEntry};
 use crate::watch::{self, RuleEntry};
 use trellis_idl::plan::Without;
 
@@ -12,17 +13,33 @@ use trellis_idl::plan::Without;
 const DEADLINES: std::ops::Range<u64> = 1_000..60_000_001;
 /// What it may take where the manifest says nothing.
 pub const DEADLINE: u64 = 1_000_000;
-/// The monitor that comes with Trellis.
+/// The monitor that comes with Trellis and does what rules say.
 pub const STANDARD: &str = "monitor-standard";
+/// Every monitor that comes with Trellis, by name.
+pub const SHIPPED: [(&str, Shipped); 3] =
+    [(STANDARD, Shipped::Standard), ("monitor-tracer", Shipped::Tracer), ("monitor-guard", Shipped::Guard)];
+
+/// A monitor that comes with Trellis.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shipped {
+    /// Does what rules say.
+    Standard,
+    /// Follows the execution of pages.
+    Tracer,
+    /// Lets no page be both written and executed.
+    Guard,
+}
 
 const SERVER_KEYS: [&str; 2] = ["image", "config"];
 const SERVER_LATER: [Later; 2] = [
     ("swap", "memory in reserve for a successor, and signatures of it"),
     ("interfaces", "a look at a program's interfaces before it boots (root compares them when it starts)"),
 ];
-const MONITOR_KEYS: [&str; 4] = ["server", "verdict-deadline", "without-monitor", "reads-memory"];
+const MONITOR_KEYS: [&str; 7] = [
+    "server", "verdict-deadline", "without-monitor", "reads-memory", "writes-memory", "writes-registers", "pauses",
+];
 const WITHOUT_KEYS: [&str; 1] = ["memory"];
-const WITHOUT_LATER: [Later; 1] = [("register", "watching registers")];
+const WITHOUT_LATER: [Later; 1] = [("register", "a policy of its own for each kind of event")];
 
 /// A guest's `[guest.NAME.monitor]`, or one of them.
 #[derive(Clone, Debug)]
@@ -35,15 +52,30 @@ pub struct MonitorEntry {
     pub without: Without,
     /// `reads-memory`.
     pub reads: bool,
+    /// `writes-memory`.
+    pub writes: bool,
+    /// `writes-registers`.
+    pub sets: bool,
+    /// `pauses`.
+    pub pauses: bool,
 }
 
 /// What a server's program is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Image {
-    /// The monitor that comes with Trellis.
-    Standard,
+    /// One that comes with Trellis.
+    Shipped(Shipped),
     /// An ELF file, relative to the manifest.
     File(String),
+}
+
+/// A monitor's program.
+#[derive(Clone, Debug)]
+pub enum Program {
+    /// One that comes with Trellis.
+    Shipped(Shipped),
+    /// Another's ELF file.
+    Own(Vec<u8>),
 }
 
 /// One `[server.NAME]`.
@@ -55,6 +87,8 @@ pub struct ServerEntry {
     pub image: Option<Placed<Image>>,
     /// `config.watch`.
     pub rules: Vec<RuleEntry>,
+    /// `config.events`.
+    pub events: Vec<EventEntry>,
 }
 
 /// A monitor as it is put into the image: its server, and the guests that it watches.
@@ -62,12 +96,14 @@ pub struct ServerEntry {
 pub struct Monitor {
     /// Its name.
     pub name: String,
-    /// Its program, where it is not the one that comes with Trellis.
-    pub program: Option<Vec<u8>>,
+    /// Its program.
+    pub program: Program,
     /// The guests by their index, each with the session that this monitor has.
     pub guests: Vec<(usize, u8)>,
     /// What it watches.
     pub rules: Vec<RuleEntry>,
+    /// What else it hears.
+    pub events: Vec<EventEntry>,
 }
 
 impl MonitorEntry {
@@ -78,8 +114,13 @@ impl MonitorEntry {
             Without::Stop => "without it, the guest ends",
             Without::Allow => "without it, the guest goes on unwatched",
         };
-        let reads = if self.reads { "; it reads the guest's memory" } else { "" };
-        format!("a verdict within {}; {without}{reads}", show_time(self.deadline))
+        let rights = [
+            (self.reads, "reads the guest's memory"), (self.writes, "writes the guest's memory"),
+            (self.sets, "writes its registers"), (self.pauses, "pauses it"),
+        ];
+        let rights: Vec<_> = rights.into_iter().filter(|(has, _)| *has).map(|(_, right)| right).collect();
+        let rights = if rights.is_empty() { String::new() } else { format!("; it {}", rights.join(", ")) };
+        format!("a verdict within {}; {without}{rights}", show_time(self.deadline))
     }
 }
 
@@ -106,12 +147,16 @@ fn one(table: &Table<'_, '_>, problems: &mut Problems) -> Option<MonitorEntry> {
     table.require("server", "server = \"watchdog\", which is a [server.watchdog]", problems);
     let deadline = table.time("verdict-deadline", DEADLINES, problems);
     let without = without(table, problems);
-    let reads = table.flag("reads-memory", problems);
+    let mut right = |key| table.flag(key, problems).is_some_and(|right| right.value);
+    let [reads, writes, sets, pauses] = ["reads-memory", "writes-memory", "writes-registers", "pauses"].map(&mut right);
     Some(MonitorEntry {
         server: table.text("server", "server = \"watchdog\"", problems)?,
         deadline: deadline.map_or(DEADLINE, |deadline| deadline.value),
         without,
-        reads: reads.is_some_and(|reads| reads.value),
+        reads,
+        writes,
+        sets,
+        pauses,
     })
 }
 
@@ -130,8 +175,14 @@ pub fn server(name: Placed<String>, table: &Table<'_, '_>, problems: &mut Proble
     table.allow(&SERVER_KEYS, &SERVER_LATER, problems);
     table.require("image", &format!("image = \"{STANDARD}\""), problems);
     let image = table.text("image", &format!("image = \"{STANDARD}\""), problems);
-    let image = image.map(|text| text.map(|text| if text == STANDARD { Image::Standard } else { Image::File(text) }));
+    let of = |text: String| match SHIPPED.iter().find(|(name, _)| *name == text) {
+        Some((_, shipped)) => Image::Shipped(*shipped),
+        None => Image::File(text),
+    };
+    let image = image.map(|text| text.map(of));
     let config = table.table("config", format!("the configuration of {}", table.name), "[server.NAME.config]", problems);
-    let rules = config.map_or(Vec::new(), |config| watch::read(&config, problems));
-    ServerEntry { name, image, rules }
+    let (rules, events) = config.map_or_else(Default::default, |config| {
+        (watch::read(&config, problems), hear::read(&config, problems))
+    });
+    ServerEntry { name, image, rules, events }
 }

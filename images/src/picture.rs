@@ -150,6 +150,9 @@ impl System {
             let rules = self.monitor_named(&monitor.server.value).into_iter().flat_map(|monitor| &monitor.rules);
             let rules = rules.filter(|rule| rule.guest.value == guest.name);
             lines.extend(rules.map(|rule| format!("   {}", rule.describe())));
+            let events = self.monitor_named(&monitor.server.value).into_iter().flat_map(|monitor| &monitor.events);
+            let events = events.filter(|rule| rule.guest.value == guest.name);
+            lines.extend(events.map(|rule| format!("   {}", rule.describe())));
         }
         lines
     }

@@ -36,6 +36,12 @@ fn parse_number(digits: &str, radix: u32) -> Option<u64> {
     digits.chars().all(|digit| digit.is_digit(radix)).then(|| u64::from_str_radix(&digits, radix).ok())?
 }
 
+/// A number of 64 bits, such as `0xffff_0000`.
+pub fn parse_bits(text: &str) -> Option<u64> {
+    let digits: String = text.strip_prefix("0x")?.chars().filter(|digit| *digit != '_').collect();
+    u64::from_str_radix(&digits, 16).ok()
+}
+
 /// A size in its largest whole unit.
 pub fn show_size(bytes: u64) -> String {
     match bytes {

@@ -9,7 +9,7 @@ use crate::device::Owned;
 use crate::fit;
 use crate::guest::Guest;
 use crate::manifest::{MAX_BYTES, Manifest};
-use crate::monitor::{Monitor, MonitorEntry};
+use crate::monitor::{Monitor, MonitorEntry, Program, Shipped};
 use crate::problem::{Code, Problem, Report, Text, nearest};
 use crate::source::Source;
 use crate::table::{Placed, Problems};
@@ -128,6 +128,11 @@ impl System {
         &self.monitors
     }
 
+    /// Whether a monitor that comes with Trellis is among them.
+    pub fn names(&self, shipped: Shipped) -> bool {
+        self.monitors.iter().any(|monitor| matches!(monitor.program, Program::Shipped(its) if its == shipped))
+    }
+
     pub(crate) fn monitor_named(&self, name: &str) -> Option<&Monitor> {
         self.monitors.iter().find(|monitor| monitor.name == name)
     }
@@ -146,7 +151,7 @@ impl System {
             let index = self.monitors.iter().position(|monitor| monitor.name == entry.server.value)?;
             let place = self.monitors[index].place_of(guest)?;
             let deadline_us = entry.deadline as u32;
-            Some(WatcherPlan { server: (first + index) as u8, place, deadline_us, without: entry.without, reads: entry.reads })
+            Some(WatcherPlan { server: (first + index) as u8, place, deadline_us, without: entry.without, reads: entry.reads, writes: entry.writes, sets: entry.sets, pauses: entry.pauses })
         };
         self.guests[guest].monitors.iter().filter_map(one).collect()
     }

@@ -3,9 +3,11 @@
 
 use crate::guest::Guest;
 use crate::manifest::{GuestEntry, Manifest};
-use crate::monitor::{MonitorEntry, STANDARD, ServerEntry};
+use crate::hear;
+use crate::monitor::{Image, MonitorEntry, STANDARD, ServerEntry, Shipped};
 use crate::problem::{Code, Problem, nearest};
-use crate::table::{Placed, Problems, Table, not_there_yet};
+use crate::quantity::show_size;
+use crate::table::{Placed, Problems, Table};
 use crate::view::range_of;
 use std::collections::BTreeSet;
 use trellis_idl::kernel::{Access, Inside, MAX_VIEWS, PAGE, SESSIONS};
@@ -13,6 +15,9 @@ use trellis_idl::plan::{MAX_RULES, MAX_WATCHED, RuleVerdict};
 
 /// Most CPUs on which a monitor has threads, besides the one that answers root.
 const MAX_CPUS: usize = 8;
+
+/// Most pages of a guard.
+const GUARDED: u64 = 1 << 14;
 
 const RULE_KEYS: [&str; 5] = ["guest", "pages", "access", "verdict", "log"];
 const PAGES: &str = "pages = \"0x40200000..0x40280000\"";
@@ -29,7 +34,9 @@ const ACCESSES: [(&str, Access); 7] = [
 ];
 
 /// Words for verdicts.
-const VERDICTS: [(&str, RuleVerdict); 3] = [("allow", RuleVerdict::Allow), ("deny", RuleVerdict::Deny), ("stop", RuleVerdict::Stop)];
+pub const VERDICTS: [(&str, RuleVerdict); 4] = [
+    ("allow", RuleVerdict::Allow), ("deny", RuleVerdict::Deny), ("fault", RuleVerdict::Fault), ("stop", RuleVerdict::Stop),
+];
 
 /// One rule as it stands in a manifest.
 #[derive(Clone, Debug)]
@@ -55,6 +62,7 @@ impl RuleEntry {
             RuleVerdict::Allow => "allowed",
             RuleVerdict::Deny => "denied",
             RuleVerdict::Stop => "stops",
+            RuleVerdict::Fault => "an exception in the guest",
         };
         let log = if self.log { ", and logged" } else { "" };
         format!("{:#x}..{:#x} {access}: {verdict}{log}", first * PAGE, (first + pages) * PAGE)
@@ -75,9 +83,11 @@ impl RuleEntry {
 
 /// Reads the key `watch` of a server's configuration.
 pub fn read(config: &Table<'_, '_>, problems: &mut Problems) -> Vec<RuleEntry> {
-    config.allow(&["watch"], &[], problems);
+    config.allow(&["watch", "events"], &[], problems);
     let example = format!("watch = [{{ guest = \"web\", {PAGES}, access = \"w\", verdict = \"allow\" }}]");
-    config.require("watch", &example, problems);
+    if config.get("events").is_none() {
+        config.require("watch", &format!("{example}, or {}", hear::EXAMPLE), problems);
+    }
     let name = format!("a rule of {}", config.name.trim_start_matches("the configuration of "));
     let rules = config.tables("watch", &name, &example, problems);
     rules.iter().filter_map(|table| rule(table, problems)).collect()
@@ -88,7 +98,7 @@ fn rule(table: &Table<'_, '_>, problems: &mut Problems) -> Option<RuleEntry> {
     table.require("guest", "guest = \"web\"", problems);
     table.require("pages", PAGES, problems);
     table.require("access", "access = \"w\"", problems);
-    table.require("verdict", "verdict = \"allow\", \"deny\" or \"stop\"", problems);
+    table.require("verdict", "verdict = \"allow\", \"deny\", \"fault\" or \"stop\"", problems);
     let guest = table.text("guest", "guest = \"web\"", problems);
     let pages = table.text("pages", PAGES, problems).and_then(|text| pages(text, problems));
     let access = table.choice("access", &ACCESSES, problems);
@@ -116,6 +126,7 @@ pub fn check(manifest: &Manifest, problems: &mut Problems) {
     }
     for (index, server) in manifest.servers.iter().enumerate() {
         whom(server, manifest, problems);
+        kind_of_monitor(server, problems);
         for (number, rule) in server.rules.iter().enumerate() {
             one(rule, server, manifest, problems);
             let other = server.rules[..number].iter().find(|other| rule.contradicts(other));
@@ -124,6 +135,42 @@ pub fn check(manifest: &Manifest, problems: &mut Problems) {
             let other = others.flat_map(|other| other.rules.iter().map(move |rule| (other, rule))).find(|(_, other)| rule.meets(other));
             problems.extend(other.map(|(other, first)| two_watchers([other, server], [first, rule])));
         }
+    }
+}
+
+/// The tracer and the guard are about one thing each.
+fn kind_of_monitor(server: &ServerEntry, problems: &mut Problems) {
+    let Some(Image::Shipped(shipped)) = server.image.as_ref().map(|image| &image.value) else { return };
+    let (wanted, what) = match shipped {
+        Shipped::Standard => return,
+        Shipped::Tracer => (Access::EXECUTE, "the tracer follows execution, and nothing else"),
+        Shipped::Guard => (Access::WRITE.with(Access::EXECUTE), "the guard keeps writing and execution apart"),
+    };
+    let word = if *shipped == Shipped::Tracer { "x" } else { "wx" };
+    for rule in server.rules.iter().filter(|rule| rule.access.value != wanted) {
+        problems.push(Problem::new(Code::BadChoice, what).at(rule.access.span.clone(), "another access").hint(format!("write it as: access = \"{word}\"")));
+    }
+    for rule in server.rules.iter().filter(|rule| *shipped == Shipped::Tracer && rule.verdict.value != RuleVerdict::Allow) {
+        problems.push(
+            Problem::new(Code::BadChoice, "the tracer lets everything happen")
+                .at(rule.verdict.span.clone(), "another verdict")
+                .hint("write it as: verdict = \"allow\", or have \"monitor-standard\" watch these pages"),
+        );
+    }
+    let pages = server.rules.iter().fold(0u64, |all, rule| all.saturating_add(rule.pages.value.1));
+    if let (Shipped::Guard, Some(last), true) = (shipped, server.rules.last(), pages > GUARDED) {
+        problems.push(
+            Problem::new(Code::TooManyRules, format!("server `{}` guards {pages} pages, too many", server.name.value))
+                .at(last.pages.span.clone(), "with these")
+                .hint(format!("at most {GUARDED} ({})", show_size(GUARDED * PAGE))),
+        );
+    }
+    if let Some(event) = server.events.first() {
+        problems.push(
+            Problem::new(Code::KeyDoesNotApply, what)
+                .at(event.kind.span.clone(), "it hears no events")
+                .hint("have \"monitor-standard\" hear them, in a server of its own"),
+        );
     }
 }
 
@@ -213,7 +260,22 @@ fn unknown(monitor: &MonitorEntry, guest: &GuestEntry, manifest: &Manifest) -> P
 
 /// A rule is for a guest that its server watches, and that can be done to it.
 fn one(rule: &RuleEntry, server: &ServerEntry, manifest: &Manifest, problems: &mut Problems) {
-    let name = &rule.guest.value;
+    let Some(guest) = rule_guest(&rule.guest, server, manifest, problems) else { return };
+    outside(rule, guest, problems);
+    if rule.verdict.value == RuleVerdict::Deny && rule.access.value.covers(Access::EXECUTE) {
+        problems.push(
+            Problem::new(Code::BadChoice, "execution cannot be denied")
+                .at(rule.verdict.span.clone(), "an instruction that is not executed leaves nothing to go on with")
+                .hint("give the guest an exception there (\"fault\"), or end it (\"stop\")"),
+        );
+    }
+}
+
+/// The guest that a rule names, if its server watches it.
+pub fn rule_guest<'m>(
+    named: &Placed<String>, server: &ServerEntry, manifest: &'m Manifest, problems: &mut Problems,
+) -> Option<&'m GuestEntry> {
+    let name = &named.value;
     let Some(guest) = manifest.guests.iter().find(|guest| guest.name.value == *name) else {
         let hint = match nearest(name, manifest.guests.iter().map(|guest| guest.name.value.as_str())) {
             Some(meant) => format!("did you mean \"{meant}\"?"),
@@ -221,24 +283,21 @@ fn one(rule: &RuleEntry, server: &ServerEntry, manifest: &Manifest, problems: &m
         };
         problems.push(
             Problem::new(Code::WatchUnknownGuest, format!("there is no guest `{name}` to watch"))
-                .at(rule.guest.span.clone(), "no such guest")
+                .at(named.span.clone(), "no such guest")
                 .hint(hint),
         );
-        return;
+        return None;
     };
     if guest.watcher(&server.name.value).is_none() {
-        problems.push(not_its_monitor(rule, server, guest));
+        problems.push(not_its_monitor(named, server, guest));
     }
-    outside(rule, guest, problems);
-    if rule.verdict.value == RuleVerdict::Deny && rule.access.value.covers(Access::EXECUTE) {
-        problems.push(not_there_yet("verdict = \"deny\"", "denying execution by an exception in the guest", rule.verdict.span.clone()));
-    }
+    Some(guest)
 }
 
-fn not_its_monitor(rule: &RuleEntry, server: &ServerEntry, guest: &GuestEntry) -> Problem {
+fn not_its_monitor(named: &Placed<String>, server: &ServerEntry, guest: &GuestEntry) -> Problem {
     let (name, watcher) = (&guest.name.value, &server.name.value);
     let problem = Problem::new(Code::WatchNotItsMonitor, format!("server `{watcher}` does not watch guest `{name}`"))
-        .at(rule.guest.span.clone(), format!("a rule of `{watcher}`"));
+        .at(named.span.clone(), format!("a rule of `{watcher}`"));
     match guest.monitors.first() {
         Some(monitor) => problem
             .at(monitor.server.span.clone(), "but this is its monitor")

@@ -4,10 +4,11 @@
 use std::path::{Path, PathBuf};
 use trellis_idl::boot::{BootHeader, HEADER_OFFSET, MAGIC};
 use trellis_idl::control::Control;
+use trellis_idl::event::EventKind;
 use trellis_idl::kernel::{Access, PAGE};
 use trellis_idl::layout::PROGRAM;
 use trellis_idl::plan::{
-    ConsoleConfig, DevicePages, IrqfwdConfig, MonitorConfig, P2mConfig, Part, Plan, Role, RulePlan, RuleVerdict, SourcePlan,
+    ConsoleConfig, DevicePages, EventPlan, IrqfwdConfig, MonitorConfig, P2mConfig, Part, Plan, Role, RulePlan, RuleVerdict, SourcePlan,
     VcpuConfig, WatchedPlan, WatcherPlan, Without,
 };
 use trellis_images::{ComposeError, Download, Programs, Source, System, query};
@@ -63,7 +64,7 @@ fn kernel(version: u32, magic: u64) -> Vec<u8> {
 
 fn programs() -> Programs {
     let program = program(6);
-    Programs { kernel: kernel(1, 0), root: program.clone(), console: program.clone(), p2m: program.clone(), vcpu: program.clone(), irqfwd: program.clone(), monitor: program, trace: false }
+    Programs { kernel: kernel(1, 0), root: program.clone(), console: program.clone(), p2m: program.clone(), vcpu: program.clone(), irqfwd: program.clone(), monitor: program.clone(), tracer: program.clone(), guard: program, trace: false }
 }
 
 fn header(image: &[u8]) -> BootHeader {
@@ -225,6 +226,8 @@ server = "own"
 verdict-deadline = "50ms"
 without-monitor = { memory = "stop" }
 reads-memory = true
+writes-memory = true
+pauses = true
 [[guest.web.monitor]]
 server = "watchdog"
 [guest.db]
@@ -244,6 +247,10 @@ watch = [
     { guest = "db", pages = "0x40200000..0x40201000", access = "w", verdict = "deny" },
     { guest = "web", pages = "0x40200000..0x40201000", access = "w", verdict = "allow" },
 ]
+events = [
+    { guest = "db", on = "smc", verdict = "fault" },
+    { guest = "web", on = "ttbr0", only-changes = true, ignore = "0xffff_0000_0000_0000", verdict = "allow", log = true },
+]
 "#;
 
 #[test]
@@ -258,19 +265,26 @@ fn root_finds_monitors_through_plan_and_configurations() {
     let names: Vec<_> = plan.servers.iter().map(|server| (server.name, server.role)).skip(5).collect();
     assert_eq!(names, [("watchdog", Role::Monitor), ("own", Role::Monitor)]);
     assert_eq!((&plan.servers[5].cpus[..], &plan.servers[6].cpus[..]), (&[1, 2, 0][..], &[0, 1, 2, 0][..]));
-    let watcher = |server, place, deadline_us, without, reads| WatcherPlan { server, place, deadline_us, without, reads };
+    let watcher = |server, place, deadline_us, without, reads| WatcherPlan {
+        server, place, deadline_us, without, reads, writes: reads, sets: false, pauses: reads,
+    };
     let second = watcher(5, 0, 1_000_000, Without::Hold, false);
     assert_eq!(plan.guests[0].watchers[..], [watcher(6, 0, 50_000, Without::Stop, true), second]);
     assert_eq!(plan.guests[1].watchers[..], [watcher(6, 1, 1_000_000, Without::Allow, false)]);
     assert_eq!((plan.guests[0].views, plan.guests[1].views), (4, 2), "one more, to be watched in");
 
+    let watched = |name, session, view, vcpus| WatchedPlan { name, session, view, vcpus, first_page: 0x4_0000, pages: 0x1000, gic: 3 };
     let rule = |guest, first, pages, access, verdict, log| RulePlan { guest, first, pages, access, verdict, log };
     let standard: MonitorConfig<'_> = postcard::from_bytes(config(&image, plan.servers[5].config)).expect("a configuration");
-    assert_eq!(standard.guests[..], [WatchedPlan { name: "web", session: 1, view: 2, vcpus: 3 }]);
+    assert_eq!(standard.guests[..], [watched("web", 1, 2, 3)]);
     assert_eq!(standard.rules[..], [rule(0, 0x40800, 2, 5, RuleVerdict::Stop, true)]);
     let own: MonitorConfig<'_> = postcard::from_bytes(config(&image, plan.servers[6].config)).expect("a configuration");
-    let db = WatchedPlan { name: "db", session: 0, view: 1, vcpus: 1 };
-    assert_eq!(own.guests[..], [WatchedPlan { name: "web", session: 0, view: 2, vcpus: 3 }, db]);
+    assert_eq!(own.guests[..], [watched("web", 0, 2, 3), watched("db", 0, 1, 1)]);
+    let event = |guest, kind, only_changes, ignored, verdict, log| EventPlan { guest, kind, only_changes, ignored, verdict, log };
+    assert_eq!(own.events[..], [
+        event(1, EventKind::Firmware, false, 0, RuleVerdict::Fault, false),
+        event(0, EventKind::Tables0, true, 0xffff << 48, RuleVerdict::Allow, true),
+    ]);
     let rules = [rule(1, 0x40200, 1, 2, RuleVerdict::Deny, false), rule(0, 0x40200, 1, 2, RuleVerdict::Allow, false)];
     assert_eq!(own.rules[..], rules);
     let queried = query(&image).expect("an image of ours");
@@ -283,9 +297,13 @@ fn root_finds_monitors_through_plan_and_configurations() {
         "server own (rank 3) on CPUs 0, 1, 2",
         "watches guest web, in view 2 of its memory:\n    rule 2: 0x40200000..0x40201000 w: allowed\n",
         "rule 1: 0x40800000..0x40802000 rx: stops, and logged",
-        "watched by own, in view 2: a verdict within 50ms; without it, the guest ends; it reads the guest's memory",
+        "watched by own, in view 2: a verdict within 50ms; without it, the guest ends; it reads the guest's memory, writes the guest's memory, pauses it",
+        "may write guest web's memory",
+        "may stop and start guest web's vCPUs",
+        "  events, rule 1: a call to firmware (SMC): an exception in the guest",
+        "  events, rule 2: a write of TTBR0_EL1 that changes it, but for bits 0xffff000000000000: allowed, and logged",
         "watched by own, in view 1: a verdict within 1s; without it, the guest goes on unwatched",
-        "may hand exits from pages that watchdog watches on to it",
+        "may hand exits that watchdog watches on to it",
     ] {
         assert!(said.contains(words), "{words} in {said}");
     }

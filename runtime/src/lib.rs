@@ -28,6 +28,7 @@ pub mod message;
 pub mod ring;
 pub mod serve;
 pub mod shared;
+pub mod stage1;
 pub mod system;
 
 #[cfg(target_os = "none")]

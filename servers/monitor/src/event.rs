@@ -1,12 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a monitor is told: an access of a vCPU that it asked to be told of.
+//! What a monitor is told: an access of a vCPU, or something else that it does, of which it asked to be told.
 //!
-//! The vCPU waits until the event is answered. Its words are the kernel's own, p2m adds nothing to them.
+//! The vCPU waits until the event is answered. Its words are the kernel's own; p2m, or the vcpu server, adds which it is.
 
-use trellis_idl::kernel::{Access, Exit, ExitHeader, PAGE};
+use trellis_idl::event::EventKind;
+use trellis_idl::kernel::{Access, Exit, ExitClass, ExitHeader, PAGE};
 use trellis_idl::layout::badge;
 
-/// An access that is watched.
+/// What a vCPU tried.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum What {
+    /// One of read, write and execute, of a page that is watched.
+    Access(Access),
+    /// Something else that is heard.
+    Heard(EventKind),
+}
+
+/// What is watched or heard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Event {
     /// The guest, by its place among those that this monitor watches.
@@ -25,7 +35,17 @@ impl Event {
         Event { guest, vcpu, exit: *exit }
     }
 
-    /// What was tried: one of read, write and execute. An access of the guest's own table walk is a read or a write.
+    /// What was tried. None: nothing that anybody is told of.
+    #[inline(always)]
+    pub fn what(&self) -> Option<What> {
+        if self.exit.header.0 & 0xff == ExitClass::Memory as u64 {
+            Some(What::Access(self.access()))
+        } else {
+            EventKind::of_note(self.exit.physical).map(What::Heard)
+        }
+    }
+
+    /// Of an access to memory, what was tried: one of read, write and execute. An access of the guest's own table walk is a read or a write.
     #[inline(always)]
     pub const fn access(&self) -> Access {
         let header = self.exit.header;
@@ -65,9 +85,19 @@ impl Event {
         self.exit.header.width()
     }
 
-    /// Which event of this vCPU it is, as p2m counts; the same when it is told again.
+    /// Which event of this vCPU it is, as whoever told it counts; the same when it is told again.
     pub const fn number(&self) -> u64 {
-        self.exit.general[3]
+        if self.exit.header.0 & 0xff == ExitClass::Memory as u64 { self.exit.general[3] } else { self.exit.physical }
+    }
+
+    /// Of a register's write: what it held, and what it is to hold.
+    pub const fn change(&self) -> (u64, u64) {
+        (self.exit.virtual_address, self.exit.value)
+    }
+
+    /// Of a call: what the guest has in `x0`–`x3`.
+    pub const fn arguments(&self) -> [u64; 4] {
+        self.exit.general
     }
 
     /// Whether the guest's own table walk is what accessed it, for whatever the instruction does.
@@ -95,6 +125,17 @@ mod tests {
         let plain = event(8 << 8 | ExitHeader::WRITE);
         assert_eq!((plain.guest, plain.vcpu, plain.page(), plain.width()), (3, 2, 0x4_0200, Some(8)));
         assert_eq!((plain.virtual_address(), event(ExitHeader::VIRTUAL_VALID).virtual_address()), (None, Some(7)));
+    }
+
+    #[test]
+    fn what_is_heard_says_its_kind_and_its_number() {
+        let note = EventKind::Tables0.note(77);
+        let exit = Exit { header: ExitHeader(ExitClass::Register as u64), physical: note, virtual_address: 1, value: 2, ..Exit::default() };
+        let written = Event::of(badge::event(0, 0), &exit);
+        assert_eq!((written.what(), written.number(), written.change()), (Some(What::Heard(EventKind::Tables0)), note, (1, 2)));
+        assert_eq!(event(ExitHeader::WRITE).what(), Some(What::Access(Access::WRITE)));
+        let forged = Event::of(0, &Exit { physical: 0x4020_0000, ..exit });
+        assert_eq!(forged.what(), None);
     }
 
     #[test]

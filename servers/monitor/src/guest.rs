@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A guest that a monitor watches, and what it may do to it: by the capabilities that root gave it, and by asking the
-//! guest's p2m, which knows its session.
+//! guest's p2m and vcpu server, which know its session.
 
+use crate::event::Event;
+use crate::hearing::Wish;
 use trellis_idl::interface;
-use trellis_idl::kernel::{Answer, Exit, Refusal};
+use trellis_idl::kernel::{Answer, Refusal};
 use trellis_idl::layout::watched;
 use trellis_idl::plan::WatchedPlan;
 use trellis_idl::wire::{Order, P2mOp, VcpuOp, ViewAccess};
@@ -46,6 +48,16 @@ impl<'a> WatchedGuest<'a> {
         self.plan.vcpus
     }
 
+    /// First page of its memory, and pages.
+    pub const fn pages(&self) -> (u64, u64) {
+        (self.plan.first_page, self.plan.pages)
+    }
+
+    /// Version of its interrupt controller.
+    pub const fn gic(&self) -> u8 {
+        self.plan.gic
+    }
+
     /// The view in which it is watched.
     pub const fn view(&self) -> u64 {
         self.plan.view as u64
@@ -78,9 +90,10 @@ impl<'a> WatchedGuest<'a> {
         Portal::at(watched::vcpu_server(self.index, self.thread(here)))
     }
 
-    /// Whether its p2m means the same by what it is asked. Refused `Unsupported`: it does not.
+    /// Whether its servers mean the same by what they are asked. Refused `Unsupported`: they do not.
     pub fn attach(&self, system: &impl System, here: Here) -> Result<(), Refusal> {
-        message::attach(system, self.p2m(here), interface::P2M)
+        message::attach(system, self.p2m(here), interface::P2M)?;
+        message::attach(system, self.vcpu_server(here), interface::VCPU)
     }
 
     fn ask(&self, system: &impl System, here: Here, op: P2mOp, given: [u64; 3]) -> Result<u64, Refusal> {
@@ -111,13 +124,26 @@ impl<'a> WatchedGuest<'a> {
         self.ask(system, here, P2mOp::WatchEnter, [u64::MAX, self.view(), 0]).map(drop)
     }
 
-    /// [`VcpuOp::Complete`]: how to answer an exit of this vCPU so that its access is carried out, or seems to have been: bits,
-    /// and the word that goes to a register. Refused `Unsupported` also where an answer would move more.
+    /// [`P2mOp::WatchEnter`] of one vCPU: into a view of the monitor's own, or 0.
+    pub fn enter_one(&self, system: &impl System, vcpu: usize, view: u16) -> Result<(), Refusal> {
+        self.ask(system, Here::Vcpu(vcpu), P2mOp::WatchEnter, [vcpu as u64, view.into(), 0]).map(drop)
+    }
+
+    /// [`VcpuOp::Listen`]: all that is heard of the guest from now on beside accesses to memory.
+    pub fn listen(&self, system: &impl System, here: Here, wish: &Wish) -> Result<(), Refusal> {
+        let [a, b, c, d, e, f] = wish.ignored;
+        let given = [wish.kinds, wish.only_changes, a, b, c, d, e, f];
+        self.vcpu_server(here).order(system, VcpuOp::Listen as u64, given).map(drop)
+    }
+
+    /// [`VcpuOp::Complete`]: how to answer an event of this vCPU so that it is carried out, or seems to have been, or ends in an
+    /// exception: bits, and the word that goes to a register. `value` is what the order says. Refused `Unsupported` also
+    /// where an answer would move more.
     pub fn complete(
-        &self, system: &impl System, vcpu: usize, order: Order, number: u64, exit: &Exit,
+        &self, system: &impl System, event: &Event, order: Order, value: u64,
     ) -> Result<(Answer, u64), Refusal> {
-        let ([m4, m5, m6, m7, ..], order) = (exit.to_words(), (order as u64) << 8);
-        let given = [vcpu as u64 | order, 0, number, m4, m5, m6, m7];
+        let (vcpu, [m4, m5, m6, m7, ..], order) = (event.vcpu, event.exit.to_words(), (order as u64) << 8);
+        let given = [vcpu as u64 | order, value, event.number(), m4, m5, m6, m7];
         let answer = self.vcpu_server(Here::Vcpu(vcpu)).order(system, VcpuOp::Complete as u64, given)?;
         // m2–m7 are the answer's m4–m9, of which m5 is the register's.
         let (said, more) = (Answer(answer[1]), Answer::PC.with(Answer::GENERAL));

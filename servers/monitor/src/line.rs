@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A line of the log: what a guest did and what became of it, in words that its user knows.
 
-use crate::event::Event;
+use crate::event::{Event, What};
 use core::fmt::{Display, Formatter, Result};
+use trellis_idl::event::EventKind;
 use trellis_idl::kernel::Access;
 use trellis_idl::wire::Verdict;
 
@@ -18,6 +19,21 @@ impl Display for Address {
     }
 }
 
+/// What became of an event.
+const fn word_of(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Allow => "allowed",
+        Verdict::Deny => "denied",
+        Verdict::Give(_) => "given another value",
+        Verdict::Inject(_) => "given an exception",
+        Verdict::Registers { .. } => "sent elsewhere",
+        Verdict::Step(_) => "stepped",
+        Verdict::Enter(_) => "put into another view",
+        Verdict::Retry => "tried again",
+        Verdict::Stop => "stopped",
+    }
+}
+
 /// An event, as it is logged.
 #[derive(Clone, Copy, Debug)]
 pub struct Line<'a> {
@@ -27,7 +43,7 @@ pub struct Line<'a> {
     pub is_many: bool,
     /// What it did.
     pub event: &'a Event,
-    /// The rule that watches the page, counted from 0.
+    /// The rule that speaks of it, counted from 0: of those about memory, or of those about other events.
     pub rule: usize,
     /// What was said.
     pub verdict: Verdict,
@@ -35,13 +51,9 @@ pub struct Line<'a> {
     pub spared: u64,
 }
 
-impl Display for Line<'_> {
-    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+impl Line<'_> {
+    fn access(&self, f: &mut Formatter<'_>) -> Result {
         let event = self.event;
-        f.write_str(self.guest)?;
-        if self.is_many {
-            write!(f, " (vCPU {})", event.vcpu)?;
-        }
         f.write_str(match event.access() {
             _ if event.is_walk() => " walked its tables",
             Access::EXECUTE => " executed",
@@ -53,13 +65,61 @@ impl Display for Line<'_> {
             Some(bytes) => write!(f, " {bytes} bytes")?,
             None => {}
         }
-        write!(f, " at {} (page watched by rule {}), pc {}, ", Address(event.physical()), self.rule + 1, Address(event.pc()))?;
-        f.write_str(match self.verdict {
-            Verdict::Allow => "allowed",
-            Verdict::Deny => "denied",
-            Verdict::Retry => "tried again",
-            Verdict::Stop => "stopped",
-        })?;
+        write!(f, " at {} (page watched by rule {})", Address(event.physical()), self.rule + 1)
+    }
+
+    fn heard(&self, f: &mut Formatter<'_>, kind: EventKind) -> Result {
+        let (event, [function, first, ..]) = (self.event, self.event.arguments());
+        match kind {
+            kind if kind.is_register() => {
+                let (old, new) = event.change();
+                write!(f, " wrote {} to {}, {} before", Address(new), register(kind), Address(old))?;
+            }
+            EventKind::Identity => write!(f, " read the register {}", Identity(event.exit.syndrome))?,
+            EventKind::Firmware => write!(f, " called firmware, {}", Address(function))?,
+            EventKind::Hypercall => write!(f, " called the hypervisor, {}", Address(function))?,
+            EventKind::Power => write!(f, " asked for power, {} {}", Address(function), Address(first))?,
+            EventKind::Request => write!(f, " asked {}", Address(first))?,
+            EventKind::Breakpoint => write!(f, " came to breakpoint {:#x}", event.exit.syndrome & 0xffff)?,
+            _ => f.write_str(" had a debug exception")?,
+        }
+        write!(f, " (heard by rule {} of events)", self.rule + 1)
+    }
+}
+
+/// A register by its usual name.
+const fn register(kind: EventKind) -> &'static str {
+    match kind {
+        EventKind::SystemControl => "SCTLR_EL1",
+        EventKind::Tables0 => "TTBR0_EL1",
+        EventKind::Tables1 => "TTBR1_EL1",
+        EventKind::Translation => "TCR_EL1",
+        EventKind::Attributes => "MAIR_EL1",
+        _ => "CONTEXTIDR_EL1",
+    }
+}
+
+/// The register that a syndrome of class 0x18 names, as assemblers name those without a name (Arm ARM D24.2.40).
+struct Identity(u64);
+
+impl Display for Identity {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        let bits = |low: u32, width: u32| self.0 >> low & ((1 << width) - 1);
+        write!(f, "S{}_{}_C{}_C{}_{}", bits(20, 2), bits(14, 3), bits(10, 4), bits(1, 4), bits(17, 3))
+    }
+}
+
+impl Display for Line<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.write_str(self.guest)?;
+        if self.is_many {
+            write!(f, " (vCPU {})", self.event.vcpu)?;
+        }
+        match self.event.what() {
+            Some(What::Heard(kind)) => self.heard(f, kind)?,
+            _ => self.access(f)?,
+        }
+        write!(f, ", pc {}, {}", Address(self.event.pc()), word_of(self.verdict))?;
         match self.spared {
             0 => Ok(()),
             1 => f.write_str(" (1 more like it before)"),
@@ -98,6 +158,28 @@ mod tests {
             line(1 << 8, 0xfff0, Verdict::Retry, 0, false),
             "web read 1 byte at 0xfff0 (page watched by rule 1), pc 0x4008_0124, tried again"
         );
+    }
+
+    #[test]
+    fn what_is_heard_is_said_in_words_too() {
+        use trellis_idl::event::EventKind as K;
+        let said = |kind: K, syndrome: u64, general: [u64; 4]| {
+            let exit = Exit {
+                header: ExitHeader(2), syndrome, physical: kind.note(1), virtual_address: 0x4000_0000, pc: 0x4008_0124, value: 0x4100_0000,
+                general,
+            };
+            let event = Event { guest: 0, vcpu: 0, exit };
+            Line { guest: "web", is_many: false, event: &event, rule: 1, verdict: Verdict::Allow, spared: 0 }.to_string()
+        };
+        let line = |what: &str| format!("web {what} (heard by rule 2 of events), pc 0x4008_0124, allowed");
+        assert_eq!(said(K::Tables0, 0, [0; 4]), line("wrote 0x4100_0000 to TTBR0_EL1, 0x4000_0000 before"));
+        assert_eq!(said(K::Identity, 0x6230_0129, [0; 4]), line("read the register S3_0_C0_C4_0"));
+        assert_eq!(said(K::Firmware, 0, [0x8400_0000, 0, 0, 0]), line("called firmware, 0x8400_0000"));
+        assert_eq!(said(K::Hypercall, 0, [7, 0, 0, 0]), line("called the hypervisor, 0x7"));
+        assert_eq!(said(K::Power, 0, [0xc400_0003, 1, 0, 0]), line("asked for power, 0xc400_0003 0x1"));
+        assert_eq!(said(K::Request, 0, [0xc600_0001, 9, 0, 0]), line("asked 0x9"));
+        assert_eq!(said(K::Breakpoint, 0xf200_0077, [0; 4]), line("came to breakpoint 0x77"));
+        assert_eq!(said(K::Debug, 0, [0; 4]), line("had a debug exception"));
     }
 
     #[test]

@@ -17,7 +17,7 @@ mod board {
 
     fn build(_: &Svc) -> Result<Server, &'static str> {
         let config: MonitorConfig<'static> = trellis_runtime::config().map_err(|_| "no configuration")?;
-        let monitor = Standard::new(&config.rules);
+        let monitor = Standard::new(&config.rules, &config.events);
         Ok(MonitorServer::new(&config, monitor, Reports::new(page(ring::REPORT))))
     }
 }

@@ -24,10 +24,10 @@ pub trait Monitor: Sync {
     /// Called by the control thread, before the guest's first instruction or before its first event comes here.
     fn begin(&self, system: &impl System, guest: &WatchedGuest<'_>, anew: bool) -> Result<(), Refusal>;
 
-    /// What becomes of an access. Called by the thread of the vCPU's CPU; the vCPU waits.
+    /// What becomes of what a vCPU tried. Called by the thread of the vCPU's CPU; the vCPU waits.
     fn event(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event) -> Verdict;
 
-    /// The access could not be treated as was said, and the vCPU stops.
+    /// It could not be treated as was said, and the vCPU stops.
     fn stopped(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, why: Refusal);
 
     /// What the next one should know.
@@ -36,6 +36,7 @@ pub trait Monitor: Sync {
     /// What the one before knew. Refused: nothing has changed.
     fn import(&self, system: &impl System, state: Self::State) -> Result<(), Refusal>;
 
-    /// What its rule of this number did: seen, allowed, denied, stopped, lines spared.
+    /// What its rule of this number did: seen, allowed, denied, stopped, lines spared. Rules about other events than accesses stand
+    /// behind those about memory.
     fn count(&self, system: &impl System, rule: u64) -> Result<[u64; 5], Refusal>;
 }

@@ -40,6 +40,12 @@ impl Rules {
         })
     }
 
+    /// The same of a walk of the guest's tables, of which nobody knows whether it reads its table or marks it.
+    #[cold]
+    pub fn find_walk(&self, guest: usize, page: u64) -> Option<(usize, &RulePlan)> {
+        self.find(guest, page, Access::READ.with(Access::WRITE))
+    }
+
     /// A rule was used for a vCPU.
     #[inline(always)]
     pub fn count(&self, vcpu: usize, rule: usize) {

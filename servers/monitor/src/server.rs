@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A monitor as a server: events come from the guests' sessions, root's calls to the control thread.
 
-use crate::event::Event;
+use crate::event::{Event, What};
 use crate::guest::WatchedGuest;
 use crate::monitor::Monitor;
 use crate::reports::Outside;
 use heapless::Vec;
 use trellis_idl::interface::{self, ATTACH};
-use trellis_idl::kernel::{Access, Answer, Exit, ExitClass, Refusal, WORDS};
+use trellis_idl::kernel::{Access, Answer, Exit, Refusal, WORDS};
 use trellis_idl::layout::badge as badges;
 use trellis_idl::plan::{MAX_WATCHED, MonitorConfig, WatchedPlan};
 use trellis_idl::wire::{MAX_STATE, MonitorOp, MonitorState, Order, ToRoot, Verdict, to_answer};
@@ -41,50 +41,55 @@ impl<'a, M: Monitor, O: Outside> MonitorServer<'a, M, O> {
         self.guests.get(index).map(|plan| WatchedGuest::new(index, plan))
     }
 
-    /// What goes to the vCPU: bits alone, or what its vcpu server is to be asked for.
+    /// What goes to the vCPU: bits alone, or what its vcpu server is to be asked for, with a value.
     #[inline(always)]
-    fn answer(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, verdict: Verdict) -> Result<Answer, Order> {
+    fn answer(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, verdict: Verdict) -> Result<Answer, (Order, u64)> {
+        // The syndrome says all that there is to know of it.
         let is_plain = event.width().is_some() && !event.is_walk();
-        Ok(match (verdict, event.access()) {
+        Ok(match (verdict, event.what()) {
+            (Verdict::Allow, Some(What::Access(Access::READ | Access::WRITE))) if is_plain => ALLOW,
             // It may be an exclusive access, which no step gets over.
-            (Verdict::Allow, Access::READ | Access::WRITE) if !is_plain && !event.is_walk() => return Err(Order::Do),
-            (Verdict::Allow, _) => ALLOW,
-            (Verdict::Deny, Access::WRITE) if is_plain => Answer::ADVANCE,
+            (Verdict::Allow, _) => return Err((Order::Do, 0)),
+            (Verdict::Deny, Some(What::Access(Access::WRITE))) if is_plain => Answer::ADVANCE,
             // The register becomes zero.
-            (Verdict::Deny, Access::READ) if is_plain => Answer::ADVANCE.register(event.exit.header.register()),
-            (Verdict::Deny, _) => return Err(Order::Deny),
+            (Verdict::Deny, Some(What::Access(Access::READ))) if is_plain => Answer::ADVANCE.register(event.exit.header.register()),
+            (Verdict::Deny, _) => return Err((Order::Deny, 0)),
+            (Verdict::Give(value), _) => return Err((Order::Give, value)),
+            (Verdict::Inject(what), _) => return Err((Order::Inject, what as u64)),
+            (Verdict::Step(view), _) => Answer::RETRY.step(view),
+            (Verdict::Enter(view), _) => self.enter(system, guest, event, view),
             (Verdict::Retry, _) => Answer::RETRY,
-            (Verdict::Stop, _) => self.stop(system, guest),
+            (Verdict::Registers { .. } | Verdict::Stop, _) => self.stop(system, guest),
         })
     }
 
     /// What goes to the vCPU where its instruction must be looked at: the guest's vcpu server knows how.
     #[cold]
     #[inline(never)]
-    fn complete(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, order: Order) -> (Answer, u64) {
-        match guest.complete(system, event.vcpu, order, event.number(), &event.exit) {
+    fn complete(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, (order, value): (Order, u64)) -> (Answer, u64) {
+        let is_access = matches!(event.what(), Some(What::Access(_)));
+        match guest.complete(system, event, order, value) {
             Ok(said) => said,
             // What it does not know a step does.
-            Err(Refusal::Unsupported | Refusal::NotMapped) if order == Order::Do => (ALLOW, 0),
+            Err(Refusal::Unsupported | Refusal::NotMapped) if order == Order::Do && is_access => (ALLOW, 0),
             Err(why) => (self.fail(system, guest, event, why), 0),
         }
     }
 
-    /// What becomes of an event.
-    #[inline(always)]
-    fn decide(&self, system: &impl System, event: &Event) -> (Answer, u64) {
-        let is_access = event.exit.header.0 & 0xff == ExitClass::Memory as u64;
-        match self.guest(event.guest) {
-            Some(guest) if is_access && event.vcpu < usize::from(guest.vcpus()) => {
-                let verdict = self.monitor.event(system, &guest, event);
-                match self.answer(system, &guest, event, verdict) {
-                    Ok(answer) => (answer, 0),
-                    Err(order) => self.complete(system, &guest, event, order),
-                }
-            }
-            // Nobody asked to be told of that: the vCPU must not go on as if somebody had decided.
-            _ => (Answer::STOP, 0),
+    /// The vCPU goes to another view of this monitor's, and tries again.
+    #[cold]
+    #[inline(never)]
+    fn enter(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, view: u16) -> Answer {
+        match guest.enter_one(system, event.vcpu, view) {
+            Ok(()) => Answer::RETRY,
+            Err(why) => self.fail(system, guest, event, why),
         }
+    }
+
+    /// The guest of an event that somebody asked to be told of.
+    #[inline(always)]
+    fn guest_of(&self, event: &Event) -> Option<WatchedGuest<'_>> {
+        self.guest(event.guest).filter(|guest| event.vcpu < usize::from(guest.vcpus()) && event.what().is_some())
     }
 
     /// The vCPU stops, and root is asked to end the guest.
@@ -153,8 +158,18 @@ impl<'a, M: Monitor, O: Outside> MonitorServer<'a, M, O> {
 impl<M: Monitor, O: Outside> Server for MonitorServer<'_, M, O> {
     #[inline(always)]
     fn exit(&self, system: &impl System, badge: u64, exit: &Exit) -> Reply {
+        let event = Event::of(badge, exit);
+        // Nobody asked to be told of that: the vCPU must not go on as if somebody had decided.
+        let Some(guest) = self.guest_of(&event) else { return Reply::Exit(Answer::STOP, [0; WORDS]) };
+        let verdict = self.monitor.event(system, &guest, &event);
+        if let Verdict::Registers { pc, general: [a, b, c, d] } = verdict {
+            return Reply::Exit(Answer::PC.with(Answer::GENERAL), [0, 0, 0, 0, pc, 0, a, b, c, d]);
+        }
         // One way out with one word, so that the others stay in registers.
-        let (answer, value) = self.decide(system, &Event::of(badge, exit));
+        let (answer, value) = match self.answer(system, &guest, &event, verdict) {
+            Ok(answer) => (answer, 0),
+            Err(order) => self.complete(system, &guest, &event, order),
+        };
         Reply::Exit(answer, [0, 0, 0, 0, 0, value, 0, 0, 0, 0])
     }
 
@@ -364,14 +379,6 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_state_fits() {
-        let many: Vec<RulePlan> =
-            (0..64).map(|n| RulePlan { guest: 7, first: u64::MAX - n, pages: u64::MAX, access: 255, verdict: RuleVerdict::Stop, log: true }).collect();
-        let (fake, old) = (Fake::default(), server(&many, true));
-        assert_eq!(hand_over(&fake, &old, &server(&many, true)), Ok(()));
-    }
-
-    #[test]
     fn nothing_is_handed_over_that_is_not_to_be() {
         let (fake, old, new) = (Fake::default(), server(&rules(), false), server(&rules(), true));
         assert_eq!(hand_over(&fake, &old, &new), Err(Refusal::Unsupported));
@@ -385,11 +392,12 @@ mod tests {
         event(&server, &fake, PAGES, WRITE);
         let body = |bytes: &[u8]| heapless::Vec::from_slice(bytes).expect("short");
         let version = <Standard as crate::Monitor>::VERSION;
-        let empty = MonitorState { version, body: body(&[0]) };
+        let empty = MonitorState { version, body: body(&[0, 0]) };
         let cases = [
-            (MonitorState { version: version + 1, body: body(&[0]) }, Err(Refusal::Unsupported)),
+            (MonitorState { version: version + 1, body: body(&[0, 0]) }, Err(Refusal::Unsupported)),
             (MonitorState { version, body: body(&[]) }, Err(Refusal::BadArgument)),
-            (MonitorState { version, body: body(&[0, 0]) }, Err(Refusal::BadArgument)),
+            (MonitorState { version, body: body(&[0]) }, Err(Refusal::BadArgument)),
+            (MonitorState { version, body: body(&[0, 0, 0]) }, Err(Refusal::BadArgument)),
             (MonitorState { version, body: body(&[33, 1, 2, 3]) }, Err(Refusal::BadArgument)),
             (MonitorState { version, body: body(&[0xff; 100]) }, Err(Refusal::BadArgument)),
             (empty.clone(), Ok(())),

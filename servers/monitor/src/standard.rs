@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The standard monitor: does what the manifest's rules say, counts, and writes down what it is asked to.
 
-use crate::event::Event;
+use crate::event::{Event, What};
 use crate::guest::{Here, WatchedGuest};
+use crate::hearing::Hearing;
 use crate::limit::Limit;
 use crate::line::{Address, Line};
 use crate::monitor::Monitor;
@@ -10,17 +11,18 @@ use crate::rules::Rules;
 use core::sync::atomic::{AtomicU32, Ordering};
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
+use trellis_idl::event::EventKind;
 use trellis_idl::kernel::Refusal;
-use trellis_idl::plan::{MAX_RULES, RulePlan, RuleVerdict};
+use trellis_idl::plan::{EventPlan, MAX_EVENT_RULES, MAX_RULES, RulePlan, RuleVerdict};
 use trellis_idl::wire::Verdict;
 use trellis_runtime::handle::clock;
 use trellis_runtime::{Shared, System, log};
 
 /// What is known of a rule beyond the configuration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Counted {
+pub struct Counted<R> {
     /// The rule: another monitor's may stand elsewhere.
-    pub rule: RulePlan,
+    pub rule: R,
     /// How often it was used.
     pub seen: u64,
     /// How often its vCPU had to be stopped instead.
@@ -30,26 +32,37 @@ pub struct Counted {
 }
 
 /// All that a standard monitor hands over.
-pub type State = Vec<Counted, MAX_RULES>;
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct State {
+    /// Of rules about memory.
+    pub pages: Vec<Counted<RulePlan>, MAX_RULES>,
+    /// Of rules about other events.
+    pub events: Vec<Counted<EventPlan>, MAX_EVENT_RULES>,
+}
+
+/// Rules of both kinds: those about memory, and those about other events behind them.
+const ALL_RULES: usize = MAX_RULES + MAX_EVENT_RULES;
 
 /// The monitor.
 #[derive(Debug)]
 pub struct Standard {
     rules: Rules,
-    limits: [Shared<Limit>; MAX_RULES],
-    stopped: [AtomicU32; MAX_RULES],
+    hearing: Hearing,
+    limits: [Shared<Limit>; ALL_RULES],
+    stopped: [AtomicU32; ALL_RULES],
     /// What earlier monitors have seen.
-    before: Shared<[u64; MAX_RULES]>,
+    before: Shared<[u64; ALL_RULES]>,
 }
 
 impl Standard {
     /// One that has seen nothing.
-    pub fn new(rules: &[RulePlan]) -> Standard {
+    pub fn new(rules: &[RulePlan], events: &[EventPlan]) -> Standard {
         Standard {
             rules: Rules::new(rules),
-            limits: [const { Shared::new(Limit::NEW) }; MAX_RULES],
-            stopped: [const { AtomicU32::new(0) }; MAX_RULES],
-            before: Shared::new([0; MAX_RULES]),
+            hearing: Hearing::new(events),
+            limits: [const { Shared::new(Limit::NEW) }; ALL_RULES],
+            stopped: [const { AtomicU32::new(0) }; ALL_RULES],
+            before: Shared::new([0; ALL_RULES]),
         }
     }
 
@@ -67,30 +80,57 @@ impl Standard {
         }
     }
 
-    /// Writes a line, unless there are too many.
+    /// Something else than an access. What no rule speaks of an earlier monitor heard: it is as if nobody did.
     #[cold]
     #[inline(never)]
-    fn write(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, rule: usize, verdict: Verdict) {
+    fn heard(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, kind: EventKind) -> Verdict {
+        let Some((index, rule)) = self.hearing.find(event.guest, kind) else { return Verdict::Allow };
+        self.hearing.count(event.vcpu, index);
+        let verdict = rule.verdict.into();
+        if rule.log {
+            self.write(system, guest, event, (MAX_RULES + index, index), verdict);
+        }
+        verdict
+    }
+
+    /// Writes a line, unless there are too many: of the rule of all, and as its list counts it.
+    #[cold]
+    #[inline(never)]
+    fn write(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, (all, rule): (usize, usize), verdict: Verdict) {
         let (now, hertz) = clock(system);
-        let Some(limit) = self.limits.get(rule) else { return };
+        let Some(limit) = self.limits.get(all) else { return };
         let Some(spared) = limit.lock(system).admit(now, hertz) else { return };
         log!("{}", Line { guest: guest.name(), is_many: guest.vcpus() > 1, event, rule, verdict, spared });
     }
 
-    fn counted(&self, system: &impl System, index: usize, rule: &RulePlan) -> Counted {
-        let before = self.before.lock(system).get(index).copied().unwrap_or(0);
+    /// What is known of a rule, by its place among all.
+    fn counted<R: Copy>(&self, system: &impl System, all: usize, rule: &R, seen: u64) -> Counted<R> {
+        let before = self.before.lock(system).get(all).copied().unwrap_or(0);
         Counted {
             rule: *rule,
-            seen: before.wrapping_add(self.rules.seen(index)),
-            stopped: self.stopped.get(index).map_or(0, |stopped| stopped.load(Ordering::Relaxed)),
-            spared: self.limits.get(index).map_or(0, |limit| limit.lock(system).spared()),
+            seen: before.wrapping_add(seen),
+            stopped: self.stopped.get(all).map_or(0, |stopped| stopped.load(Ordering::Relaxed)),
+            spared: self.limits.get(all).map_or(0, |limit| limit.lock(system).spared()),
+        }
+    }
+
+    /// What an earlier monitor knew of a rule, by its place among all.
+    fn remember<R>(&self, system: &impl System, all: usize, known: &Counted<R>) {
+        if let Some(before) = self.before.lock(system).get_mut(all) {
+            *before = known.seen;
+        }
+        if let Some(stopped) = self.stopped.get(all) {
+            stopped.store(known.stopped, Ordering::Relaxed);
+        }
+        if let Some(limit) = self.limits.get(all) {
+            *limit.lock(system) = Limit::with_spared(known.spared);
         }
     }
 }
 
 impl Monitor for Standard {
     type State = State;
-    const VERSION: u32 = 1 << 16 | 1;
+    const VERSION: u32 = 1 << 16 | 2;
 
     fn begin(&self, system: &impl System, guest: &WatchedGuest<'_>, anew: bool) -> Result<(), Refusal> {
         let here = Here::Control;
@@ -104,63 +144,88 @@ impl Monitor for Standard {
             stretches += 1;
         }
         guest.enter(system, here)?;
+        let wish = self.hearing.wish(guest.index());
+        guest.listen(system, here, &wish).inspect_err(|why| log!("{}: its events cannot be heard: {why:?}", guest.name()))?;
         let how = if anew { "begins" } else { "goes on" };
-        log!("{} {how}, {stretches} stretches of its memory watched", guest.name());
+        match wish.kinds.count_ones() {
+            0 => log!("{} {how}, {stretches} stretches of its memory watched", guest.name()),
+            kinds => log!("{} {how}, {stretches} stretches of its memory watched, {kinds} kinds of events heard", guest.name()),
+        }
         Ok(())
     }
 
     #[inline(always)]
     fn event(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event) -> Verdict {
-        let Some((index, rule)) = self.rules.find(event.guest, event.page(), event.access()) else {
-            return self.put_right(system, guest, event);
+        let access = match event.what() {
+            Some(What::Access(access)) => access,
+            Some(What::Heard(kind)) => return self.heard(system, guest, event, kind),
+            None => return Verdict::Stop,
         };
+        let found = match self.rules.find(event.guest, event.page(), access) {
+            None if event.is_walk() => self.rules.find_walk(event.guest, event.page()),
+            found => found,
+        };
+        let Some((index, rule)) = found else { return self.put_right(system, guest, event) };
         self.rules.count(event.vcpu, index);
         let verdict = rule.verdict.into();
         if rule.log {
-            self.write(system, guest, event, index, verdict);
+            self.write(system, guest, event, (index, index), verdict);
         }
         verdict
     }
 
     fn stopped(&self, _: &impl System, guest: &WatchedGuest<'_>, event: &Event, why: Refusal) {
-        let rule = self.rules.find(event.guest, event.page(), event.access());
-        if let Some(stopped) = rule.and_then(|(index, _)| self.stopped.get(index)) {
+        let rule = match event.what() {
+            Some(What::Access(access)) => self.rules.find(event.guest, event.page(), access).map(|(index, _)| index),
+            Some(What::Heard(kind)) => self.hearing.find(event.guest, kind).map(|(index, _)| MAX_RULES + index),
+            None => None,
+        };
+        if let Some(stopped) = rule.and_then(|index| self.stopped.get(index)) {
             stopped.fetch_add(1, Ordering::Relaxed);
         }
-        let (at, pc) = (Address(event.physical()), Address(event.pc()));
-        log!("{} (vCPU {}) stopped at {at}, pc {pc}: {why:?}", guest.name(), event.vcpu);
+        log!("{} (vCPU {}) stopped at pc {}: {:?} {why:?}", guest.name(), event.vcpu, Address(event.pc()), event.what());
     }
 
     fn export(&self, system: &impl System) -> State {
-        self.rules.all().iter().enumerate().map(|(index, rule)| self.counted(system, index, rule)).collect()
+        let pages = self.rules.all().iter().enumerate();
+        let events = self.hearing.all().iter().enumerate();
+        State {
+            pages: pages.map(|(index, rule)| self.counted(system, index, rule, self.rules.seen(index))).collect(),
+            events: events.map(|(index, rule)| self.counted(system, MAX_RULES + index, rule, self.hearing.seen(index))).collect(),
+        }
     }
 
     fn import(&self, system: &impl System, state: State) -> Result<(), Refusal> {
-        let mut before = self.before.lock(system);
         for (index, rule) in self.rules.all().iter().enumerate() {
-            let Some(known) = state.iter().find(|known| known.rule == *rule) else { continue };
-            if let Some(before) = before.get_mut(index) {
-                *before = known.seen;
-            }
-            if let Some(stopped) = self.stopped.get(index) {
-                stopped.store(known.stopped, Ordering::Relaxed);
-            }
-            if let Some(limit) = self.limits.get(index) {
-                *limit.lock(system) = Limit::with_spared(known.spared);
-            }
+            let known = state.pages.iter().find(|known| known.rule == *rule);
+            known.into_iter().for_each(|known| self.remember(system, index, known));
+        }
+        for (index, rule) in self.hearing.all().iter().enumerate() {
+            let known = state.events.iter().find(|known| known.rule == *rule);
+            known.into_iter().for_each(|known| self.remember(system, MAX_RULES + index, known));
         }
         Ok(())
     }
 
     fn count(&self, system: &impl System, rule: u64) -> Result<[u64; 5], Refusal> {
         let index = usize::try_from(rule).map_err(|_| Refusal::OutOfRange)?;
-        let rule = self.rules.all().get(index).ok_or(Refusal::OutOfRange)?;
-        let Counted { seen, stopped, spared, .. } = self.counted(system, index, rule);
-        let done = seen.wrapping_sub(stopped.into());
-        Ok(match rule.verdict {
-            RuleVerdict::Allow => [seen, done, 0, stopped.into(), spared],
-            RuleVerdict::Deny => [seen, 0, done, stopped.into(), spared],
-            RuleVerdict::Stop => [seen, 0, 0, seen, spared],
-        })
+        let pages = self.rules.all();
+        if let Some(rule) = pages.get(index) {
+            return Ok(counts(&self.counted(system, index, rule, self.rules.seen(index)), rule.verdict));
+        }
+        let index = index - pages.len();
+        let rule = self.hearing.all().get(index).ok_or(Refusal::OutOfRange)?;
+        Ok(counts(&self.counted(system, MAX_RULES + index, rule, self.hearing.seen(index)), rule.verdict))
+    }
+}
+
+/// Seen, allowed, not allowed, stopped, lines spared.
+fn counts<R>(counted: &Counted<R>, verdict: RuleVerdict) -> [u64; 5] {
+    let Counted { seen, stopped, spared, .. } = *counted;
+    let done = seen.wrapping_sub(stopped.into());
+    match verdict {
+        RuleVerdict::Allow => [seen, done, 0, stopped.into(), spared],
+        RuleVerdict::Deny | RuleVerdict::Fault => [seen, 0, done, stopped.into(), spared],
+        RuleVerdict::Stop => [seen, 0, 0, seen, spared],
     }
 }

@@ -540,7 +540,11 @@ impl Views {
         let wanted = wanted(exit.header);
         let shown = self.shown(map, view, page);
         let now = shown.access.unwrap_or_else(|| self.host_access(map, page));
-        if now.normal().covers(wanted) || (wanted.0 & 0x30 != 0 && now.covers(Access::EXECUTE)) {
+        let watcher = self.patches.of(view, page).session;
+        // What a walk wanted to do with its table no syndrome says for certain: it may read it for a store, and mark it for a
+        // load (Arm ARM D8.5). Where it may not do both somebody is told.
+        let is_told = watcher.is_some() && exit.header.has(ExitHeader::WALK) && !now.covers(Access::READ.with(Access::WRITE));
+        if !is_told && (now.normal().covers(wanted) || (wanted.0 & 0x30 != 0 && now.covers(Access::EXECUTE))) {
             if wanted.covers(Access::WRITE) && self.log.is_on() {
                 if self.log.is_noted(shown.page - map.first()) {
                     // The host map was given another access since: a view that is as the host map gets no more.
@@ -552,7 +556,7 @@ impl Views {
             drop_page(system, view, page)?;
             return self.show_page(system, map, view, page).map(|()| Found::Shown);
         }
-        if let Some(watcher) = self.patches.of(view, page).session {
+        if let Some(watcher) = watcher {
             return Ok(Found::Watched(watcher, now));
         }
         let access = match (self.access(map, view.into(), page.into())?.0, wanted) {
@@ -668,7 +672,8 @@ impl Views {
 
 /// What an exit says was wanted.
 pub(crate) fn wanted(header: ExitHeader) -> Access {
-    if header.has(ExitHeader::FETCH) {
+    // The guest's table walk for a fetch reads its tables.
+    if header.has(ExitHeader::FETCH) && !header.has(ExitHeader::WALK) {
         if header.has(ExitHeader::USER) { Access::USER_EXECUTE } else { Access::KERNEL_EXECUTE }
     } else if header.has(ExitHeader::WRITE) {
         Access::WRITE

@@ -630,7 +630,7 @@ pub fn plan_with_monitor(guests: &[usize], without: Without) -> Plan<'static> {
     plan.servers.push(server(MONITOR_NAME, Role::Monitor, 2, part(0xd, 30))).unwrap();
     plan.servers[MONITOR].slots = 300;
     for (place, guest) in (0..).zip(guests) {
-        let watcher = WatcherPlan { server: MONITOR as u8, place, deadline_us: 50_000, without, reads: place == 0 };
+        let watcher = WatcherPlan { server: MONITOR as u8, place, deadline_us: 50_000, without, reads: place == 0, writes: false, sets: place == 0, pauses: place != 0 };
         plan.guests[*guest].watchers.push(watcher).unwrap();
     }
     plan

@@ -245,11 +245,14 @@ impl Monitor {
     /// Gives it what it may have of a guest, and puts it where the guest's session will look.
     pub fn admit(&self, system: &impl System, built: &Built, guest: &Subject<'_>) -> Result<(), StartError> {
         let place = u64::from(guest.watcher.place);
-        if guest.watcher.reads {
-            guest.made.guest.grant(system, built.domain, watched::guest(place), Rights::READ).step("grant a guest")?;
+        let some = |has, right| if has { right } else { Rights::default() };
+        let memory = some(guest.watcher.reads, Rights::READ).with(some(guest.watcher.writes, Rights::WRITE));
+        if memory != Rights::default() {
+            guest.made.guest.grant(system, built.domain, watched::guest(place), memory).step("grant a guest")?;
         }
+        let more = some(guest.watcher.sets, Rights::WRITE).with(some(guest.watcher.pauses, Rights::EXECUTE));
         for (number, vcpu) in (0..).zip(&guest.made.vcpus) {
-            vcpu.grant(system, built.domain, watched::vcpu(place, number), Rights::READ).step("grant a vCPU")?;
+            vcpu.grant(system, built.domain, watched::vcpu(place, number), Rights::READ.with(more)).step("grant a vCPU")?;
         }
         for thread in 0..=guest.made.vcpus.len() as u64 {
             let [p2m, vcpu] = guest.ways.portals(guest.session, thread).ok_or(StartError::Plan("no such session"))?;

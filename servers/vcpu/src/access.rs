@@ -2,13 +2,13 @@
 //! Accesses to devices: those that the syndrome describes, and those whose instruction must be read and carried out.
 //!
 //! A data abort has a valid syndrome (ISV) only for loads and stores of one general register without write-back
-//! (Arm ARM D24.2.40). For the others the instruction is found through the guest's own tables (`walk.rs`), decoded
+//! (Arm ARM D24.2.40). For the others the instruction is found through the guest's own tables (`trellis_runtime::stage1`), decoded
 //! (`instruction.rs`) and carried out here, register by register.
 
 use crate::bus::Order;
 use crate::instruction::{NotEmulated, Offset, Transfer, WriteBack, decode};
-use crate::walk::{Regime, WalkError};
 use trellis_idl::kernel::{Exit, ExitHeader, Refusal, VcpuRegister};
+use trellis_runtime::stage1::{Regime, Translation, WalkError};
 use trellis_runtime::{Guest, System, Vcpu};
 
 /// Why an access cannot be carried out.
@@ -75,13 +75,18 @@ pub(crate) fn instruction(system: &impl System, guest: Guest, vcpu: Vcpu) -> Res
 
 /// Where a virtual address of a stopped vCPU is.
 pub(crate) fn translate(system: &impl System, guest: Guest, vcpu: Vcpu, address: u64) -> Result<u64, Trouble> {
+    walk(system, guest, vcpu, address).map(|found| found.address)
+}
+
+/// The same, with all that its tables say.
+pub(crate) fn walk(system: &impl System, guest: Guest, vcpu: Vcpu, address: u64) -> Result<Translation, Trouble> {
     let regime = Regime {
         sctlr: vcpu.get(system, VcpuRegister::SctlrEl1)?,
         tcr: vcpu.get(system, VcpuRegister::TcrEl1)?,
         ttbr0: vcpu.get(system, VcpuRegister::Ttbr0El1)?,
         ttbr1: vcpu.get(system, VcpuRegister::Ttbr1El1)?,
     };
-    regime.translate(address, |at| read(system, guest, at).map(u64::from_le_bytes)).map_err(Trouble::Walk)
+    regime.walk(address, |at| read(system, guest, at).map(u64::from_le_bytes)).map_err(Trouble::Walk)
 }
 
 pub(crate) fn read<const N: usize>(system: &impl System, guest: Guest, address: u64) -> Option<[u8; N]> {

@@ -31,6 +31,8 @@ pub struct State {
     pub senders: HashMap<(u64, u64), u8>,
     pub forwards: bool,
     pub running: HashSet<u64>,
+    /// What traps in each vCPU by order.
+    pub traps: HashMap<u64, u64>,
     pub memory: Vec<u8>,
     pub now: u64,
     pub id_registers: HashMap<u64, u64>,
@@ -158,6 +160,11 @@ impl System for Fake {
             Op::VcpuStart if !state.running.insert(vcpu) => Err(Refusal::BadState),
             Op::VcpuStop => {
                 state.running.remove(&vcpu);
+                Ok([0; 3])
+            }
+            Op::VcpuTraps if state.running.contains(&vcpu) => Err(Refusal::BadState),
+            Op::VcpuTraps => {
+                state.traps.insert(vcpu, a[1]);
                 Ok([0; 3])
             }
             Op::VcpuStart | Op::VcpuException => Ok([0; 3]),

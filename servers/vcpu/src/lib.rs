@@ -3,7 +3,8 @@
 //!
 //! Read [`server`] first: it sends each exit to one of the others. `psci`, `hypercall`, `sysreg`, `identity`, `debug`,
 //! `timer` are the processor; `platform` says where the devices live, `distributor`, `redistributor`, `bank`, `pl011`,
-//! `pl031` are the devices, `bus` and `access` the ways to them, `instruction` and `walk` what `access` needs.
+//! `pl031` are the devices, `bus` and `access` the ways to them, `instruction` what `access` needs. `heard` says what of it all a monitor
+//! wants to hear before it happens, `events` how it is answered then.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -15,7 +16,9 @@ pub mod complete;
 pub mod crash;
 pub mod debug;
 pub mod distributor;
+pub mod events;
 pub mod exclusive;
+pub mod heard;
 pub mod hypercall;
 pub mod identity;
 pub mod instruction;
@@ -29,7 +32,6 @@ pub mod rings;
 pub mod server;
 pub mod sysreg;
 pub mod timer;
-pub mod walk;
 pub mod watched;
 
 #[cfg(test)]

@@ -71,6 +71,12 @@ pub enum State {
     Pending = 2,
 }
 
+/// Whether a function switches a vCPU or the whole guest on or off.
+pub const fn is_power(id: u32) -> bool {
+    use function::*;
+    matches!(id & !WIDE, CPU_ON) || matches!(id, CPU_OFF | SYSTEM_OFF | SYSTEM_RESET)
+}
+
 /// What a call asks to be done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Request {

@@ -7,6 +7,7 @@
 use crate::access::{Devices, Trouble, emulate};
 use crate::boot::{self, Payload};
 use crate::debug::DebugRegisters;
+use crate::heard::Heard;
 use crate::distributor::{self, Distributor};
 use crate::identity::Shown;
 use crate::instruction::{NotEmulated, extend};
@@ -34,11 +35,11 @@ pub trait Outside: Wire + Payload + Sync {
 
 /// What belongs to one vCPU.
 #[derive(Debug)]
-struct Local {
+pub(crate) struct Local {
     redistributor: Redistributor,
     debug: DebugRegisters,
     timer: PhysicalTimer,
-    watched: Watched,
+    pub(crate) watched: Watched,
 }
 
 impl Local {
@@ -58,6 +59,8 @@ pub struct VcpuServer<'a, O> {
     ended: AtomicBool,
     /// Its vCPUs have scalable vectors: the kernel knows, and is asked when the guest starts.
     vectors: AtomicBool,
+    /// What monitors hear of.
+    pub(crate) heard: Heard,
     serial: Shared<Pl011>,
     /// UARTFR as it was when the port's lock was last given back, to be read without it.
     serial_flags: AtomicU32,
@@ -69,9 +72,9 @@ pub struct VcpuServer<'a, O> {
 /// What becomes of an exit: what changes, and the one word that any answer here moves. It travels in two registers,
 /// where a whole message would be copied from function to function.
 #[derive(Clone, Copy, Debug)]
-struct Verdict {
-    answer: Answer,
-    value: u64,
+pub(crate) struct Verdict {
+    pub(crate) answer: Answer,
+    pub(crate) value: u64,
 }
 
 #[inline(always)]
@@ -81,11 +84,11 @@ const fn verdict(answer: Answer, value: u64) -> Verdict {
 
 /// Past the instruction, unless the program counter is there already.
 #[inline(always)]
-const fn past(exit: &Exit) -> Answer {
+pub(crate) const fn past(exit: &Exit) -> Answer {
     if exit.header.length() == 0 { Answer::RETRY } else { Answer::ADVANCE }
 }
 
-fn vcpu_at(index: u8) -> Vcpu {
+pub(crate) fn vcpu_at(index: u8) -> Vcpu {
     Vcpu::at(slot::VCPU + u64::from(index))
 }
 
@@ -96,7 +99,7 @@ const fn is_word_read(header: ExitHeader) -> bool {
 }
 
 /// ESR_EL1 of an undefined instruction: class 0, 32-bit instruction (Arm ARM D24.2.40).
-const UNDEFINED: u64 = 1 << 25;
+pub(crate) const UNDEFINED: u64 = 1 << 25;
 
 /// What hardware tells the guest itself about an access that no device supports, as a fault status (Arm ARM D24.2.40).
 const fn own_fault(trouble: Trouble) -> Option<u64> {
@@ -115,7 +118,7 @@ const fn data_abort(exit: &Exit, status: u64) -> u64 {
 }
 
 /// Exception class of a syndrome.
-const fn class_of(syndrome: u64) -> u64 {
+pub(crate) const fn class_of(syndrome: u64) -> u64 {
     syndrome >> 26 & 0x3f
 }
 
@@ -124,7 +127,7 @@ impl<O: Outside> Server for VcpuServer<'_, O> {
     fn exit(&self, system: &impl System, badge: u64, exit: &Exit) -> Reply {
         let index = badges::index(badge);
         let Verdict { answer, value } = match exit.header.0 as u8 {
-            HYPERCALL if exit.general[0] == hypercall::PING && exit.syndrome as u16 == 0 => {
+            HYPERCALL if exit.general[0] == hypercall::PING && exit.syndrome as u16 == 0 && self.heard.is_quiet() => {
                 verdict(Answer::RETRY.register(0), exit.general[1].wrapping_add(1))
             }
             // What guests do before each byte: the one register with a short way of its own.
@@ -136,9 +139,22 @@ impl<O: Outside> Server for VcpuServer<'_, O> {
             }
             // By value: a reference to this exit would have its words written to memory on the short ways too.
             DEVICE => self.device(system, index, *exit),
-            _ => self.other(system, index, *exit),
+            _ => {
+                if !self.heard.is_quiet() {
+                    // A copy: the words of this exit stay in registers on the short ways.
+                    let mut event = *exit;
+                    if let Some(session) = self.event(system, index, &mut event) {
+                        return Reply::Watched(session, event.to_words());
+                    }
+                }
+                self.other(system, index, *exit)
+            }
         };
         Reply::Exit(answer, [0, 0, 0, 0, 0, value, 0, 0, 0, 0])
+    }
+
+    fn unwatched(&self, system: &impl System, badge: u64, exit: &Exit) -> Reply {
+        self.unheard(system, badge, exit)
     }
 
     fn call(&self, system: &impl System, badge: u64, words: [u64; WORDS]) -> Reply {
@@ -150,6 +166,7 @@ impl<O: Outside> Server for VcpuServer<'_, O> {
             return Reply::Call(self.complete_for(system, &words));
         }
         let result = match words[0] {
+            op if op == VcpuOp::Listen as u64 && badges::kind(badge) == badges::MONITOR => self.listen(system, badge, &words),
             _ if badges::kind(badge) != badges::ROOT => Err(Refusal::MissingRight),
             op if op == VcpuOp::Start as u64 => self.start(system),
             op if op == VcpuOp::Reset as u64 => self.reset(system),
@@ -180,12 +197,19 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
             power: Power::new(vcpus, memory),
             ended: AtomicBool::new(false),
             vectors: AtomicBool::new(false),
+            heard: Heard::new(),
             serial: Shared::new(Pl011::new()),
             serial_flags: AtomicU32::new(Pl011::new().flags()),
             clock: Shared::new(Pl031::new()),
             distributor: Shared::new(Distributor::new(vcpus)),
             locals: [const { Shared::new(Local::new()) }; MAX_VCPUS],
         }
+    }
+
+    /// What lies outside, to look at.
+    #[cfg(test)]
+    pub(crate) fn outside_for_tests(&self) -> &O {
+        &self.outside
     }
 
     /// Index of the thread that root's calls come to, behind those of the vCPUs.
@@ -317,7 +341,7 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
 
     /// Everything but device accesses and the measured call.
     #[inline(never)]
-    fn other(&self, system: &impl System, index: u8, exit: Exit) -> Verdict {
+    pub(crate) fn other(&self, system: &impl System, index: u8, exit: Exit) -> Verdict {
         let exit = &exit;
         match exit.header.class() {
             Some(ExitClass::Hypercall | ExitClass::Firmware) => self.hypercall(system, index, exit),
@@ -330,6 +354,16 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
             Some(ExitClass::Illegal) if is_undefined(exit.syndrome) => self.exception(system, index, exit, UNDEFINED),
             _ => self.crashed(system, index, exit),
         }
+    }
+
+    /// What belongs to a vCPU that the guest has.
+    pub(crate) fn local(&self, index: u8) -> Option<&Shared<Local>> {
+        self.locals.get(usize::from(index)).filter(|_| index < self.config.vcpus)
+    }
+
+    /// vCPUs of the guest.
+    pub(crate) fn vcpus(&self) -> u8 {
+        self.config.vcpus
     }
 
     fn hypercall(&self, system: &impl System, index: u8, exit: &Exit) -> Verdict {
@@ -353,7 +387,7 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
         };
         if let (false, Some(register)) = (trapped.is_read, memory_register(trapped.register)) {
             // It traps because somebody wants to know, and nobody minded.
-            let value = if trapped.general == 31 { 0 } else { exit.value };
+            let value = trapped.written(exit.value);
             return match vcpu_at(index).set(system, register, value) {
                 Ok(()) => verdict(past(exit), 0),
                 Err(_) => self.crashed(system, index, exit),
@@ -371,7 +405,7 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
             let outcome = if trapped.is_read {
                 processor.read(trapped.register, |number| host_id(system, number))
             } else {
-                processor.write(trapped.register, if trapped.general == 31 { 0 } else { exit.value })
+                processor.write(trapped.register, trapped.written(exit.value))
             };
             settle_timer(system, index, timer, now);
             if timer.deadline().is_some() && timer.deadline() != before {
@@ -415,7 +449,7 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
 
     #[cold]
     #[inline(never)]
-    fn crashed(&self, system: &impl System, index: u8, exit: &Exit) -> Verdict {
+    pub(crate) fn crashed(&self, system: &impl System, index: u8, exit: &Exit) -> Verdict {
         let crash = crash::collect(system, vcpu_at(index), index, exit);
         self.end(system, index, &ToRoot::Ended(GuestEnd::Crash(crash)))
     }
@@ -434,19 +468,6 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
             let _ = Signal::at(slot::ROOT).raise(system);
         }
         verdict(Answer::STOP, 0)
-    }
-
-    /// How to answer an exit of a watched access so that it is carried out or denied: see [`VcpuOp::Complete`].
-    pub fn complete(
-        &self, system: &impl System, index: u8, exit: &Exit, order: Order, value: u64, number: u64,
-    ) -> Result<(Answer, u64), Refusal> {
-        let local = self.locals.get(usize::from(index)).filter(|_| index < self.config.vcpus).ok_or(Refusal::OutOfRange)?;
-        let on = Stopped { system, guest: Guest::at(slot::GUEST), vcpu: vcpu_at(index) };
-        local.lock(system).watched.complete(&on, exit, order, value, number).map_err(|trouble| match trouble {
-            Trouble::Refused(refusal) => refusal,
-            Trouble::Walk(_) | Trouble::NoInstruction => Refusal::NotMapped,
-            _ => Refusal::Unsupported,
-        })
     }
 
     fn complete_for(&self, system: &impl System, words: &[u64; WORDS]) -> [u64; WORDS] {

@@ -52,6 +52,11 @@ impl Trapped {
         let iss = syndrome as u32;
         Some(Trapped { register: Encoding(iss & NAME), general: (iss >> 5 & 31) as u8, is_read: iss & 1 == 1 })
     }
+
+    /// What is written, with this in its general register.
+    pub const fn written(self, value: u64) -> u64 {
+        if self.general == 31 { 0 } else { value }
+    }
 }
 
 /// What a register says.

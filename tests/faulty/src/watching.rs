@@ -5,7 +5,7 @@
 use crate::Way;
 use core::sync::atomic::{AtomicU32, Ordering};
 use trellis_idl::kernel::Refusal;
-use trellis_idl::plan::RulePlan;
+use trellis_idl::plan::{EventPlan, RulePlan};
 use trellis_idl::wire::Verdict;
 use trellis_monitor::{Event, Monitor, Standard, WatchedGuest};
 use trellis_runtime::System;
@@ -26,9 +26,9 @@ pub struct Weak {
 
 impl Weak {
     /// One that has these rules, and dies as their number says.
-    pub fn new(rules: &[RulePlan]) -> Weak {
+    pub fn new(rules: &[RulePlan], events: &[EventPlan]) -> Weak {
         let way = rules.len().checked_sub(FEWEST).and_then(|number| Way::ALL.get(number)).copied();
-        Weak { standard: Standard::new(rules), way, denied: AtomicU32::new(0) }
+        Weak { standard: Standard::new(rules, events), way, denied: AtomicU32::new(0) }
     }
 }
 

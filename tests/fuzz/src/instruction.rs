@@ -2,7 +2,7 @@
 //! What a guest makes the vcpu server decode: an instruction, found through tables of the guest's own making.
 
 use trellis_vcpu::instruction::{Offset, decode};
-use trellis_vcpu::walk::Regime;
+use trellis_runtime::stage1::Regime;
 
 /// Bytes of guest memory that the walk sees, over and over.
 const WINDOW: usize = 64;

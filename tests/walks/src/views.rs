@@ -233,6 +233,13 @@ impl Watched {
         Went::Happens
     }
 
+    /// What p2m says to an access in a view that a leaf forbids, by the flags of its exit.
+    pub fn tell(&self, vcpu: u64, view: u64, page: u64, flags: u64) -> Reply {
+        let header = ExitHeader(flags | ExitHeader::PERMISSION | view << 32);
+        let exit = Exit { header, physical: page * 4096 + 8, ..Exit::default() };
+        self.p2m.exit(&self.kernel, badge::EXIT | vcpu, &exit)
+    }
+
     /// A call of a vCPU that the kernel answers: its x0 afterwards.
     pub fn guest_call(&self, vcpu: u64, call: GuestCall, x: [u64; 2]) -> u64 {
         self.run(vcpu);

@@ -62,6 +62,9 @@ pub enum Act {
     Hypercall(u64),
     /// The same with these in x0–x3.
     Call([u64; 4]),
+    /// Another instruction that stops for this, with these words, and is done when it has been answered. Of calls `m6`–`m9` are
+    /// x0–x3; of others `m5` is x9.
+    Stop(ExitClass, [u64; WORDS]),
     /// One instruction: a store to its memory (of its own address), or what is done instead of it.
     Store(u64),
     /// Such a store that has been tried, by the instruction at this program counter.
@@ -262,18 +265,19 @@ pub fn watched_plan(on_reset: OnReset, without: Without, monitors: &[Vec<RulePla
         monitor.slots = trellis_idl::layout::watched::slots(1) as u16;
         plan.servers.push(monitor).expect("there is room");
         let server = 3 + session as u8;
-        let watcher = WatcherPlan { server, place: 0, deadline_us: 20_000, without, reads: true };
+        let watcher = WatcherPlan { server, place: 0, deadline_us: 20_000, without, reads: true, writes: false, sets: false, pauses: false };
         plan.guests[0].watchers.push(watcher).expect("there is room");
     }
     plan
 }
 
 /// What such a monitor's configuration says.
-fn monitor_config(session: usize, rules: &[RulePlan]) -> MonitorConfig<'static> {
-    let guest = WatchedPlan { name: "script", session: session as u8, view: 1, vcpus: CPUS as u8 };
+fn monitor_config(session: usize, rules: &[RulePlan], events: &[EventPlan]) -> MonitorConfig<'static> {
+    let guest = WatchedPlan { name: "script", session: session as u8, view: 1, vcpus: CPUS as u8, first_page: BASE / PAGE, pages: BYTES / PAGE, gic: 3 };
     MonitorConfig {
         guests: [guest].into_iter().collect(),
         rules: rules.iter().copied().collect(),
+        events: events.iter().copied().collect(),
         hands_over: true,
     }
 }
@@ -286,7 +290,13 @@ impl Whole {
 
     /// The same, with configurations for monitors of these rules.
     pub fn watched(rules: &[Vec<RulePlan>]) -> &'static Whole {
-        let monitors: Vec<_> = rules.iter().enumerate().map(|(n, rules)| monitor_config(n, rules)).collect();
+        Whole::hearing(&rules.iter().map(|rules| (rules.clone(), Vec::new())).collect::<Vec<_>>())
+    }
+
+    /// The same, with rules about other events.
+    pub fn hearing(rules: &[(Vec<RulePlan>, Vec<EventPlan>)]) -> &'static Whole {
+        let one = |(n, (rules, events)): (usize, &(Vec<RulePlan>, Vec<EventPlan>))| monitor_config(n, rules, events);
+        let monitors: Vec<_> = rules.iter().enumerate().map(one).collect();
         let settings = Settings { cpus: CPUS, pages: 8192, ..Settings::default() };
         Box::leak(Box::new(Whole {
             hosted: RefCell::new(Hosted::new(settings)),
@@ -453,6 +463,15 @@ impl Whole {
             },
             Act::Hypercall(x0) => drop(hosted.exit(cpu, ExitClass::Hypercall, hypercall([x0, 0, 0, 0]))),
             Act::Call(x) => drop(hosted.exit(cpu, ExitClass::Hypercall, hypercall(x))),
+            Act::Stop(class, mut words) => {
+                let context = &mut hosted.cpus[usize::from(cpu)].local.vcpus.at_mut(index).context;
+                words[4] = pc;
+                match class {
+                    ExitClass::Hypercall | ExitClass::Firmware => (0..4).for_each(|n| context.set_general(n, words[6 + n])),
+                    _ => context.set_general(9, words[5]),
+                }
+                hosted.exit(cpu, class, words);
+            }
         }
         true
     }
@@ -530,9 +549,13 @@ impl Whole {
         self.hosted.borrow_mut().syscall(body.cpu, op as u16, [a0, bytes, 0, 0, 0, 0], words);
         let is_refused = self.name(body.cpu) == name
             && Refusal::from_register(self.hosted.borrow().registers(body.cpu).x[0]) == Err(Refusal::Gone);
-        if let (Reply::Watched(..), true, Program::P2m(server)) = (reply, is_refused, program) {
-            let words = self.hosted.borrow().registers(body.cpu).words;
-            let own = server.unwatched(body, badge, &Exit::from_words(words));
+        if let (Reply::Watched(..), true) = (reply, is_refused) {
+            let exit = Exit::from_words(self.hosted.borrow().registers(body.cpu).words);
+            let own = match program {
+                Program::P2m(server) => server.unwatched(body, badge, &exit),
+                Program::Vcpu(server) => server.unwatched(body, badge, &exit),
+                Program::Monitor(_) | Program::Console => panic!("they forward nothing"),
+            };
             self.say(body, program, badge, own);
         }
     }
@@ -588,7 +611,7 @@ impl Whole {
         let session = (0..self.monitors.len()).find(|session| ring(0, ring::root_report(3 + session)) == own);
         let session = session.expect("root listens to it");
         let config = &self.monitors[session];
-        MonitorServer::new(config, Standard::new(&config.rules), Reports::new(&self.pages[ring::root_report(3 + session)]))
+        MonitorServer::new(config, Standard::new(&config.rules, &config.events), Reports::new(&self.pages[ring::root_report(3 + session)]))
     }
 
     /// Every law holds.

@@ -2,11 +2,12 @@
 //! What monitors may ask of a guest's p2m, and what becomes of accesses that they watch.
 
 use trellis_hosted::laws;
-use trellis_idl::kernel::{ANY_VIEW, Access, Exit, GuestCall, Op, PAGE as PAGE_BYTES, Refusal, SESSIONS};
+use trellis_idl::kernel::{ANY_VIEW, Access, Exit, ExitHeader, GuestCall, Op, PAGE as PAGE_BYTES, Refusal, SESSIONS};
 use trellis_idl::layout::badge;
 use trellis_idl::plan::Populate;
 use trellis_idl::wire::{P2mOp, ViewAccess};
 use trellis_runtime::event_ring::{ENTRIES, Found, Reader};
+use trellis_runtime::Reply;
 use trellis_walks::views::{FIRST, PAGES, VCPUS, VIEWS, Watched, Went};
 
 const ALL: u64 = u64::MAX;
@@ -48,6 +49,24 @@ fn a_watched_access_is_an_event_and_all_others_go_on() {
         }
         laws::full(&watched.kernel.hosted.borrow()).expect("the laws hold");
     }
+}
+
+/// A walk for a fetch is no fetch, and one for a store reads its table.
+#[test]
+fn a_walk_of_the_guests_tables_in_a_watched_page_is_an_event_whatever_it_is_for() {
+    let watched = watched(Populate::Eager);
+    for allowed in 0..8u64 {
+        watched.monitor(0, P2mOp::Watch, &[at(VIEW, PAGE), 1, allowed]).expect("its own page");
+        for flags in [0, ExitHeader::WRITE, ExitHeader::FETCH, ExitHeader::FETCH | ExitHeader::USER] {
+            // Twice: found, and remembered.
+            for _ in 0..2 {
+                let is_event = matches!(watched.tell(1, VIEW, PAGE, flags | ExitHeader::WALK), Reply::Watched(..));
+                assert_eq!(is_event, allowed & 3 != 3, "{allowed} {flags:#x}");
+            }
+        }
+    }
+    watched.monitor(0, P2mOp::Watch, &[at(VIEW, PAGE), 1, DEFAULT]).expect("its own page");
+    assert!(matches!(watched.tell(1, VIEW, PAGE, ExitHeader::FETCH | ExitHeader::WALK), Reply::Exit(..)));
 }
 
 #[test]

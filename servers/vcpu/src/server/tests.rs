@@ -438,6 +438,97 @@ fn whatever_is_not_exclusive_is_one_step_in_view_0() {
     assert_eq!(system.count(Op::VcpuGet), before, "nothing need be read for what the syndrome says");
 }
 
+/// The vCPU stands at this instruction, which may not be executed in its view 1.
+fn unexecuted(system: &Fake, word: u32) -> Exit {
+    let exit = forbidden(system, word);
+    let header = ExitHeader(exit.header.0 & !ExitHeader::WRITE | ExitHeader::FETCH);
+    Exit { header, physical: PC, virtual_address: PC, ..exit }
+}
+
+#[test]
+fn exclusive_accesses_in_code_that_is_watched_succeed() {
+    let (server, system) = started(1);
+    system.put(WATCHED, &41u64.to_le_bytes());
+    system.set(0, 2, WATCHED);
+    // ldxr x1, [x2]; add x1, x1, #1; stxr w3, x1, [x2]; cbnz: each is an event, and their data are nobody's.
+    let load = unexecuted(&system, 0xc85f_7c41);
+    assert_eq!(ask(&server, &system, 0, 0, 1, &load)[..2], [0, FOLLOW.with(Answer::ADVANCE).0]);
+    assert_eq!(system.general(0, 1), 41);
+    let add = unexecuted(&system, 0x9100_0421);
+    assert_eq!(ask(&server, &system, 0, 0, 2, &add)[1], Answer::REPORT.step(0).0, "followed on, in the view that shows it");
+    system.set(0, 1, 42);
+    let store = unexecuted(&system, 0xc803_7c41);
+    assert_eq!(ask(&server, &system, 0, 0, 3, &store), [0, Answer::ADVANCE.register(3).0, 0, 0]);
+    assert_eq!(system.state.lock().unwrap().memory[(WATCHED - MEMORY) as usize], 42);
+    let branch = unexecuted(&system, 0x35ff_ffa3);
+    assert_eq!(ask(&server, &system, 0, 0, 4, &branch)[1], Answer::STEP.0, "nobody is followed any more");
+    // So does code whose tables are watched: each of its instructions walks them anew.
+    let load = unexecuted(&system, 0xc85f_7c41);
+    let walk = Exit { header: ExitHeader(load.header.0 & !ExitHeader::FETCH | ExitHeader::WALK), ..load };
+    assert_eq!(ask(&server, &system, 0, 0, 21, &walk)[1], FOLLOW.with(Answer::ADVANCE).0);
+    // Behind a step it is told of like the rest, but what is in another page is done at once: nobody watches it there.
+    let load = unexecuted(&system, 0xc85f_7c41);
+    ask(&server, &system, 0, 0, 11, &load);
+    assert_eq!(stepped(&server, &system, 0xc803_7c41), (FOLLOW, 0));
+    stands_at(&system, PC + 0x1000, 0xc803_7c41);
+    let over = Exit { header: ExitHeader(header(ExitClass::Debug, 0) | ExitHeader::STEPPED | 1 << 32), ..Exit::default() };
+    assert_eq!(exit(&server, &system, 0, over), (Answer::ADVANCE.register(3), 0));
+    // A store whose load was elsewhere fails once, and is followed back to it.
+    let store = unexecuted(&system, 0xc803_7c41);
+    assert_eq!(ask(&server, &system, 0, 0, 5, &store), [0, FOLLOW.with(Answer::ADVANCE).register(3).0, 0, 1]);
+    let load = unexecuted(&system, 0xc85f_7c41);
+    assert_eq!(ask(&server, &system, 0, 0, 12, &load)[1], FOLLOW.with(Answer::ADVANCE).0);
+    system.set(0, 1, 43);
+    let store = unexecuted(&system, 0xc803_7c41);
+    assert_eq!(ask(&server, &system, 0, 0, 6, &store)[1], Answer::ADVANCE.register(3).0);
+    assert_eq!(system.state.lock().unwrap().memory[(WATCHED - MEMORY) as usize], 43);
+}
+
+/// Guest-virtual 0 is the first GiB of memory, as one block that may only be read, or that hardware has not marked yet.
+#[test]
+fn an_exclusive_store_done_here_obeys_the_guests_own_tables() {
+    let (server, system) = started(1);
+    let (tables, low) = (MEMORY + 0x8000, WATCHED - MEMORY);
+    system.put(WATCHED, &41u64.to_le_bytes());
+    let block = |bits: u64| system.put(tables, &(MEMORY | 1 | bits).to_le_bytes());
+    for (register, value) in [(VcpuRegister::SctlrEl1, 1), (VcpuRegister::Ttbr0El1, tables)] {
+        system.set(0, register as u64, value);
+    }
+    // TCR_EL1: 39 bits in steps of 4 KiB; HA and HD.
+    let hardware = 1 << 39 | 1 << 40;
+    let mut number = 0;
+    let mut tried = |tcr: u64, bits: u64, word: u32| {
+        number += 1;
+        block(bits);
+        system.set(0, VcpuRegister::TcrEl1 as u64, 25 | tcr);
+        let exit = unexecuted(&system, word);
+        system.set(0, VcpuRegister::Pc as u64, PC - MEMORY);
+        system.set(0, VcpuRegister::Pstate as u64, 0x3c5);
+        system.set(0, 2, low);
+        system.set(0, 1, 42);
+        let [refused, answer, _, value] = ask(&server, &system, 0, 0, number, &exit);
+        let memory = |at: u64| u64::from_le_bytes(system.state.lock().unwrap().memory[(at - MEMORY) as usize..][..8].try_into().unwrap());
+        assert_eq!(refused, 0);
+        let last = system.state.lock().unwrap().done.iter().rfind(|(op, _)| *op == Op::VcpuException).map(|(_, a)| (a[1], a[2]));
+        (Answer(answer), value, memory(WATCHED), memory(tables), last)
+    };
+    let (load, store) = (0xc85f_7c41, 0xc803_7c41);
+    let (accessed, read_only, dirty) = (1 << 10, 1 << 7, 1 << 51);
+    assert_eq!(tried(0, accessed | read_only, load).0, FOLLOW.with(Answer::ADVANCE));
+    // Class 0x25, a write, permission fault at level 1.
+    let fault = (0x25 << 26 | 1 << 25 | 1 << 6 | 0b1101, low);
+    let (answer, _, there, _, last) = tried(0, accessed | read_only, store);
+    assert_eq!((answer, there, last), (Answer::RETRY, 41, Some(fault)));
+    let (answer, _, there, _, last) = tried(0, 0, store);
+    assert_eq!((answer, there, last), (Answer::RETRY, 41, Some((fault.0 & !4, low))), "an access flag fault");
+    assert_eq!(tried(0, 0, load).0, Answer::RETRY.step(0), "which a load takes itself");
+    // What hardware would mark is marked.
+    let (answer, _, _, descriptor, _) = tried(hardware, read_only | dirty, load);
+    assert_eq!((answer, descriptor), (FOLLOW.with(Answer::ADVANCE), MEMORY | 1 | accessed | read_only | dirty));
+    let (answer, value, there, descriptor, _) = tried(hardware, accessed | read_only | dirty, store);
+    assert_eq!((answer, value, there, descriptor), (Answer::ADVANCE.register(3), 0, 42, MEMORY | 1 | accessed | dirty));
+}
+
 #[test]
 fn a_denied_access_is_skipped_once_however_often_it_is_asked_for() {
     let (server, system) = started(1);
@@ -469,7 +560,7 @@ fn what_cannot_be_completed_is_refused() {
     assert_eq!(refusal(DENY, &exit), 1 + Refusal::Unsupported as u64, "a nop");
     assert_eq!(refusal(DENY | 2, &exit), 1 + Refusal::OutOfRange as u64);
     assert_eq!(refusal(2, &exit), 1 + Refusal::OutOfRange as u64);
-    assert_eq!(refusal(2 << 8, &exit), 1 + Refusal::BadArgument as u64);
+    assert_eq!(refusal(4 << 8, &exit), 1 + Refusal::BadArgument as u64);
     assert_eq!(refusal(u64::MAX, &exit), 1 + Refusal::BadArgument as u64);
     system.set(0, VcpuRegister::Pc as u64, 0x1000);
     assert_eq!(refusal(DENY, &exit), 1 + Refusal::NotMapped as u64, "the instruction is nowhere");

@@ -18,7 +18,7 @@ mod board {
 
     fn build(_: &Svc) -> Result<Server, &'static str> {
         let config: MonitorConfig<'static> = trellis_runtime::config().map_err(|_| "no configuration")?;
-        Ok(MonitorServer::new(&config, Weak::new(&config.rules), Reports::new(page(ring::REPORT))))
+        Ok(MonitorServer::new(&config, Weak::new(&config.rules, &config.events), Reports::new(page(ring::REPORT))))
     }
 }
 

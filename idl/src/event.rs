@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a guest does with its processor that a monitor can hear of, and exceptions that it can be given instead.
+
+use postcard_schema::Schema;
+use serde::{Deserialize, Serialize};
+
+/// An exception that a guest can be given instead of what it tried.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Schema)]
+#[repr(u64)]
+pub enum Injected {
+    /// The instruction does not exist.
+    Undefined = 0,
+    /// The access, or the fetch, went wrong outside the processor.
+    Abort = 1,
+    /// A breakpoint instruction.
+    Breakpoint = 2,
+}
+
+impl Injected {
+    /// The exception with this number.
+    pub const fn from_number(number: u64) -> Option<Injected> {
+        match number {
+            0 => Some(Injected::Undefined),
+            1 => Some(Injected::Abort),
+            2 => Some(Injected::Breakpoint),
+            _ => None,
+        }
+    }
+}
+
+/// What a guest does with its processor that a monitor can hear of ([`VcpuOp::Listen`](crate::wire::VcpuOp::Listen)), by the exit's own words. Only `m2` and
+/// `m3`, which such exits have no use for, are the vcpu server's: `m2` says which event it is ([`EventKind::note`]), and `m3`
+/// what the register held that is being written.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, Schema)]
+#[repr(u8)]
+pub enum EventKind {
+    /// SCTLR_EL1 is written.
+    SystemControl = 0,
+    /// TTBR0_EL1 is written.
+    Tables0 = 1,
+    /// TTBR1_EL1 is written.
+    Tables1 = 2,
+    /// TCR_EL1 is written.
+    Translation = 3,
+    /// MAIR_EL1 is written.
+    Attributes = 4,
+    /// CONTEXTIDR_EL1 is written.
+    Context = 5,
+    /// An ID register is read.
+    Identity = 6,
+    /// A call to firmware: SMC.
+    Firmware = 7,
+    /// The guest asks its monitor ([`REQUEST`] in `x0`, by either instruction).
+    Request = 8,
+    /// A breakpoint instruction.
+    Breakpoint = 9,
+    /// Another debug exception of the guest's own.
+    Debug = 10,
+    /// A vCPU or the whole guest is switched on or off, by either instruction.
+    Power = 11,
+    /// A call to the hypervisor: HVC, but for [`EventKind::Request`].
+    Hypercall = 12,
+}
+
+/// Kinds of events.
+pub const EVENT_KINDS: usize = EventKind::ALL.len();
+/// Those that are writes of registers are the first ones.
+pub const EVENT_REGISTERS: usize = 6;
+/// What a guest has in `x0` when it asks its monitor (a vendor's hypervisor service, 64-bit); the monitor gives its `x0`. Where
+/// nobody hears it, it is a call that does not exist.
+pub const REQUEST: u64 = 0xc600_0001;
+
+impl EventKind {
+    /// Every kind, in order of number.
+    pub const ALL: [EventKind; 13] = [
+        EventKind::SystemControl, EventKind::Tables0, EventKind::Tables1, EventKind::Translation, EventKind::Attributes,
+        EventKind::Context, EventKind::Identity, EventKind::Firmware, EventKind::Request, EventKind::Breakpoint,
+        EventKind::Debug, EventKind::Power, EventKind::Hypercall,
+    ];
+
+    /// The kind with this number.
+    pub fn from_number(number: u64) -> Option<EventKind> {
+        Self::ALL.get(usize::try_from(number).ok()?).copied()
+    }
+
+    /// Its bit.
+    pub const fn bit(self) -> u32 {
+        1 << self as u32
+    }
+
+    /// Whether a register is written.
+    pub const fn is_register(self) -> bool {
+        (self as usize) < EVENT_REGISTERS
+    }
+
+    /// Whether the guest calls somebody, and looks for the answer in its `x0`.
+    pub const fn is_call(self) -> bool {
+        matches!(self, EventKind::Firmware | EventKind::Request | EventKind::Power | EventKind::Hypercall)
+    }
+
+    /// The word that says so: bit 63, the kind in bits 48–55, which event of the vCPU below.
+    pub const fn note(self, number: u64) -> u64 {
+        1 << 63 | (self as u64) << 48 | number & ((1 << 48) - 1)
+    }
+
+    /// What such a word says. None: it is no such word.
+    pub fn of_note(word: u64) -> Option<EventKind> {
+        if word >> 63 == 1 { EventKind::from_number(word >> 48 & 0x7fff) } else { None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_is_its_number_its_bit_and_its_note() {
+        for (number, kind) in (0..).zip(EventKind::ALL) {
+            assert_eq!((EventKind::from_number(number), kind.bit()), (Some(kind), 1 << number));
+            assert_eq!(EventKind::of_note(kind.note(u64::MAX)), Some(kind));
+            assert_eq!(kind.note(7) & 0xffff_ffff, 7);
+            assert_eq!(kind.is_register(), number < EVENT_REGISTERS as u64);
+        }
+        assert_eq!(EventKind::from_number(EVENT_KINDS as u64), None);
+        // A guest-physical address is no note, and a note of no kind is none.
+        for word in [0, 0x4020_0000, u64::MAX >> 1, u64::MAX, 1 << 63 | 13 << 48] {
+            assert_eq!(EventKind::of_note(word), None, "{word:#x}");
+        }
+        for (number, injected) in (0..).zip([Injected::Undefined, Injected::Abort, Injected::Breakpoint]) {
+            assert_eq!((Injected::from_number(number), injected as u64), (Some(injected), number));
+        }
+        assert_eq!(Injected::from_number(3), None);
+    }
+}

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Binds the guard to the board, as `main.rs` does the standard monitor.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+#![deny(unsafe_code)]
+
+#[cfg(target_os = "none")]
+mod board {
+    use trellis_idl::layout::ring;
+    use trellis_idl::plan::MonitorConfig;
+    use trellis_monitor::{Guard, MonitorServer, Reports};
+    use trellis_runtime::ring::page;
+    use trellis_runtime::{RingPage, Svc};
+
+    type Server = MonitorServer<'static, Guard, Reports<&'static RingPage>>;
+
+    trellis_runtime::server!(Server, build);
+
+    fn build(_: &Svc) -> Result<Server, &'static str> {
+        let config: MonitorConfig<'static> = trellis_runtime::config().map_err(|_| "no configuration")?;
+        let monitor = Guard::new(&config.rules).ok_or("more pages than can be guarded")?;
+        Ok(MonitorServer::new(&config, monitor, Reports::new(page(ring::REPORT))))
+    }
+}
+
+#[cfg(not(target_os = "none"))]
+fn main() {
+    eprintln!("monitors run on the board only");
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The standard monitor's rules about everything but memory: what it hears of each guest, and how often it did.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+use heapless::Vec;
+use trellis_idl::event::{EVENT_REGISTERS, EventKind};
+use trellis_idl::plan::{EventPlan, MAX_EVENT_RULES, MAX_VCPUS};
+
+/// All that a monitor hears of a guest beside accesses to memory, as it asks the guest's vcpu server for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Wish {
+    /// A bit for each kind.
+    pub kinds: u64,
+    /// Registers of which writes that leave them as they are are none, a bit each.
+    pub only_changes: u64,
+    /// Of each register, bits whose changes alone are none.
+    pub ignored: [u64; EVENT_REGISTERS],
+}
+
+impl Wish {
+    /// And this too.
+    pub fn hear(&mut self, plan: &EventPlan) {
+        self.kinds |= u64::from(plan.kind.bit());
+        if let Some(ignored) = self.ignored.get_mut(plan.kind as usize) {
+            *ignored = plan.ignored;
+            self.only_changes |= if plan.only_changes { u64::from(plan.kind.bit()) } else { 0 };
+        }
+    }
+}
+
+/// The rules, and how often each was used for each vCPU.
+#[derive(Debug)]
+pub struct Hearing {
+    all: Vec<EventPlan, MAX_EVENT_RULES>,
+    /// Each number has one writer, as in `rules.rs`.
+    seen: [[AtomicU64; MAX_EVENT_RULES]; MAX_VCPUS],
+}
+
+impl Hearing {
+    /// None of them has been used.
+    pub fn new(rules: &[EventPlan]) -> Hearing {
+        let all = rules.iter().take(MAX_EVENT_RULES).copied().collect();
+        Hearing { all, seen: [const { [const { AtomicU64::new(0) }; MAX_EVENT_RULES] }; MAX_VCPUS] }
+    }
+
+    /// The rules, in their order.
+    pub fn all(&self) -> &[EventPlan] {
+        &self.all
+    }
+
+    /// The rule that speaks of this.
+    pub fn find(&self, guest: usize, kind: EventKind) -> Option<(usize, &EventPlan)> {
+        self.all.iter().enumerate().find(|(_, rule)| usize::from(rule.guest) == guest && rule.kind == kind)
+    }
+
+    /// A rule was used for a vCPU.
+    pub fn count(&self, vcpu: usize, rule: usize) {
+        let seen = &self.seen[vcpu % MAX_VCPUS][rule % MAX_EVENT_RULES];
+        seen.store(seen.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// How often a rule was used.
+    pub fn seen(&self, rule: usize) -> u64 {
+        let of = |row: &[AtomicU64; MAX_EVENT_RULES]| row[rule % MAX_EVENT_RULES].load(Ordering::Relaxed);
+        self.seen.iter().map(of).fold(0, u64::wrapping_add)
+    }
+
+    /// All that is to be heard of a guest.
+    pub fn wish(&self, guest: usize) -> Wish {
+        let mut wish = Wish::default();
+        // Where two speak of one kind the first counts.
+        self.all.iter().rev().filter(|rule| usize::from(rule.guest) == guest).for_each(|rule| wish.hear(rule));
+        wish
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trellis_idl::plan::RuleVerdict;
+
+    fn rule(guest: u8, kind: EventKind, only_changes: bool, ignored: u64) -> EventPlan {
+        EventPlan { guest, kind, only_changes, ignored, verdict: RuleVerdict::Allow, log: false }
+    }
+
+    #[test]
+    fn a_guests_rules_are_one_wish() {
+        let hearing = Hearing::new(&[
+            rule(0, EventKind::Tables1, true, 0), rule(1, EventKind::Power, false, 0), rule(0, EventKind::Context, false, 7),
+            rule(0, EventKind::Firmware, true, 9),
+        ]);
+        let kinds = EventKind::Tables1.bit() | EventKind::Context.bit() | EventKind::Firmware.bit();
+        assert_eq!(hearing.wish(0), Wish { kinds: kinds.into(), only_changes: 4, ignored: [0, 0, 0, 0, 0, 7] });
+        assert_eq!(hearing.wish(2), Wish::default());
+        assert_eq!(hearing.find(0, EventKind::Context).map(|(index, _)| index), Some(2));
+        assert_eq!(hearing.find(1, EventKind::Context), None);
+    }
+
+    #[test]
+    fn each_rule_counts_for_itself() {
+        let hearing = Hearing::new(&[rule(0, EventKind::Tables1, true, 0), rule(1, EventKind::Power, false, 0)]);
+        for vcpu in 0..MAX_VCPUS {
+            (0..=vcpu).for_each(|_| hearing.count(vcpu, 1));
+        }
+        assert_eq!((hearing.seen(0), hearing.seen(1)), (0, 36));
+    }
+}
