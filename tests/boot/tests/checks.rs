@@ -52,12 +52,14 @@ fn a_sentence_has_five_words() {
 }
 
 #[test]
-fn every_check_of_views_has_a_test_or_a_reason() {
-    let page = std::fs::read_to_string(tree::root().join("docs/checks-views.md")).expect("the page");
-    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| ALT")).collect();
-    assert!(rows.len() > 20, "the page has its rows");
-    for row in rows {
-        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
-        assert!(!sentences(cells[2]).is_empty() || !cells[3].is_empty(), "neither a test nor a reason: {row}");
+fn every_check_of_views_and_events_has_a_test_or_a_reason() {
+    for (name, begin) in [("docs/checks-views.md", "| ALT"), ("docs/checks-events.md", "| EVT")] {
+        let page = std::fs::read_to_string(tree::root().join(name)).expect("the page");
+        let rows: Vec<&str> = page.lines().filter(|line| line.starts_with(begin)).collect();
+        assert!(rows.len() > 20, "the page has its rows");
+        for row in rows {
+            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+            assert!(!sentences(cells[2]).is_empty() || !cells[3].is_empty(), "neither a test nor a reason: {row}");
+        }
     }
 }
