@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The command line. Others script it: its words are an interface.
 
-use crate::{bench, build, check, ctl, explain, query, run};
+use crate::{bench, build, check, ctl, explain, query, run, sign};
 use clap::{Parser, Subcommand};
 
 /// Composes system images from a manifest and runs them.
@@ -30,6 +30,8 @@ pub enum Command {
     Explain(explain::Explain),
     /// Talks to a running system
     Ctl(ctl::Ctl),
+    /// Signs a program that takes a monitor's place
+    Sign(sign::Sign),
     /// Measures the system
     Bench(bench::Bench),
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The other end of the control socket: asks a running system and waits for the whole answer.
 
+use crate::columns::bytes;
 use crate::frame::{Decoder, Frame, Item};
 use crate::replaced;
 use crate::status::{Doing, Failure};
@@ -9,12 +10,15 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
-use trellis_idl::control::{Answer, Ask, Head, Name, Part, Refused, VERSION};
+use trellis_idl::control::{Answer, Ask, Head, Name, Part, Refused, Step, Unfit, VERSION};
 use trellis_idl::plan::Role;
 use trellis_idl::wire::FrameKind;
 
 /// How long a running system may take for a part of an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Questions that are open at a time where many are asked: half of what a relay lets through.
+const AT_ONCE: usize = 4;
 
 /// A connection to a running system.
 #[derive(Debug)]
@@ -50,6 +54,25 @@ impl Asking {
                 Part::Refused(Refused::NoGuest) => return Err(self.no_guest(ask)),
                 Part::Refused(why) => return Err(refused(why, ask)),
                 part => parts.push(part),
+            }
+        }
+    }
+
+    /// Asks many things that are done one after the other, some of them before the first is answered; `each` is called for each
+    /// that is done.
+    pub fn ask_all(&mut self, asks: impl IntoIterator<Item = Ask>, mut each: impl FnMut()) -> Result<(), Failure> {
+        let mut open = VecDeque::new();
+        let mut asks = asks.into_iter();
+        loop {
+            while open.len() < AT_ONCE
+                && let Some(ask) = asks.next()
+            {
+                open.push_back((self.send(&ask)?, ask));
+            }
+            let Some((number, ask)) = open.pop_front() else { return Ok(()) };
+            match self.next(number)? {
+                Part::Refused(why) => return Err(refused(why, &ask)),
+                _ => each(),
             }
         }
     }
@@ -140,8 +163,9 @@ impl Asking {
 /// Whom a question is about.
 fn subject_of(ask: &Ask) -> &str {
     match ask {
-        Ask::Pause(name) | Ask::Resume(name) | Ask::Reboot(name) | Ask::Views(name) | Ask::Kill(name) => name,
-        Ask::Status | Ask::Load(_) => "",
+        Ask::Pause(name) | Ask::Resume(name) | Ask::Reboot(name) | Ask::Views(name) | Ask::Kill(name) | Ask::Swap(name) => name,
+        Ask::Upload(offer) => &offer.monitor,
+        Ask::Status | Ask::Load(_) | Ask::Piece(_) => "",
     }
 }
 
@@ -193,6 +217,64 @@ pub fn refused(why: Refused, ask: &Ask) -> Failure {
             format!("monitor {guest} could not be made again; what becomes of its guests stands in the manifest"),
             "why stands in the log of root, where `./trellis run` writes",
         ),
+        why => not_swapped(why, guest),
+    }
+}
+
+/// Why another program was not put into a monitor's place: everything is as it was.
+fn not_swapped(why: Refused, monitor: &str) -> Failure {
+    let (sentence, hint) = match why {
+        Refused::NoSwap => (
+            format!("nothing is kept for another program in the place of {monitor}"),
+            "give [server.NAME] of the manifest swap = { memory = \"512K\" }",
+        ),
+        Refused::TooLarge(most) => (
+            format!("the file is too long: {} are kept for it", bytes(most.into())),
+            "strip what is not loaded (`llvm-strip`), or keep more in the manifest: swap = { memory = … }",
+        ),
+        Refused::CutOff(came) => (
+            format!("the upload is not whole: {} came", bytes(came.into())),
+            "somebody else may upload at the same time; try again",
+        ),
+        Refused::Digest => ("what came is not what was sent".into(), "try again"),
+        Refused::Signature => (
+            "it is not signed by whom the manifest names".into(),
+            "`./trellis sign PROGRAM --key KEY --counter N` signs it",
+        ),
+        Refused::Older(lowest) => (
+            format!("it is older than what was there before: its number must be {lowest} or higher"),
+            "sign a newer one, with a higher --counter",
+        ),
+        Refused::Unfit(why) => (format!("it is no program for a server: {}", unfit(why)), "link it as docs/watch.md says"),
+        Refused::Fails(step) => {
+            let step = match step {
+                Step::Make => "be made beside the old one",
+                Step::Begin => "begin, or crashed before it was asked anything",
+                Step::TakeOver => "take over what the old one knows",
+                Step::Watch => "watch the guests",
+            };
+            (format!("it could not {step}; {monitor} goes on as before"), "what it wrote stands in its log, where `./trellis run` writes")
+        }
+        Refused::Interface => ("it has another interface than this system".into(), "build it from the sources of this system's image"),
+        Refused::State(why) => (
+            format!("it does not take over what the old one knows: {}", replaced::refusal(why)),
+            "with --fresh it begins without that",
+        ),
+        other => (format!("refused: {other:?}"), "use the tool that made its image"),
+    };
+    Failure::hinted(sentence, hint)
+}
+
+fn unfit(why: Unfit) -> &'static str {
+    match why {
+        Unfit::Format => "it is no ELF file, or its headers do not stand at its beginning",
+        Unfit::Machine => "it is for another machine",
+        Unfit::Segments => "it has nothing that is loaded, or too many segments",
+        Unfit::Outside => "a segment lies outside of the file, or of where programs go",
+        Unfit::SharedPage => "two of its segments share a page",
+        Unfit::WritableCode => "it has writable code",
+        Unfit::Entry => "it does not begin in its code",
+        Unfit::Memory => "it takes more memory than is kept for it",
     }
 }
 
@@ -233,7 +315,9 @@ mod tests {
         let refusals = [
             Refused::Off, Refused::ObserveOnly, Refused::Version, Refused::NotUnderstood, Refused::NoGuest, Refused::Ended,
             Refused::Kernel(3), Refused::Kernel(200), Refused::Server, Refused::NoMonitor, Refused::NothingWatched,
-            Refused::GivenUp, Refused::Lost,
+            Refused::GivenUp, Refused::Lost, Refused::NoSwap, Refused::TooLarge(1), Refused::CutOff(1), Refused::Digest,
+            Refused::Signature, Refused::Older(3), Refused::Unfit(Unfit::Format), Refused::Unfit(Unfit::Memory),
+            Refused::Fails(Step::Begin), Refused::Fails(Step::Watch), Refused::Interface, Refused::State(2),
         ];
         let ask = Ask::Reboot(name("web").expect("a short name"));
         let mut sentences: Vec<String> = refusals.iter().map(|why| refused(*why, &ask).text(false)).collect();

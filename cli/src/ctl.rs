@@ -6,6 +6,7 @@ use crate::session::Outputs;
 use crate::standing::Standing;
 use crate::status::{Doing, Failure, Status};
 use crate::top::Top;
+use crate::upload::Program;
 use crate::{replaced, views_list};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -64,6 +65,19 @@ pub enum What {
         /// Its name, as the manifest says; `monitor` where there is only one; or `irqfwd`
         monitor: String,
     },
+    /// Puts another program into a monitor's place, which takes over what the old one knows; its guests go on
+    Swap {
+        /// Its name, as the manifest says; `monitor` where there is only one
+        monitor: String,
+        /// The ELF file of the program
+        program: PathBuf,
+        /// Its signature [default: PROGRAM.sig, if that is there]
+        #[arg(long, value_name = "FILE")]
+        signature: Option<PathBuf>,
+        /// It begins without what the old one knows
+        #[arg(long)]
+        fresh: bool,
+    },
     /// Shows what CPUs and guests do, all the time on a terminal, once elsewhere
     Top {
         /// Shows it once, also on a terminal
@@ -97,6 +111,11 @@ impl Ctl {
                 let monitor = asking.monitor(monitor)?;
                 let parts = asking.ask(&Ask::Kill(monitor.clone()))?;
                 self.replaced(&monitor, "was ended and made again", &parts)?
+            }
+            What::Swap { monitor, program, signature, fresh } => {
+                let monitor = asking.monitor(monitor)?;
+                let parts = Program::read(monitor.clone(), program, signature.as_deref(), *fresh)?.send(&mut asking)?;
+                self.replaced(&monitor, &format!("is {} now", program.display()), &parts)?
             }
             What::Top { once } => return Top::show(&mut asking, *once, self.json, outputs),
         };

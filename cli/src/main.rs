@@ -31,6 +31,7 @@ fn carry_out(command: Command) -> Result<Status, Failure> {
         Command::Query(query) => query.carry_out(&mut outputs),
         Command::Explain(explain) => explain.carry_out(&mut outputs),
         Command::Ctl(ctl) => ctl.carry_out(&mut outputs),
+        Command::Sign(sign) => sign.carry_out(&mut outputs),
         Command::Bench(bench) => bench.carry_out(&mut outputs),
     }
 }

@@ -18,10 +18,10 @@ pub fn text(what: &str, replaced: &Replaced) -> String {
         owed => format!("{} for a verdict meanwhile, and each was asked about again", plural(owed.into(), "vCPU waited", "vCPUs waited")),
     };
     let state = match replaced.state {
-        Handed::Lost => "what it had counted is lost".into(),
+        Handed::Lost => "what the old one knew is lost".into(),
+        Handed::NotWanted => "it begins without what the old one knew".into(),
         Handed::Taken(bytes) => format!("{bytes} bytes of state were handed over"),
         Handed::NotGiven(why) => format!("it handed no state over: {}", refusal(why)),
-        Handed::NotTaken(why) => format!("the new one did not take its state, and begins without: {}", refusal(why)),
     };
     format!("{what}; {guests} watched\n{owed}; nobody was asked for {}\n{state}\n", time(replaced))
 }
@@ -30,9 +30,9 @@ pub fn text(what: &str, replaced: &Replaced) -> String {
 pub fn json(monitor: &str, replaced: &Replaced) -> Value {
     let (state, detail) = match replaced.state {
         Handed::Lost => ("lost", Value::Null),
+        Handed::NotWanted => ("not wanted", Value::Null),
         Handed::Taken(bytes) => ("taken", json!(bytes)),
         Handed::NotGiven(why) => ("not given", json!(refusal(why))),
-        Handed::NotTaken(why) => ("not taken", json!(refusal(why))),
     };
     json!({
         "monitor": monitor, "done": true, "guests": replaced.guests, "waited_vcpus": replaced.owed,
@@ -72,8 +72,8 @@ mod tests {
     fn it_is_said_what_became_of_guests_and_of_the_state() {
         let said = text("watchdog was ended and made again", &replaced(2, 6_250, Handed::Lost));
         assert_eq!(said, "watchdog was ended and made again; 1 guest is watched\n2 vCPUs waited for a verdict meanwhile, and each was \
-            asked about again; nobody was asked for 100 µs\nwhat it had counted is lost\n");
-        let said = text("swapped", &replaced(0, 1, Handed::NotTaken(Refusal::Unsupported as u8)));
+            asked about again; nobody was asked for 100 µs\nwhat the old one knew is lost\n");
+        let said = text("swapped", &replaced(0, 1, Handed::NotGiven(Refusal::Unsupported as u8)));
         assert!(said.contains("no vCPU waited") && said.contains("16 ns") && said.contains("Unsupported"), "{said}");
         assert!(text("swapped", &replaced(1, u64::MAX, Handed::Taken(9))).contains("1 vCPU waited for a verdict"));
         assert_eq!(json("m", &replaced(1, 5, Handed::Taken(9)))["state_detail"], 9);

@@ -9,7 +9,7 @@ use crate::status::Status;
 use crate::timeline::Timeline;
 use std::io::{self, Write};
 use trellis_idl::interface::HOST;
-use trellis_idl::wire::{FrameKind, ROOT_CHANNEL, Report};
+use trellis_idl::wire::{FrameKind, ROOT_CHANNEL, Report, SECOND_LOG};
 
 /// Where a session's lines go.
 pub struct Outputs<'a> {
@@ -45,6 +45,8 @@ pub struct Session {
     root: Lines,
     guests: Vec<Lines>,
     servers: Vec<Lines>,
+    /// Second logs, by server.
+    seconds: Vec<Lines>,
     /// Lines of channels that the plan does not have.
     strange: Lines,
     started: Option<Started>,
@@ -64,6 +66,7 @@ impl Session {
         Session {
             guests: names.guests.iter().map(|guest| Lines::of(&guest.name)).collect(),
             servers: names.servers.iter().map(Lines::of).collect(),
+            seconds: names.servers.iter().map(Lines::of).collect(),
             kernel: Lines::of("kernel"),
             root: Lines::of("root"),
             strange: Lines::of("unknown"),
@@ -120,7 +123,7 @@ impl Session {
         for (index, lines) in self.guests.iter_mut().enumerate() {
             lines.finish(if self.raw.is_some() && self.raw != u8::try_from(index).ok() { outputs.log } else { outputs.out })?;
         }
-        let logs = self.servers.iter_mut().chain([&mut self.kernel, &mut self.root, &mut self.strange]);
+        let logs = self.servers.iter_mut().chain(&mut self.seconds).chain([&mut self.kernel, &mut self.root, &mut self.strange]);
         for lines in logs {
             lines.finish(outputs.log)?;
         }
@@ -164,6 +167,8 @@ impl Session {
     fn server(&mut self, channel: u8) -> &mut Lines {
         match channel {
             ROOT_CHANNEL => &mut self.root,
+            // While one monitor takes another's place, both write under one name, each its own lines.
+            SECOND_LOG..ROOT_CHANNEL => self.seconds.get_mut(usize::from(channel - SECOND_LOG)).unwrap_or(&mut self.strange),
             _ => self.servers.get_mut(usize::from(channel)).unwrap_or(&mut self.strange),
         }
     }

@@ -85,6 +85,11 @@ impl Host {
         Ok(system.compose(&programs)?)
     }
 
+    /// The standard monitor's ELF file.
+    pub fn monitor(&self) -> Result<Vec<u8>, Failure> {
+        self.program("servers/monitor")
+    }
+
     /// The kernel's ELF file.
     pub fn kernel(&self) -> Result<Vec<u8>, Failure> {
         self.program(KERNEL)

@@ -57,6 +57,57 @@ pub enum Ask {
     Load(u16),
     /// Ends a monitor, or irqfwd, as if it had crashed, and makes it again: [`Part::Replaced`] of a monitor.
     Kill(Name),
+    /// Begins to upload a program, and forgets what was uploaded before.
+    Upload(Offer),
+    /// The next bytes of it.
+    Piece(Piece),
+    /// Puts what was uploaded into the place of this monitor: [`Part::Replaced`]. Refused: everything is as it was.
+    Swap(Name),
+}
+
+/// Most bytes of a piece of an upload.
+pub const UPLOAD_PIECE: usize = 256;
+
+/// A program that shall take a monitor's place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct Offer {
+    /// Which monitor's.
+    pub monitor: Name,
+    /// Bytes of its ELF file.
+    pub bytes: u32,
+    /// SHA-256 of them.
+    pub digest: [u8; 32],
+    /// What its signer says of it, where the manifest names one.
+    pub proof: Option<Proof>,
+    /// It begins without what the old one knows.
+    pub is_fresh: bool,
+}
+
+/// What a signer says of a program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct Proof {
+    /// Its number: none that is lower than an earlier one's is taken.
+    pub counter: u64,
+    /// Ed25519 signature of [`statement`], in two halves.
+    pub signature: [[u8; 32]; 2],
+}
+
+/// What is signed of a program: what it is for, its number (little-endian), and its SHA-256.
+pub fn statement(counter: u64, digest: &[u8; 32]) -> [u8; 56] {
+    let mut statement = [0; 56];
+    statement[..16].copy_from_slice(b"trellis monitor\0");
+    statement[16..24].copy_from_slice(&counter.to_le_bytes());
+    statement[24..].copy_from_slice(digest);
+    statement
+}
+
+/// Bytes of an upload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct Piece {
+    /// Where they belong: behind all that came before.
+    pub offset: u32,
+    /// They.
+    pub bytes: Vec<u8, UPLOAD_PIECE>,
 }
 
 impl Ask {
@@ -138,6 +189,60 @@ pub enum Refused {
     GivenUp,
     /// The monitor could not be made again, and its guests have gone the way that the manifest says.
     Lost,
+    /// The manifest keeps no memory for another one in its place.
+    NoSwap,
+    /// The file is longer than what is kept for it: so many bytes.
+    TooLarge(u32),
+    /// The upload is not whole: so many bytes came.
+    CutOff(u32),
+    /// What came has another SHA-256 than was said.
+    Digest,
+    /// It is not signed by whom the manifest names.
+    Signature,
+    /// It is older than what was there: the lowest number that is taken.
+    Older(u64),
+    /// It is no program for a server.
+    Unfit(Unfit),
+    /// It could not be made, or did not do what it should, in this step.
+    Fails(Step),
+    /// It has another interface than this system.
+    Interface,
+    /// It does not take over what the old one knows: a [`Refusal`]'s number.
+    State(u8),
+}
+
+/// Why a file is no program for a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub enum Unfit {
+    /// It is no ELF file, or its headers are not in its first page.
+    Format,
+    /// It is for another machine.
+    Machine,
+    /// It has none, or too many, that are loaded.
+    Segments,
+    /// A segment lies outside of the file, or of where programs go.
+    Outside,
+    /// Two segments share a page.
+    SharedPage,
+    /// A segment can be written and executed.
+    WritableCode,
+    /// It does not begin in its code.
+    Entry,
+    /// It takes more memory than is kept for it.
+    Memory,
+}
+
+/// A step of putting a monitor into another's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub enum Step {
+    /// It is made beside the old one.
+    Make,
+    /// It begins, and says which interface it has.
+    Begin,
+    /// It takes over what the old one knows.
+    TakeOver,
+    /// It watches the guests.
+    Watch,
 }
 
 impl From<Refusal> for Refused {
@@ -169,12 +274,12 @@ pub struct Replaced {
 pub enum Handed {
     /// It was lost with the monitor.
     Lost,
+    /// Nobody wanted it.
+    NotWanted,
     /// So many bytes of it were handed over.
     Taken(u16),
     /// The old one gave none: a [`Refusal`]'s number.
     NotGiven(u8),
-    /// The new one did not take it, and began without: a [`Refusal`]'s number.
-    NotTaken(u8),
 }
 
 /// The system as a whole.

@@ -69,6 +69,11 @@ pub mod ring {
     pub const CONSOLE_ASKED: usize = CONSOLE_REPORT + 1;
     /// Console: [`crate::control::Answer`]s from root, as records.
     pub const CONSOLE_ANSWER: usize = CONSOLE_REPORT + 2;
+    /// Console: the second log of the monitor with this place among monitors: two of one name run while one takes the other's
+    /// place, and each has rings of its own.
+    pub const fn console_second(monitor: usize) -> usize {
+        CONSOLE_ANSWER + 1 + monitor
+    }
 
     /// Root: the reports of the server with this index in the plan.
     pub const fn root_report(server: usize) -> usize {
@@ -82,6 +87,10 @@ pub mod ring {
     pub const ROOT_ASKED: usize = MAX_SERVERS + 2;
     /// Root: answers to console.
     pub const ROOT_ANSWER: usize = MAX_SERVERS + 3;
+    /// Root: the second ring of reports of the monitor with this place among monitors.
+    pub const fn root_second(monitor: usize) -> usize {
+        ROOT_ANSWER + 1 + monitor
+    }
 }
 
 /// Capability slots that every server starts with.
@@ -313,8 +322,8 @@ pub mod badge {
 
 #[cfg(test)]
 mod tests {
-    use super::{badge, slot, watched};
-    use crate::plan::{MAX_VCPUS, MAX_WATCHED};
+    use super::{MAX_RINGS, badge, ring, slot, watched};
+    use crate::plan::{MAX_GUESTS, MAX_MONITORS, MAX_SERVERS, MAX_VCPUS, MAX_WATCHED};
     use std::collections::BTreeSet;
 
     #[test]
@@ -329,6 +338,20 @@ mod tests {
             assert!((0..threads - 1).all(|vcpu| seen.insert(watched::vcpu(guest, vcpu))));
         }
         assert!(seen.last().is_some_and(|last| *last < watched::slots(guests)));
+    }
+
+    #[test]
+    fn each_ring_page_is_for_one_thing() {
+        let (servers, monitors) = (0..MAX_SERVERS, 0..MAX_MONITORS);
+        let console = servers.clone().map(ring::console_log).chain(monitors.clone().map(ring::console_second));
+        let console = console.chain((0..MAX_GUESTS).flat_map(|guest| [ring::console_out(guest), ring::console_in(guest)]));
+        let console: std::vec::Vec<usize> = console.chain([ring::CONSOLE_REPORT, ring::CONSOLE_ASKED, ring::CONSOLE_ANSWER]).collect();
+        let root = servers.map(ring::root_report).chain(monitors.map(ring::root_second));
+        let root: std::vec::Vec<usize> = root.chain([ring::ROOT_LOG, ring::ROOT_REPORT, ring::ROOT_ASKED, ring::ROOT_ANSWER]).collect();
+        for pages in [console, root] {
+            assert!(pages.iter().all(|page| *page < MAX_RINGS));
+            assert_eq!(pages.iter().collect::<BTreeSet<_>>().len(), pages.len());
+        }
     }
 
     #[test]

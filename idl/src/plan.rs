@@ -122,7 +122,23 @@ pub struct ServerPlan<'a> {
     pub config: Part,
     /// Each of its threads has floating-point registers of its own; otherwise their use is a fault.
     pub float: bool,
+    /// Monitor: what is kept for another one in its place; nobody may take it if there is nothing.
+    pub swap: Option<SwapPlan>,
 }
+
+/// What is kept for a server that the host may put into another's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwapPlan {
+    /// Pages of its program, and of its file, at most.
+    pub pages: u16,
+    /// Who must have signed it (Ed25519).
+    pub signer: Option<[u8; 32]>,
+    /// The lowest number that a signed one may have: an older one is refused.
+    pub counter: u64,
+}
+
+/// Most pages of a [`SwapPlan`].
+pub const MAX_SWAP_PAGES: u16 = 1024;
 
 /// How much of a CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -452,6 +468,8 @@ pub struct ConsoleConfig<'a> {
     pub channels: Vec<Channel<'a>, MAX_SERVERS>,
     /// The UART is a PL011 at [`crate::layout::DEVICE`].
     pub uart: bool,
+    /// So many servers, the last ones, are monitors, and have two logs each.
+    pub monitors: u8,
 }
 
 /// One channel of the console.

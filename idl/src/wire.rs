@@ -46,6 +46,8 @@ impl FrameKind {
 
 /// Channel of root in [`FrameKind::ServerLog`].
 pub const ROOT_CHANNEL: u8 = 255;
+/// Added to the index of a monitor: the log of the other one of its name, while one takes the other's place.
+pub const SECOND_LOG: u8 = 64;
 /// Most payload bytes in a frame.
 pub const MAX_PAYLOAD: usize = 512;
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
 use trellis_idl::control::{
-    Handed, Replaced,
+    Handed, Offer, Piece, Proof, Replaced, Step, Unfit,
     Answer, Ask, Control, Ended, FromHost, GuestLoad, GuestState, Head, Life, Load, Name, Part, Refused, ServerState, Silicon,
     SourceState, SystemState, VcpuState, ViewState,
 };
@@ -96,6 +96,13 @@ fn questions_keep_their_bytes() {
     is(&Ask::Views(name("web")), "0403776562");
     is(&Ask::Load(1_000), "05e807");
     is(&Ask::Kill(name("web")), "0603776562");
+    let offer = Offer { monitor: name("m"), bytes: 300, digest: [0x11; 32], proof: None, is_fresh: true };
+    is(&Ask::Upload(offer.clone()), &format!("07016dac02{}0001", "11".repeat(32)));
+    let proof = Some(Proof { counter: 5, signature: [[0x22; 32], [0x33; 32]] });
+    let signed = Ask::Upload(Offer { proof, is_fresh: false, ..offer });
+    is(&signed, &format!("07016dac02{}0105{}{}00", "11".repeat(32), "22".repeat(32), "33".repeat(32)));
+    is(&Ask::Piece(Piece { offset: 300, bytes: [7, 8].into_iter().collect() }), "08ac02020708");
+    is(&Ask::Swap(name("web")), "0903776562");
     is(&FromHost::Asked(7, Ask::Status), "000700");
     is(&FromHost::Foreign(7), "0107");
     is(&FromHost::Meaningless(7), "0207");
@@ -113,6 +120,8 @@ fn answers_keep_their_bytes() {
         Refused::Kernel(3), Refused::Server,
     ];
     is(&refusals, "000102030405060307");
+    is(&[Refused::NoSwap, Refused::TooLarge(5), Refused::CutOff(6), Refused::Digest, Refused::Signature], "0c0d050e060f10");
+    is(&[Refused::Older(7), Refused::Unfit(Unfit::Entry), Refused::Fails(Step::Watch), Refused::Interface, Refused::State(3)], "110712061303141503");
     is(&[Refused::NoMonitor, Refused::NothingWatched, Refused::GivenUp, Refused::Lost], "08090a0b");
     is(&answer(Part::Refused(Refused::Ended)), "01050105");
     let system = SystemState {
@@ -132,13 +141,13 @@ fn answers_keep_their_bytes() {
     is(&answer(Part::View(ViewState { view: 2, default: 0x102, vcpus: 1 })), "01050602820201");
     let guests = Vec::from_slice(&[GuestLoad { guest: 1, ticks: 20, exits: 3 }]).expect("one fits");
     let replaced = Replaced { server: 3, guests: 1, owed: 2, ticks: 300, clock_hz: 100, state: Handed::Taken(200) };
-    is(&answer(Part::Replaced(replaced)), "010508030102ac026401c801");
+    is(&answer(Part::Replaced(replaced)), "010508030102ac026402c801");
     let source = SourceState {
         guest: 1, line: 300, guest_line: 127, is_direct: true, passed: 9, straight: 200, waited: 1, storms: 2, moved: 3,
         delays: [4, 5, 0, 0, 0, 0, 0, 0, 0],
     };
     is(&answer(Part::Source(source)), "01050901ac027f0109c801010203040500000000000000");
-    is(&[Handed::Lost, Handed::NotGiven(4), Handed::NotTaken(5)], "0002040305");
+    is(&[Handed::Lost, Handed::NotWanted, Handed::NotGiven(4)], "00010304");
     is(&answer(Part::Load(Load { cpu: 0, ticks: 100, idle: 40, interrupts: 2, guests })), "0105070064280201011403");
 }
 
@@ -220,7 +229,7 @@ fn interfaces_keep_their_schema() {
         (VCPU, Interface { number: 2, version: 1, schema: 0xbed3_fa9e_9e6e_57b1 }),
         (IRQFWD, Interface { number: 4, version: 1, schema: 0xc537_20ca_90bf_82b7 }),
         (MONITOR, Interface { number: 5, version: 1, schema: 0xdc33_40e9_c202_3588 }),
-        (CONTROL, Interface { number: 8, version: 1, schema: 0x3e04_3c9c_c3b3_651d }),
+        (CONTROL, Interface { number: 8, version: 1, schema: 0x0fc0_883a_14f1_28bd }),
         (HOST, Interface { number: 3, version: 1, schema: 0x69dc_5bdc_224c_0b85 }),
     ];
     for (now, then) in golden {

@@ -16,6 +16,7 @@ use crate::place::{BLOCK, Placement, place};
 use crate::problem::{Code, Problem, nearest};
 use crate::quantity::show_size;
 use crate::source::{Download, OUR_GUESTS, Source};
+use crate::swap;
 use crate::table::{Placed, Problems, Span};
 use crate::view;
 use std::path::{Path, PathBuf};
@@ -102,7 +103,24 @@ impl Checker<'_> {
         };
         let watched = guests.iter().enumerate();
         let watched = watched.filter_map(|(index, guest)| Some((index, guest.watcher(&entry.name.value)? as u8)));
-        Some(Monitor { name: entry.name.value.clone(), program, guests: watched.collect(), rules: entry.rules.clone(), events: entry.events.clone() })
+        let (name, rules) = (entry.name.value.clone(), entry.rules.clone());
+        let swap = entry.swap.plan(self.signer(entry, problems));
+        Some(Monitor { name, program, guests: watched.collect(), rules, events: entry.events.clone(), swap })
+    }
+
+    /// The public key of who signs a server's programs.
+    fn signer(&self, entry: &ServerEntry, problems: &mut Problems) -> Option<[u8; 32]> {
+        let named = entry.swap.signed_by.as_ref()?;
+        let read = self.source.read(&self.folder.join(&named.value)).map_err(|error| error.to_string());
+        let key = read.and_then(|bytes| swap::key(&bytes).ok_or_else(|| "not 64 hexadecimal digits".to_string()));
+        if let Err(why) = &key {
+            problems.push(
+                Problem::new(Code::SwapKey, format!("`{}` holds no public key: {why}", named.value))
+                    .at(named.span.clone(), "this file, relative to the manifest")
+                    .hint("`./trellis sign --new KEY` makes a pair of keys; name KEY.pub here"),
+            );
+        }
+        key.ok()
     }
 
     /// The ELF file of a server.

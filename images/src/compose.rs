@@ -98,7 +98,7 @@ impl System {
         server.segments = bounded(program.segments.iter().copied());
         server.config = match server.role {
             Role::Console => {
-                payload.add_config(server.name, &ConsoleConfig { channels: bounded(self.channels()), uart: true })?
+                payload.add_config(server.name, &ConsoleConfig { channels: bounded(self.channels()), uart: true, monitors: self.monitors.len() as u8 })?
             }
             Role::P2m(index) => payload.add_config(server.name, &p2m_config(&self.guests[usize::from(index)]))?,
             Role::Vcpu(index) => {
@@ -200,7 +200,10 @@ impl System {
         // Each has a page of zeroes besides its memory and its page tables.
         let of = |guest: &Guest| guest.memory_bytes + (u64::from(guest.table_pages()) + 1) * PAGE;
         let guests: u64 = self.guests.iter().map(of).sum();
-        let room = self.board.memory().saturating_sub(guests);
+        // Two files and two programs of each monitor.
+        let swap = |monitor: &Monitor| monitor.swap.as_ref().map_or(0, |swap| 4 * u64::from(swap.pages) * PAGE);
+        let swaps: u64 = self.monitors.iter().map(swap).sum();
+        let room = self.board.memory().saturating_sub(guests).saturating_sub(swaps);
         let at = self.board.image_at;
         let range = self.board.ram.iter().find(|ram| (ram.base..ram.base + ram.bytes).contains(&at));
         let room = room.min(range.map_or(0, |ram| ram.base + ram.bytes - at));

@@ -72,6 +72,17 @@ pub(crate) fn duty(system: &System, name: &str, role: Role) -> Duty {
     }
 }
 
+/// What is kept for another one in a monitor's place.
+fn explain_swap(monitor: &Monitor) -> String {
+    let Some(swap) = monitor.swap else { return "  cannot be replaced while its guests run: nothing is kept for that\n".into() };
+    let kib = u64::from(swap.pages) * PAGE >> 10;
+    let signed = match swap.signer {
+        Some(_) => format!(", signed by whom the manifest names, and numbered {} or higher", swap.counter),
+        None => String::new(),
+    };
+    format!("  can be replaced while its guests run, by a program and a file of up to {kib} KiB{signed};\n    memory is kept for two of either\n")
+}
+
 /// What a monitor's capabilities allow.
 fn monitor_may(system: &System, monitor: &Monitor) -> Vec<String> {
     let guests = monitor.guests.iter().map(|(index, _)| &system.guests()[*index]);
@@ -145,7 +156,7 @@ impl System {
         for may in duty.may {
             text += &format!("  may {may}\n");
         }
-        text
+        text + &self.monitor_named(name).map_or(String::new(), explain_swap)
     }
 
     /// What a monitor watches, guest by guest.

@@ -28,6 +28,7 @@ mod program;
 pub mod quantity;
 mod query;
 pub mod source;
+pub mod swap;
 mod system;
 mod table;
 mod view;

@@ -4,10 +4,11 @@
 //! Here it is read; `watch` asks whether it makes sense together with the guests.
 
 use crate::quantity::show_time;
+use crate::swap::{self, SwapEntry};
 use crate::table::{Later, Placed, Problems, Table};
 use crate::hear::{self, EventEntry};
 use crate::watch::{self, RuleEntry};
-use trellis_idl::plan::Without;
+use trellis_idl::plan::{SwapPlan, Without};
 
 /// Times that a monitor may take for a verdict, in microseconds: the kernel's own limits are wider.
 const DEADLINES: std::ops::Range<u64> = 1_000..60_000_001;
@@ -30,9 +31,8 @@ pub enum Shipped {
     Guard,
 }
 
-const SERVER_KEYS: [&str; 2] = ["image", "config"];
-const SERVER_LATER: [Later; 2] = [
-    ("swap", "memory in reserve for a successor, and signatures of it"),
+const SERVER_KEYS: [&str; 3] = ["image", "config", "swap"];
+const SERVER_LATER: [Later; 1] = [
     ("interfaces", "a look at a program's interfaces before it boots (root compares them when it starts)"),
 ];
 const MONITOR_KEYS: [&str; 7] = [
@@ -87,6 +87,8 @@ pub struct ServerEntry {
     pub image: Option<Placed<Image>>,
     /// `config.watch`.
     pub rules: Vec<RuleEntry>,
+    /// `swap`.
+    pub swap: SwapEntry,
     /// `config.events`.
     pub events: Vec<EventEntry>,
 }
@@ -102,6 +104,8 @@ pub struct Monitor {
     pub guests: Vec<(usize, u8)>,
     /// What it watches.
     pub rules: Vec<RuleEntry>,
+    /// What is kept for another one in its place.
+    pub swap: Option<SwapPlan>,
     /// What else it hears.
     pub events: Vec<EventEntry>,
 }
@@ -184,5 +188,5 @@ pub fn server(name: Placed<String>, table: &Table<'_, '_>, problems: &mut Proble
     let (rules, events) = config.map_or_else(Default::default, |config| {
         (watch::read(&config, problems), hear::read(&config, problems))
     });
-    ServerEntry { name, image, rules, events }
+    ServerEntry { name, image, rules, events, swap: swap::read(table, problems) }
 }

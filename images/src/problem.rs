@@ -104,6 +104,8 @@ codes! {
     TooManyServers = "trellis::server::too_many",
     /// A server's program that cannot be one.
     BadProgram = "trellis::server::program",
+    /// A signer of programs that cannot be one, or a counter without one.
+    SwapKey = "trellis::swap::key",
     /// Not a range of pages that could be watched.
     WatchPages = "trellis::watch::pages",
     /// A rule for a guest that is not there.

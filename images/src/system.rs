@@ -204,6 +204,7 @@ impl System {
             },
             config: Part::default(),
             float: self.server_float,
+            swap: self.monitor_named(name).and_then(|monitor| monitor.swap),
         }
     }
 }

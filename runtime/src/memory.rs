@@ -31,7 +31,7 @@ pub trait Registers {
 }
 
 #[cfg(target_os = "none")]
-pub use board::{DevicePage, config, payload, scratch_write};
+pub use board::{DevicePage, config, payload, scratch_read, scratch_write};
 
 #[cfg(target_os = "none")]
 mod board {
@@ -71,6 +71,18 @@ mod board {
         }
         // SAFETY: no Rust object lives in the scratch window and no reference into it is ever made.
         unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), (SCRATCH + offset) as *mut u8, bytes.len()) };
+        true
+    }
+
+    /// Reads from the scratch window. False: outside the window.
+    pub fn scratch_read(offset: u64, bytes: &mut [u8]) -> bool {
+        let Some(end) = offset.checked_add(bytes.len() as u64) else { return false };
+        if end > SCRATCH_BYTES {
+            return false;
+        }
+        // SAFETY: no Rust object lives in the scratch window and no reference into it is ever made; every byte there may be
+        // read, and where nothing is mapped reading is a fault of this thread.
+        unsafe { core::ptr::copy_nonoverlapping((SCRATCH + offset) as *const u8, bytes.as_mut_ptr(), bytes.len()) };
         true
     }
 

@@ -3,7 +3,7 @@
 
 use core::sync::atomic::{Ordering, fence};
 use trellis_idl::layout::ring;
-use trellis_idl::wire::{FrameKind, MAX_PAYLOAD, ROOT_CHANNEL};
+use trellis_idl::wire::{FrameKind, MAX_PAYLOAD, ROOT_CHANNEL, SECOND_LOG};
 use trellis_runtime::ring::MAX_RECORD;
 use trellis_runtime::{Consumer, RingPage};
 
@@ -31,16 +31,18 @@ pub struct Channels<P> {
     page: P,
     servers: usize,
     guests: usize,
-    /// The channel whose turn it is: servers, then guests, then answers to the host.
+    /// So many servers, the last ones, have a second log.
+    monitors: usize,
+    /// The channel whose turn it is: servers, then guests, then answers to the host, then second logs.
     turn: usize,
     /// Frames since the last report, while one may wait.
     since_report: u32,
 }
 
 impl<P: Fn(usize) -> &'static RingPage> Channels<P> {
-    /// Channels of so many servers and guests; `page` gives ring page `i`.
-    pub fn new(page: P, servers: usize, guests: usize) -> Channels<P> {
-        Channels { page, servers, guests, turn: 0, since_report: 0 }
+    /// Channels of so many servers, monitors among them, and guests; `page` gives ring page `i`.
+    pub fn new(page: P, [servers, monitors]: [usize; 2], guests: usize) -> Channels<P> {
+        Channels { page, servers, guests, monitors: monitors.min(servers), turn: 0, since_report: 0 }
     }
 
     /// Guests that there are.
@@ -64,7 +66,7 @@ impl<P: Fn(usize) -> &'static RingPage> Channels<P> {
                 return Some(piece);
             }
         }
-        let count = self.servers + self.guests + 1;
+        let count = self.servers + self.guests + 1 + self.monitors;
         for _ in 0..count {
             let channel = self.turn;
             self.turn = (self.turn + 1) % count;
@@ -81,6 +83,11 @@ impl<P: Fn(usize) -> &'static RingPage> Channels<P> {
     fn take(&self, channel: usize, bytes: &mut [u8; MAX_RECORD]) -> Option<Piece> {
         let (kind, name, page) = match channel.checked_sub(self.servers) {
             Some(guest) if guest == self.guests => return self.record(ring::CONSOLE_ANSWER, FrameKind::Control, bytes),
+            Some(behind) if behind > self.guests => {
+                let monitor = behind - self.guests - 1;
+                let server = self.servers - self.monitors + monitor;
+                (FrameKind::ServerLog, server as u8 + SECOND_LOG, ring::console_second(monitor))
+            }
             Some(guest) => (FrameKind::Guest, guest as u8, ring::console_out(guest)),
             // The console's own place is root's.
             None if channel == 0 => (FrameKind::ServerLog, ROOT_CHANNEL, ring::console_log(0)),

@@ -19,10 +19,10 @@ pub fn decode(payload: &[u8]) -> Option<FromHost> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use trellis_idl::control::Name;
+    use trellis_idl::control::{Name, Offer, Piece, Proof, UPLOAD_PIECE};
 
     fn bytes(version: u16, number: u32, ask: &Ask) -> Vec<u8> {
-        let mut buffer = [0; 128];
+        let mut buffer = [0; 512];
         postcard::to_slice(&(Head { version, number }, ask), &mut buffer).expect("it fits").to_vec()
     }
 
@@ -34,7 +34,17 @@ mod tests {
             name.clone().prop_map(Ask::Resume),
             name.clone().prop_map(Ask::Reboot),
             name.clone().prop_map(Ask::Views),
-            name.prop_map(Ask::Kill),
+            name.clone().prop_map(Ask::Kill),
+            name.clone().prop_map(Ask::Swap),
+            (name, any::<[u32; 2]>(), any::<[[u8; 32]; 3]>(), any::<Option<u64>>(), any::<bool>()).prop_map(
+                |(monitor, [bytes, _], [digest, first, second], counter, is_fresh)| {
+                    let proof = counter.map(|counter| Proof { counter, signature: [first, second] });
+                    Ask::Upload(Offer { monitor, bytes, digest, proof, is_fresh })
+                },
+            ),
+            (any::<u32>(), proptest::collection::vec(any::<u8>(), 0..=UPLOAD_PIECE)).prop_map(|(offset, bytes)| {
+                Ask::Piece(Piece { offset, bytes: bytes.into_iter().collect() })
+            }),
             any::<u16>().prop_map(Ask::Load),
         ]
     }
@@ -68,7 +78,7 @@ mod tests {
         #[test]
         fn no_bytes_break_it_and_what_is_understood_is_small(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
             if let Some(heard) = decode(&bytes) {
-                prop_assert!(postcard::to_slice(&heard, &mut [0; 64]).is_ok());
+                prop_assert!(postcard::to_slice(&heard, &mut [0; 300]).is_ok());
             }
         }
     }

@@ -49,7 +49,7 @@ impl<R: Registers, P: Fn(usize) -> &'static RingPage> Console<R, P> {
         let servers = config.channels.len() - guests;
         Console {
             uart: Pl011::new(registers),
-            channels: Channels::new(page, servers, guests),
+            channels: Channels::new(page, [servers, config.monitors.into()], guests),
             outgoing: Outgoing::new(),
             decoder: Decoder::new(),
             kernel: KernelText { bytes: [0; PAGE as usize], sent: 0, used: 0 },
@@ -202,7 +202,7 @@ mod tests {
     use std::cell::{Cell, RefCell};
     use trellis_idl::kernel::{Op, Refusal, WORDS};
     use trellis_idl::plan::Channel;
-    use trellis_idl::wire::ROOT_CHANNEL;
+    use trellis_idl::wire::{ROOT_CHANNEL, SECOND_LOG};
 
     /// A kernel with a log and signals.
     #[derive(Default)]
@@ -263,7 +263,7 @@ mod tests {
         wire: &'a Wire, pages: &'static [RingPage],
     ) -> Console<&'a Wire, impl Fn(usize) -> &'static RingPage> {
         wire.room.set(usize::MAX);
-        let mut config = ConsoleConfig { channels: Default::default(), uart: true };
+        let mut config = ConsoleConfig { channels: Default::default(), uart: true, monitors: 1 };
         for is_guest in [false, false, false, true, true] {
             config.channels.push(Channel { name: "x", is_guest }).ok();
         }
@@ -277,6 +277,8 @@ mod tests {
         Producer::new(&pages[ring::console_log(0)]).write(b"root\n");
         Producer::new(&pages[ring::console_log(2)]).write(b"vcpu\n");
         Producer::new(&pages[ring::console_out(1)]).write(b"guest\n");
+        // The last server is a monitor: another one of its name has a log of its own.
+        Producer::new(&pages[ring::console_second(0)]).write(b"second\n");
         Producer::new(&pages[ring::CONSOLE_REPORT]).write_record(&[1, 2, 3]);
         fake.log.borrow_mut().extend_from_slice(b"kernel\n");
         console.open(&fake);
@@ -286,6 +288,7 @@ mod tests {
             (FrameKind::ServerLog, ROOT_CHANNEL, b"root\n".to_vec()),
             (FrameKind::ServerLog, 2, b"vcpu\n".to_vec()),
             (FrameKind::Guest, 1, b"guest\n".to_vec()),
+            (FrameKind::ServerLog, 2 + SECOND_LOG, b"second\n".to_vec()),
             (FrameKind::Report, 0, vec![1, 2, 3]),
         ];
         assert_eq!(frames(&wire), expected);

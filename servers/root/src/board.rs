@@ -10,6 +10,8 @@ pub trait Board {
     fn payload(&self, part: Part) -> Option<&'static [u8]>;
     /// Writes into the scratch window ([`trellis_idl::layout::SCRATCH`]), where root has just mapped frames.
     fn scratch(&self, offset: u64, bytes: &[u8]) -> bool;
+    /// Reads from there. False: outside of it.
+    fn scratch_read(&self, offset: u64, bytes: &mut [u8]) -> bool;
     /// Ring page `index` of root's own.
     fn ring(&self, index: usize) -> &'static RingPage;
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Makes a server of its plan: domain, program, configuration, stacks, buffers, threads. Nothing runs yet.
 
+use crate::program::{Piece, Program};
 use crate::supply::Supply;
-use crate::{Board, StartError, Step};
+use crate::{Board, StartError, Step, patiently};
 use heapless::Vec;
 use trellis_idl::kernel::{Access, PAGE, PASSIVE};
 use trellis_idl::layout::{BUFFERS, CONFIG, SCRATCH, SCRATCH_BYTES, STACK_BYTES, STACK_STRIDE, STACKS, root_slot};
@@ -18,6 +19,8 @@ pub const OWN: Domain = Domain::at(root_slot::DOMAIN);
 pub const READ_WRITE: Access = Access::READ.with(Access::WRITE);
 
 const STACK_PAGES: u64 = STACK_BYTES / PAGE;
+/// Where an upload stands in the scratch window while something is copied from or to it: behind what is filled.
+pub const STORED: u64 = SCRATCH_BYTES / 2;
 
 /// How a thread of a server gets its time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,6 +43,19 @@ pub struct Built {
     pub threads: Vec<Thread, MAX_THREADS>,
     /// Pages of its program, tables, stacks and buffers.
     pub pages: u64,
+    /// Where its threads begin.
+    pub entry: u64,
+}
+
+/// A program that was uploaded: a file in memory of root's.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// The memory.
+    pub run: Frames,
+    /// The file's first page there, and its pages.
+    pub pages: (u64, u64),
+    /// What is in it.
+    pub program: Program,
 }
 
 /// Makes a server. `times` says how each thread gets its time; `more_tables` pages of page tables are added to the
@@ -48,11 +64,21 @@ pub fn server(
     system: &impl System, board: &impl Board, supply: &mut Supply, plan: &ServerPlan<'_>, times: &[Time],
     more_tables: u64,
 ) -> Result<Built, StartError> {
+    server_of(system, board, supply, plan, times, more_tables, None)
+}
+
+/// The same, with the program that was uploaded instead of the plan's, if there is one.
+pub fn server_of(
+    system: &impl System, board: &impl Board, supply: &mut Supply, plan: &ServerPlan<'_>, times: &[Time],
+    more_tables: u64, stored: Option<&Stored>,
+) -> Result<Built, StartError> {
     let tables = supply.take(system, u64::from(plan.table_pages) + more_tables)?;
     let slot = supply.slot();
-    let domain = Domain::create(system, tables, plan.slots.into(), plan.role.rank(), slot).step("make a domain")?;
-    for segment in &plan.segments {
-        program(system, board, supply, domain, segment)?;
+    let make = || Domain::create(system, tables, plan.slots.into(), plan.role.rank(), slot);
+    let domain = patiently(system, make).step("make a domain")?;
+    match stored {
+        Some(stored) => stored.program.pieces.iter().try_for_each(|one| piece(system, board, supply, domain, stored, one))?,
+        None => plan.segments.iter().try_for_each(|segment| program(system, board, supply, domain, segment))?,
     }
     if plan.config.bytes > 0 {
         let run = supply.part(system, plan.config)?;
@@ -60,9 +86,54 @@ pub fn server(
         domain.map(system, CONFIG, run, 0, pages, Access::READ).step("map a configuration")?;
     }
     let threads = threads(system, supply, domain, plan, times)?;
-    let program: u64 = plan.segments.iter().map(|segment| segment.memory_bytes.div_ceil(PAGE)).sum();
+    let program = match stored {
+        Some(stored) => stored.program.pieces.iter().map(Piece::pages).sum(),
+        None => program_pages(plan),
+    };
+    let entry = stored.map_or(plan.entry, |stored| stored.program.entry);
     let pages = u64::from(plan.table_pages) + more_tables + program + threads.len() as u64 * (STACK_PAGES + 1);
-    Ok(Built { domain, threads, pages })
+    Ok(Built { domain, threads, pages, entry })
+}
+
+/// Pages of the program that the plan has for a server.
+pub fn program_pages(plan: &ServerPlan<'_>) -> u64 {
+    plan.segments.iter().map(|segment| segment.memory_bytes.div_ceil(PAGE)).sum()
+}
+
+/// Pages of a server, whatever its program of so many pages is.
+pub fn pages(plan: &ServerPlan<'_>, threads: u64, program: u64) -> u64 {
+    let float = if plan.float { threads } else { 0 };
+    u64::from(plan.table_pages) + program + threads * (STACK_PAGES + 1) + float
+}
+
+/// Maps a piece of an uploaded program, in frames of its own.
+fn piece(
+    system: &impl System, board: &impl Board, supply: &mut Supply, domain: Domain, stored: &Stored, piece: &Piece,
+) -> Result<(), StartError> {
+    let run = supply.take(system, piece.pages())?;
+    let (first, pages) = stored.pages;
+    OWN.map(system, SCRATCH, run, 0, piece.pages(), READ_WRITE).step("map the scratch window")?;
+    let copied = OWN.map(system, SCRATCH + STORED, stored.run, first, pages, Access::READ).map(|()| {
+        let copied = copy(board, piece);
+        // It was mapped just now.
+        let _ = OWN.unmap(system, SCRATCH + STORED, pages);
+        copied
+    });
+    OWN.unmap(system, SCRATCH, piece.pages()).step("unmap the scratch window")?;
+    if !copied.step("map an upload")? {
+        return Err(StartError::Plan("an upload larger than the scratch window"));
+    }
+    domain.map(system, piece.address - piece.before(), run, 0, piece.pages(), piece.access).step("map a program")
+}
+
+/// Copies a piece's bytes from one half of the scratch window to the other.
+fn copy(board: &impl Board, piece: &Piece) -> bool {
+    let mut bytes = [0; 512];
+    (0..piece.bytes).step_by(bytes.len()).all(|at| {
+        let length = (piece.bytes - at).min(bytes.len() as u64) as usize;
+        let Some(bytes) = bytes.get_mut(..length) else { return false };
+        board.scratch_read(STORED + piece.offset + at, bytes) && board.scratch(piece.before() + at, bytes)
+    })
 }
 
 /// Maps a piece of a program: constant ones from the payload, others into frames of their own.
@@ -91,8 +162,8 @@ fn program(
 
 /// Fills fresh frames, which are zeroes, through root's scratch window.
 fn fill(system: &impl System, board: &impl Board, run: Frames, bytes: &[u8]) -> Result<(), StartError> {
-    let piece_pages = SCRATCH_BYTES / PAGE;
-    for (index, piece) in bytes.chunks(SCRATCH_BYTES as usize).enumerate() {
+    let piece_pages = STORED / PAGE;
+    for (index, piece) in bytes.chunks(STORED as usize).enumerate() {
         let pages = (piece.len() as u64).div_ceil(PAGE);
         OWN.map(system, SCRATCH, run, index as u64 * piece_pages, pages, READ_WRITE).step("map the scratch window")?;
         let written = board.scratch(0, piece);
@@ -125,7 +196,7 @@ fn threads(
             budget: time.budget,
         };
         let slot = supply.slot();
-        let thread = Thread::create(system, domain, setup, slot).step("make a thread")?;
+        let thread = patiently(system, || Thread::create(system, domain, setup, slot)).step("make a thread")?;
         if plan.float {
             thread.float(system, supply.take(system, 1)?).step("give a thread floating-point registers")?;
         }
@@ -140,9 +211,9 @@ const fn stack(thread: u64) -> u64 {
 }
 
 /// Lets all threads of a server run.
-pub fn start(system: &impl System, built: &Built, plan: &ServerPlan<'_>) -> Result<(), StartError> {
+pub fn start(system: &impl System, built: &Built) -> Result<(), StartError> {
     for (index, thread) in (0..).zip(&built.threads) {
-        thread.start(system, plan.entry, stack(index), index).step("start a thread")?;
+        thread.start(system, built.entry, stack(index), index).step("start a thread")?;
     }
     Ok(())
 }

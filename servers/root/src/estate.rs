@@ -6,9 +6,9 @@ use crate::build::{self, Built, LENT, Time};
 use crate::guest::{self, Made};
 use crate::supply::{Lot, Supply};
 use crate::wire::{self, Rings};
-use crate::{Board, StartError, Step};
+use crate::{Board, StartError, Step, patiently};
 use trellis_idl::kernel::Rights;
-use trellis_idl::layout::{root_signal, root_slot, slot};
+use trellis_idl::layout::{self, root_signal, root_slot, slot};
 use trellis_idl::plan::{Plan, Role};
 use trellis_runtime::{Signal, System, Thread};
 
@@ -95,11 +95,12 @@ fn server(
 /// Root hears a server's threads end, and take too long for an answer; the server can wake root.
 pub fn supervise(
     system: &impl System, supply: &mut Supply, index: usize, server: &Built, patience: impl Fn(usize) -> u64,
-) -> Result<(), StartError> {
-    let signal = SELF.signal(system, root_signal::server(index), supply.slot()).step("make a signal")?;
-    signal.grant(system, server.domain, slot::ROOT, Rights::USE).step("grant a signal")?;
+) -> Result<Signal, StartError> {
+    let slot = supply.slot();
+    let signal = patiently(system, || SELF.signal(system, root_signal::server(index), slot)).step("make a signal")?;
+    signal.grant(system, server.domain, layout::slot::ROOT, Rights::USE).step("grant a signal")?;
     for (number, thread) in server.threads.iter().enumerate() {
         thread.supervise(system, signal, patience(number)).step("supervise a thread")?;
     }
-    Ok(())
+    Ok(signal)
 }

@@ -2,6 +2,7 @@
 //! A kernel and a board for tests: capability tables, runs, maps; calls are answered by a script.
 
 use crate::Board;
+use crate::build::STORED;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use trellis_idl::control::Control;
@@ -10,7 +11,7 @@ use trellis_idl::kernel::{Access, Op, PAGE, PAUSE, Refusal, Rights, WORDS};
 use trellis_idl::layout::{PROGRAM, ring, root_slot};
 use trellis_idl::plan::*;
 use trellis_idl::trace::{MOST_READ, RECORDS, Record, TraceKind, Who};
-use trellis_idl::wire::to_answer;
+use trellis_idl::wire::{MonitorOp, MonitorState, to_answer};
 use trellis_runtime::{RingPage, System};
 
 /// Pages of the payload.
@@ -114,6 +115,8 @@ pub struct Fake {
     pub refuse_calls: Cell<Option<usize>>,
     /// So many of the next calls to monitors are refused.
     pub refuse_monitors: Cell<usize>,
+    /// The next call of this operation to this domain is refused so.
+    pub fail: Cell<Option<(usize, u64, Refusal)>>,
     /// This domain has another interface than root expects.
     pub disagrees: Cell<Option<usize>>,
 }
@@ -147,6 +150,7 @@ impl Fake {
             calls: RefCell::default(),
             refuse_calls: Cell::new(None),
             refuse_monitors: Cell::new(0),
+            fail: Cell::new(None),
             disagrees: Cell::new(None),
         }
     }
@@ -289,6 +293,16 @@ impl State {
         Ok([0; 3])
     }
 
+    /// A run's parts are its own again, and nobody has them.
+    fn join(&mut self, run: usize) {
+        let parts: Vec<usize> = (0..self.runs.len()).filter(|part| self.runs[*part].parent == Some(run)).collect();
+        for part in parts {
+            self.join(part);
+            self.runs[part] = Run { pages: 0, parent: None, ..self.runs[part] };
+            self.domains.iter_mut().for_each(|domain| domain.table.retain(|_, (object, _)| *object != Object::Run(part)));
+        }
+    }
+
     fn split(&mut self, a: [u64; 6]) -> Result<[u64; 3], Refusal> {
         let parent = self.frames(a[0])?;
         let run = self.runs[parent];
@@ -344,6 +358,7 @@ impl State {
             Op::FramesSplit => self.split(a),
             Op::FramesReclaim => {
                 let name = Object::Run(self.frames(a[0])?);
+                self.join(self.frames(a[0])?);
                 self.domains[1..].iter_mut().for_each(|domain| domain.table.retain(|_, (object, _)| *object != name));
                 Ok([0; 3])
             }
@@ -377,7 +392,9 @@ impl State {
                 let (domain, index) = self.thread(a[0])?;
                 let Object::Signal(0, 0, bits) = self.cap(a[1])? else { return Err(Refusal::WrongKind) };
                 self.domains[domain].supervised.insert(index, bits);
-                self.domains[domain].patience.push(a[2]);
+                let patience = &mut self.domains[domain].patience;
+                patience.resize(patience.len().max(index + 1), 0);
+                patience[index] = a[2];
                 Ok([0; 3])
             }
             Op::ThreadFloat => {
@@ -504,7 +521,20 @@ impl System for Fake {
         if self.refuse_calls.get() == Some(domain) {
             return Err(Refusal::Gone);
         }
-        Ok([0; WORDS])
+        if let Some((whose, op, why)) = self.fail.get()
+            && (whose, op) == (domain, words[0])
+        {
+            self.fail.set(None);
+            return Err(why);
+        }
+        let mut answer = [0; WORDS];
+        if self.state.borrow().domains[domain].rank == 3 && words[0] == MonitorOp::Export as u64 {
+            let mut body = [0; 8];
+            let state = MonitorState { version: 1, body: [7, 8, 9].into_iter().collect() };
+            answer[1] = postcard::to_slice(&state, &mut body).expect("it fits").len() as u64;
+            answer[2] = u64::from_le_bytes(body);
+        }
+        Ok(answer)
     }
 
     fn wait(&self, mask: u64, deadline: u64) -> u64 {
@@ -525,6 +555,8 @@ impl System for Fake {
 pub struct FakeBoard {
     payload: &'static [u8],
     rings: &'static [RingPage],
+    /// What was written into the scratch window, wherever that was mapped.
+    scratch: &'static RefCell<BTreeMap<u64, u8>>,
 }
 
 impl FakeBoard {
@@ -554,7 +586,7 @@ impl FakeBoard {
         let at = IRQFWD_CONFIG.offset as usize;
         let used = postcard::to_slice(&config, &mut payload[at + 8..]).unwrap().len() as u64;
         payload[at..at + 8].copy_from_slice(&used.to_le_bytes());
-        FakeBoard { payload: payload.leak(), rings: Vec::leak((0..128).map(|_| RingPage::new()).collect()) }
+        FakeBoard { payload: payload.leak(), rings: Vec::leak((0..128).map(|_| RingPage::new()).collect()), scratch: Box::leak(Box::default()) }
     }
 }
 
@@ -565,11 +597,20 @@ impl Board for FakeBoard {
     }
 
     fn scratch(&self, offset: u64, bytes: &[u8]) -> bool {
-        offset == 0 && bytes.len() < 0x10000
+        self.scratch.borrow_mut().extend((offset..).zip(bytes.iter().copied()));
+        (offset == 0 || offset >= STORED) && bytes.len() < 0x10000
+    }
+
+    fn scratch_read(&self, offset: u64, bytes: &mut [u8]) -> bool {
+        let scratch = self.scratch.borrow();
+        for (place, byte) in (offset..).zip(bytes) {
+            *byte = scratch.get(&place).copied().unwrap_or(0);
+        }
+        true
     }
 
     fn ring(&self, index: usize) -> &'static RingPage {
-        assert!(index <= ring::ROOT_ANSWER);
+        assert!(index <= ring::root_second(MAX_MONITORS - 1));
         &self.rings[index]
     }
 }
@@ -606,6 +647,7 @@ fn server(name: &'static str, role: Role, threads: usize, config: Part) -> Serve
         slots: 64,
         config,
         float: false,
+        swap: None,
     }
 }
 
@@ -623,6 +665,14 @@ pub fn plan_with_device() -> Plan<'static> {
 pub const MONITOR: usize = 5;
 /// What it is called.
 pub const MONITOR_NAME: &str = "watchdog";
+
+/// The same, and the host may put another one into the monitor's place.
+pub fn plan_with_swap(guests: &[usize], swap: SwapPlan) -> Plan<'static> {
+    let mut plan = plan_with_monitor(guests, Without::Hold);
+    plan.servers[MONITOR].swap = Some(swap);
+    plan.control = Control::Full;
+    plan
+}
 
 /// The same as [`plan`]; a monitor watches the second guest, or both.
 pub fn plan_with_monitor(guests: &[usize], without: Without) -> Plan<'static> {

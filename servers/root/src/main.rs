@@ -27,6 +27,10 @@ mod board {
             memory::scratch_write(offset, bytes)
         }
 
+        fn scratch_read(&self, offset: u64, bytes: &mut [u8]) -> bool {
+            memory::scratch_read(offset, bytes)
+        }
+
         fn ring(&self, index: usize) -> &'static RingPage {
             page(index)
         }

@@ -9,11 +9,12 @@ use crate::host::Host;
 use crate::policy::{Action, Death, Event, Policy};
 use crate::supply::{Lot, Supply};
 use crate::trace::{self, Tracer};
+use crate::upload::Upload;
 use crate::watch::{self, Monitor, Ways};
 use crate::wire::Rings;
 use crate::{Board, StartError, Step, check, wire};
 use heapless::Vec;
-use trellis_idl::control::Replaced;
+use trellis_idl::control::{Refused, Replaced};
 use trellis_idl::kernel::{Fact, Refusal, Rights, ThreadFault};
 use trellis_idl::interface;
 use trellis_idl::layout::{DEVICE, console_signal, ring, root_signal, root_slot, slot};
@@ -29,6 +30,8 @@ const CONSOLE: Time = Time { priority: 220, budget: trellis_runtime::handle::bud
 const MAX_REPORTS: usize = 8;
 /// Times that a report is tried again, a millisecond apart, while the console has no room for it.
 const PATIENCE: u32 = 100;
+
+use exchange::Exchange;
 
 const MACHINE: Machine = Machine::at(root_slot::SYSTEM);
 
@@ -61,6 +64,12 @@ pub struct Root<'a, B> {
     faulted: Option<u8>,
     /// What became of the monitor that was made again last, for whoever asked for it.
     replaced: Option<Replaced>,
+    /// Why another one was not put into its place.
+    refused: Option<Refused>,
+    /// What the host is sending.
+    upload: Option<Upload>,
+    /// A monitor that is about to take another's place.
+    exchange: Option<Exchange>,
     off: bool,
 }
 
@@ -94,7 +103,7 @@ impl<'a, B: Board> Root<'a, B> {
         let tracer = Tracer::new(cpus);
         let host = Host::new(plan.control, clock(system).0);
         let mut root =
-            Root { host, board, plan, supply, servers, guests, lots, console: output, policy, unheard: 0, tracer, forward: None, ways: Vec::new(), monitors: Vec::new(), running: 0, faulted: None, replaced: None, off: false };
+            Root { host, board, plan, supply, servers, guests, lots, console: output, policy, unheard: 0, tracer, forward: None, ways: Vec::new(), monitors: Vec::new(), running: 0, faulted: None, replaced: None, refused: None, upload: None, exchange: None, off: false };
         for index in 0..plan.guests.len() {
             root.make_guest(system, index)?;
         }
@@ -146,9 +155,7 @@ impl<'a, B: Board> Root<'a, B> {
         let built = forward.again(system, &self.board, supply, self.plan, dead, guests, goes_on, ends)?;
         // What the dead one still had to say is not the new one's.
         Consumer::new(self.board.ring(ring::root_report(number))).clear();
-        if let Some(plan) = self.plan.servers.get(number) {
-            build::start(system, &built, plan)?;
-        }
+        build::start(system, &built)?;
         if let Some(place) = self.servers.get_mut(number) {
             *place = built;
         }
@@ -183,8 +190,8 @@ impl<'a, B: Board> Root<'a, B> {
     /// Lets the servers run, then the guests.
     #[inline(never)]
     pub fn begin(&mut self, system: &impl System) -> Result<(), StartError> {
-        for (built, plan) in self.servers.iter().zip(&self.plan.servers) {
-            build::start(system, built, plan)?;
+        for built in &self.servers {
+            build::start(system, built)?;
         }
         let fact = |fact| MACHINE.fact(system, fact, 0).unwrap_or(0);
         let started = Report::Started {
@@ -251,6 +258,9 @@ impl<'a, B: Board> Root<'a, B> {
                 break;
             }
         }
+        if self.attend_exchange(system, index) {
+            return;
+        }
         if !self.policy.has_stopped(index)
             && let Some(record) = self.stopped(system, index)
         {
@@ -270,7 +280,9 @@ impl<'a, B: Board> Root<'a, B> {
             Role::Irqfwd | Role::Monitor => u8::MAX,
             Role::Console => return None,
         };
-        let report = Consumer::new(self.board.ring(ring::root_report(index))).receive::<ToRoot>()?;
+        let own = self.monitors.iter().find(|monitor| monitor.number == index).map(|monitor| monitor.reports(self.plan));
+        let page = own.unwrap_or(ring::root_report(index));
+        let report = Consumer::new(self.board.ring(page)).receive::<ToRoot>()?;
         Some(match (report, role) {
             (Ok(ToRoot::Ended(end)), Role::Vcpu(_)) => Some(Event::Ended(guest, end)),
             (Ok(ToRoot::Reset), Role::Vcpu(_)) => Some(Event::Reset(guest)),
@@ -289,14 +301,7 @@ impl<'a, B: Board> Root<'a, B> {
 
     /// Whether a thread of a server has stopped or takes too long for an answer, and how.
     fn stopped(&self, system: &impl System, index: usize) -> Option<Death> {
-        let server = self.servers.get(index)?;
-        server.threads.iter().find_map(|thread| match thread.fault(system, ThreadFault::State) {
-            Ok(0) => None,
-            Ok(2) => Some(Death::Faulted(record(system, *thread))),
-            Ok(3) => Some(Death::Late(late(system, *thread))),
-            // It ended by itself, or is no more.
-            _ => Some(Death::Ended),
-        })
+        halted(system, self.servers.get(index)?)
     }
 
     /// Decides and acts until nothing follows any more.
@@ -413,8 +418,8 @@ impl<'a, B: Board> Root<'a, B> {
             *place = made;
         }
         for number in numbers {
-            if let (Some(built), Some(plan)) = (self.servers.get(number), self.plan.servers.get(number)) {
-                build::start(system, built, plan)?;
+            if let Some(built) = self.servers.get(number) {
+                build::start(system, built)?;
             }
         }
         if let (Some(forward), Some(made)) = (&self.forward, self.guests.get(index))
@@ -521,6 +526,17 @@ impl<'a, B: Board> Root<'a, B> {
     }
 }
 
+/// Whether a thread of a server has stopped or takes too long for an answer, and how.
+fn halted(system: &impl System, server: &Built) -> Option<Death> {
+    server.threads.iter().find_map(|thread| match thread.fault(system, ThreadFault::State) {
+        Ok(0) => None,
+        Ok(2) => Some(Death::Faulted(record(system, *thread))),
+        Ok(3) => Some(Death::Late(late(system, *thread))),
+        // It ended by itself, or is no more.
+        _ => Some(Death::Ended),
+    })
+}
+
 /// A faulted thread's registers.
 fn record(system: &impl System, thread: Thread) -> Fault {
     let word = |word| thread.fault(system, word).unwrap_or(0);
@@ -577,6 +593,9 @@ fn console_device(system: &impl System, supply: &mut Supply, console: &Built, ua
 }
 
 mod answer;
+mod exchange;
+#[cfg(test)]
+mod exchange_tests;
 #[cfg(test)]
 mod answer_tests;
 mod relief;

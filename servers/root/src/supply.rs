@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Memory and capability slots to hand out: parts of the free runs, first fit, and parts of the payload, each once.
 
-use crate::{StartError, Step};
+use crate::{StartError, Step, patiently};
+use crate::room::Room;
 use heapless::Vec;
 use trellis_idl::kernel::{PAGE, Refusal};
 use trellis_idl::layout::root_slot;
@@ -83,6 +84,8 @@ pub struct Supply {
     next_slot: u64,
     /// What is being handed out belongs to this; it was handed out before when it has an end.
     lot: Lot,
+    /// What is being handed out is of this room, whose memory is used up to this page.
+    room: Option<(Room, u64)>,
 }
 
 impl Supply {
@@ -95,7 +98,7 @@ impl Supply {
             // As many as there can be runs, and there is room for more.
             let _ = pieces.push(Piece { run, first: 0, pages: info.pages, base: info.first });
         }
-        Supply { pieces, parts: Vec::new(), next_slot: FIRST, lot: Lot::default() }
+        Supply { pieces, parts: Vec::new(), next_slot: FIRST, lot: Lot::default(), room: None }
     }
 
     /// Bytes of memory that belong to nobody yet.
@@ -107,6 +110,27 @@ impl Supply {
     pub fn slot(&mut self) -> u64 {
         self.next_slot += 1;
         self.next_slot - 1
+    }
+
+    /// The first of so many empty slots.
+    pub fn slots(&mut self, count: u64) -> u64 {
+        self.next_slot += count;
+        self.next_slot - count
+    }
+
+    /// From now on hands out what is in an empty room. Back: for [`Supply::leave`].
+    pub fn enter(&mut self, room: Room) -> u64 {
+        self.room = Some((room, 0));
+        core::mem::replace(&mut self.next_slot, room.first)
+    }
+
+    /// Hands out what belongs to nobody again. Refused: the room had too few slots.
+    pub fn leave(&mut self, before: u64) -> Result<(), StartError> {
+        let used = core::mem::replace(&mut self.next_slot, before);
+        match self.room.take() {
+            Some((room, _)) if used <= room.first + room.slots => Ok(()),
+            _ => Err(StartError::Plan("too much for a room")),
+        }
     }
 
     /// From now on everything belongs to one lot.
@@ -141,6 +165,12 @@ impl Supply {
 
     /// A run of so many pages, at a machine page that `align` (a power of two) divides.
     pub fn take_aligned(&mut self, system: &impl System, pages: u64, align: u64) -> Result<Frames, StartError> {
+        if let Some((room, used)) = self.room {
+            let slot = self.slot();
+            let run = patiently(system, || room.run.split(system, used, pages, slot)).step("split a room's memory")?;
+            self.room = Some((room, used + pages));
+            return Ok(run);
+        }
         if self.lot.end != 0 {
             let run = Frames::at(self.slot());
             let fits = run.info(system).step("take memory again")?.pages == pages;

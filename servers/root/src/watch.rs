@@ -5,22 +5,30 @@
 //! are taken apart with it, and made again with it. A monitor is made again of the same slots and memory when it dies;
 //! what its guests were doing then is owed to them by the kernel, and settled with the next one.
 
-use crate::build::{self, Built, LENT};
+use crate::build::{self, Built, LENT, Stored, Time};
 use crate::estate::{self, Ends};
 use crate::guest::Made;
+use crate::program::PIECES;
+use crate::room::Room;
 use crate::supply::{Lot, Supply};
 use crate::wire::{self, Pair};
-use crate::{Board, StartError, Step};
+use crate::{Board, StartError, Step, patiently};
 use heapless::Vec;
 use trellis_idl::interface;
 use trellis_idl::kernel::{Refusal, Rights, SESSIONS, Seat};
-use trellis_idl::layout::{badge, slot, watched};
+use trellis_idl::layout::{badge, ring, slot, watched};
 use trellis_idl::plan::{GuestPlan, MAX_VCPUS, MAX_WATCHED, Plan, Role, ServerPlan, WatcherPlan, Without};
-use trellis_idl::wire::MonitorOp;
-use trellis_runtime::{Portal, Session, System, message};
+use trellis_idl::wire::{MonitorOp, MonitorState};
+use trellis_runtime::{Consumer, Frames, Portal, Session, Signal, System, message};
 
 /// Microseconds that a monitor's control thread may take for an answer: it asks p2m for every page of its rules.
-const CONTROL: u64 = 10_000_000;
+pub const CONTROL: u64 = 10_000_000;
+/// The same while one takes another's place: guests wait, and root hears of nobody else.
+pub const BRIEF: u64 = 100_000;
+/// How the threads of a program that was uploaded get their time while they do not serve: before guests, behind root, and half
+/// of it at most. The kernel looks at servers in round periods: this one is in step with none of them, so that one that hangs is
+/// seen to run.
+const UNKNOWN: Time = Time { priority: 205, budget: trellis_runtime::handle::budget(4_000, 7_919) };
 
 /// What a guest's monitors have of it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,7 +84,7 @@ fn sessions(
     let mut first = [0; SESSIONS as usize];
     for (number, first) in (0..plan.watchers.len() as u64).zip(&mut first) {
         *first = supply.slot();
-        let session = patiently(|| Session::create(system, made.guest, number, *first)).step("make a session")?;
+        let session = patiently(system, || Session::create(system, made.guest, number, *first)).step("make a session")?;
         for server in [p2m, vcpu] {
             session.grant(system, server.domain, slot::SESSION + number, Rights::USE).step("grant a session")?;
         }
@@ -85,21 +93,11 @@ fn sessions(
             for server in [p2m, vcpu] {
                 let thread = server.threads.get(thread).ok_or(StartError::Plan("too few threads"))?;
                 let slot = supply.slot();
-                patiently(|| thread.portal(system, badge, slot)).step("make a portal")?;
+                patiently(system, || thread.portal(system, badge, slot)).step("make a portal")?;
             }
         }
     }
     Ok(first)
-}
-
-/// Makes what goes into a slot that was emptied only now: it is free when no CPU is in the middle of using it.
-fn patiently<T>(mut make: impl FnMut() -> Result<T, Refusal>) -> Result<T, Refusal> {
-    loop {
-        match make() {
-            Err(Refusal::Again) => {}
-            made => return made,
-        }
-    }
 }
 
 /// Takes everything of a guest from those who watch it: the guest is about to be taken apart.
@@ -133,16 +131,53 @@ pub fn watched_by<'p>(plan: &'p Plan<'_>, server: usize) -> impl Iterator<Item =
     })
 }
 
-/// A monitor, and what it is made of.
+/// A monitor, and what it is made of. There are two halves of everything, so that one can be made while the other runs:
+/// rings, memory, slots, and the seat in the guests' sessions.
 #[derive(Clone, Debug)]
 pub struct Monitor {
     /// Its index in the plan.
     pub number: usize,
-    lot: Lot,
+    /// Who is asked, or was until it was lost.
+    pub now: Instance,
+    halves: [Half; 2],
+    /// Where what the host sends is kept, if another may take its place.
+    pub store: Option<Store>,
+    /// The program that runs, if it is not the image's.
+    pub stored: Option<Stored>,
+}
+
+/// Half of a monitor.
+#[derive(Clone, Copy, Debug)]
+struct Half {
     rings: Pair,
+    room: Room,
+    /// Something was made in it since it was emptied.
+    is_used: bool,
+}
+
+/// Memory for two files: the one of which the monitor was made, and the one that comes.
+#[derive(Clone, Copy, Debug)]
+pub struct Store {
+    /// The memory.
+    pub run: Frames,
+    /// Pages of each.
+    pub pages: u64,
+    /// Which of the two comes next: 0 or 1.
+    pub next: u64,
+    /// The lowest number that a signed one may have.
+    pub lowest: u64,
+}
+
+/// A monitor's domain, which runs or will.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    /// The server.
+    pub built: Built,
     portals: Portals,
-    /// Where its portals are in its guests' sessions.
-    seat: Seat,
+    /// Wakes root.
+    signal: Signal,
+    /// Which half it is in.
+    half: usize,
 }
 
 /// Ways into a monitor.
@@ -213,37 +248,92 @@ impl Monitor {
     #[inline(never)]
     pub fn make(
         system: &impl System, board: &impl Board, supply: &mut Supply, plan: &Plan<'_>, number: usize, ends: Ends<'_>,
-    ) -> Result<(Monitor, Built), StartError> {
-        let rings = wire::pair(system, supply, ends.console.domain, number)?;
-        supply.begin();
-        let (built, portals) = server_of(system, board, supply, plan, number, &rings, ends)?;
-        let lot = supply.end()?;
-        Ok((Monitor { number, lot, rings, portals, seat: Seat::First }, built))
+    ) -> Result<Monitor, StartError> {
+        let server = plan_of(plan, number)?;
+        let console = ends.console.domain;
+        let place = plan.servers.iter().take(number).filter(|server| server.role == Role::Monitor).count();
+        let rings = [wire::pair(system, supply, console, number)?, wire::second_pair(system, supply, console, place)?];
+        let [first, second] = rings.map(|rings| {
+            let threads = server.cpus.len() as u64;
+            let program = build::program_pages(server).max(server.swap.map_or(0, |swap| swap.pages.into()));
+            let room = Room::make(system, supply, build::pages(server, threads, program), slots(plan, number, threads))?;
+            Ok(Half { rings, room, is_used: false })
+        });
+        let mut halves = [first?, second?];
+        let store = server.swap.map(|swap| {
+            let pages = u64::from(swap.pages);
+            let run = supply.take(system, 2 * pages)?;
+            Ok(Store { run, pages, next: 0, lowest: swap.counter })
+        });
+        let store = store.transpose()?;
+        let now = instance(system, board, supply, plan, number, (0, &mut halves[0]), ends, None)?;
+        Ok(Monitor { number, now, halves, store, stored: None })
     }
 
-    /// Makes it again, of the same, after it died.
+    /// Makes it again, in its other half, after it died.
     #[inline(never)]
     pub fn again(
-        &mut self, system: &impl System, board: &impl Board, supply: &mut Supply, plan: &Plan<'_>, dead: &Built, ends: Ends<'_>,
-    ) -> Result<Built, StartError> {
-        dead.domain.destroy(system).step("destroy a domain")?;
-        self.lot.take_back(system)?;
-        let before = supply.repeat(&self.lot);
-        let made = server_of(system, board, supply, plan, self.number, &self.rings, ends);
-        supply.go_on(before);
-        let (built, portals) = made?;
-        self.portals = portals;
-        self.seat = if self.seat == Seat::First { Seat::Second } else { Seat::First };
-        Ok(built)
+        &mut self, system: &impl System, board: &impl Board, supply: &mut Supply, plan: &Plan<'_>, ends: Ends<'_>,
+    ) -> Result<(), StartError> {
+        self.end(system, &self.now)?;
+        let stored = self.stored.clone();
+        self.now = self.beside(system, board, supply, plan, ends, stored.as_ref())?;
+        Ok(())
     }
 
+    /// Makes another one, of this program or the image's, in the half in which nobody lives.
+    #[inline(never)]
+    pub fn beside(
+        &mut self, system: &impl System, board: &impl Board, supply: &mut Supply, plan: &Plan<'_>, ends: Ends<'_>,
+        stored: Option<&Stored>,
+    ) -> Result<Instance, StartError> {
+        let other = 1 - self.now.half;
+        self.tidy(system)?;
+        // What an earlier one in this half still had to say is not the new one's.
+        Consumer::new(board.ring(self.report_ring(plan, other))).clear();
+        let half = self.halves.get_mut(other).ok_or(StartError::Plan("no such half"))?;
+        instance(system, board, supply, plan, self.number, (other, half), ends, stored)
+    }
+
+    /// Ends an instance, whatever it does.
+    pub fn end(&self, system: &impl System, instance: &Instance) -> Result<(), StartError> {
+        match instance.built.domain.destroy(system) {
+            // It is gone already.
+            Ok(_) | Err(Refusal::Gone | Refusal::NoCapability) => Ok(()),
+            Err(refusal) => Err(StartError::Refused("destroy a domain", refusal)),
+        }
+    }
+
+    /// Empties the half in which nobody lives any more, if somebody did.
+    pub fn tidy(&mut self, system: &impl System) -> Result<(), StartError> {
+        let Some(half) = self.halves.get_mut(1 - self.now.half) else { return Ok(()) };
+        if half.is_used {
+            half.room.clear(system)?;
+            half.is_used = false;
+        }
+        Ok(())
+    }
+
+    /// Which of root's rings the one that is asked reports by.
+    pub fn reports(&self, plan: &Plan<'_>) -> usize {
+        self.report_ring(plan, self.now.half)
+    }
+
+    fn report_ring(&self, plan: &Plan<'_>, half: usize) -> usize {
+        let place = plan.servers.iter().take(self.number).filter(|server| server.role == Role::Monitor).count();
+        if half == 0 { ring::root_report(self.number) } else { ring::root_second(place) }
+    }
+}
+
+impl Instance {
     /// Whether it is a monitor as root knows them.
     pub fn attach(&self, system: &impl System) -> Result<(), StartError> {
         message::attach(system, self.portals.control, interface::MONITOR).step("agree with a monitor")
     }
 
     /// Gives it what it may have of a guest, and puts it where the guest's session will look.
-    pub fn admit(&self, system: &impl System, built: &Built, guest: &Subject<'_>) -> Result<(), StartError> {
+    pub fn admit(&self, system: &impl System, guest: &Subject<'_>) -> Result<(), StartError> {
+        let built = &self.built;
         let place = u64::from(guest.watcher.place);
         let some = |has, right| if has { right } else { Rights::default() };
         let memory = some(guest.watcher.reads, Rights::READ).with(some(guest.watcher.writes, Rights::WRITE));
@@ -262,45 +352,100 @@ impl Monitor {
         let session = guest.own()?;
         let first = self.portals.events.get(place as usize).ok_or(StartError::Plan("no such place"))?;
         for vcpu in 0..guest.made.vcpus.len() as u64 {
-            session.place(system, vcpu, self.seat as u64, Some(Portal::at(first + vcpu))).step("place a monitor")?;
+            session.place(system, vcpu, self.seat() as u64, Some(Portal::at(first + vcpu))).step("place a monitor")?;
         }
         Ok(())
+    }
+
+    /// Where its portals are in its guests' sessions.
+    pub fn seat(&self) -> Seat {
+        if self.half == 0 { Seat::First } else { Seat::Second }
+    }
+
+    /// How long it may take for what root asks, in microseconds.
+    pub fn be_patient(&self, system: &impl System, patience: u64) -> Result<(), StartError> {
+        let control = self.built.threads.last().ok_or(StartError::Plan("no control thread"))?;
+        control.supervise(system, self.signal, patience).step("supervise a thread")
+    }
+
+    /// What it knows, for the one that comes after it.
+    // Out of line, as `import` is: a state takes much of the stack.
+    #[inline(never)]
+    pub fn export(&self, system: &impl System) -> Result<MonitorState, Refusal> {
+        self.portals.control.ask(system, MonitorOp::Export as u64, &())
+    }
+
+    /// Gives it what the one before knew.
+    #[inline(never)]
+    pub fn import(&self, system: &impl System, state: &MonitorState) -> Result<(), Refusal> {
+        self.portals.control.ask(system, MonitorOp::Import as u64, state)
     }
 
     /// Has it watch a guest that begins ([`MonitorOp::Begin`]) or runs already ([`MonitorOp::Adopt`]), then has it asked
     /// about the guest. Back: how many of its vCPUs waited for that.
     pub fn watch(&self, system: &impl System, op: MonitorOp, guest: &Subject<'_>) -> Result<u32, StartError> {
         self.portals.control.order(system, op as u64, [guest.watcher.place.into()]).step("have a guest watched")?;
-        guest.commit(system, self.seat)?;
+        guest.commit(system, self.seat())?;
         let owed = guest.owed(system)?;
         guest.settle(system)?;
         Ok(owed)
     }
 }
 
+fn plan_of<'p, 'a>(plan: &'p Plan<'a>, number: usize) -> Result<&'p ServerPlan<'a>, StartError> {
+    let server = plan.servers.get(number).filter(|server| server.role == Role::Monitor);
+    server.ok_or(StartError::Plan("no such monitor"))
+}
+
+/// Slots of an instance: tables, domain, segments, stacks, threads and what they save registers in, a signal, the control
+/// portal, and a portal for each vCPU.
+fn slots(plan: &Plan<'_>, number: usize, threads: u64) -> u64 {
+    let watched = watched_by(plan, number).filter_map(|(guest, ..)| plan.guests.get(guest));
+    let vcpus: usize = watched.map(|guest| guest.cpus.len()).sum();
+    2 + PIECES as u64 + 1 + 2 * threads + 2 + vcpus as u64
+}
+
 /// The server, without anything of its guests.
+#[allow(clippy::too_many_arguments, reason = "what a server is made of, and where")]
+fn instance(
+    system: &impl System, board: &impl Board, supply: &mut Supply, plan: &Plan<'_>, number: usize,
+    (half, place): (usize, &mut Half), ends: Ends<'_>, stored: Option<&Stored>,
+) -> Result<Instance, StartError> {
+    place.is_used = true;
+    let before = supply.enter(place.room);
+    let made = server_of(system, board, supply, plan, number, &place.rings, ends, stored);
+    supply.leave(before)?;
+    let (built, portals, signal) = made?;
+    Ok(Instance { built, portals, signal, half })
+}
+
+#[allow(clippy::too_many_arguments, reason = "what a server is made of")]
 fn server_of(
     system: &impl System, board: &impl Board, supply: &mut Supply, plan: &Plan<'_>, number: usize, rings: &Pair,
-    ends: Ends<'_>,
-) -> Result<(Built, Portals), StartError> {
-    let server = plan.servers.get(number).filter(|server| server.role == Role::Monitor);
-    let server: &ServerPlan<'_> = server.ok_or(StartError::Plan("no such monitor"))?;
-    let times = build::times(server.role, server.cpus.len(), LENT);
-    let built = build::server(system, board, supply, server, &times, 0)?;
+    ends: Ends<'_>, stored: Option<&Stored>,
+) -> Result<(Built, Portals, Signal), StartError> {
+    let server = plan_of(plan, number)?;
+    let mut times = build::times(server.role, server.cpus.len(), LENT);
+    if stored.is_some() {
+        // Nobody here knows it: it shall not have its CPUs to itself until it begins to serve.
+        times.fill(UNKNOWN);
+    }
+    let built = build::server_of(system, board, supply, server, &times, 0, stored)?;
     wire::attach_pair(system, rings, built.domain)?;
     let control = built.threads.len().saturating_sub(1);
     // A thread serves every guest on its CPU: the strictest counts.
     let verdict = watched_by(plan, number).map(|(.., watcher)| u64::from(watcher.deadline_us)).min().unwrap_or(0);
-    estate::supervise(system, supply, number, &built, |thread| if thread == control { CONTROL } else { verdict })?;
+    let signal = estate::supervise(system, supply, number, &built, |thread| if thread == control { CONTROL } else { verdict })?;
     ends.output.grant(system, built.domain, slot::CONSOLE, Rights::USE).step("grant a signal")?;
     let thread = built.threads.get(control).ok_or(StartError::Plan("no control thread"))?;
-    let control = thread.portal(system, badge::ROOT, supply.slot()).step("make a portal")?;
+    let own = supply.slot();
+    let control = patiently(system, || thread.portal(system, badge::ROOT, own)).step("make a portal")?;
     let mut events = Vec::new();
     for (guest, _, watcher) in watched_by(plan, number) {
         let first = event_portals(system, supply, plan, (server, &built), guest, watcher.place)?;
         events.push(first).map_err(|_| StartError::Plan("too many watched guests"))?;
     }
-    Ok((built, Portals { control, events }))
+    Ok((built, Portals { control, events }, signal))
 }
 
 /// Portals for the events of a guest's vCPUs, each into the monitor's thread on that vCPU's CPU.
@@ -316,7 +461,8 @@ fn event_portals(
         let thread = serving.iter().position(|at| at == cpu).and_then(|index| built.threads.get(index));
         let thread = thread.ok_or(StartError::Plan("a monitor without a thread on a watched CPU"))?;
         let slot = supply.slot();
-        thread.portal(system, badge::event(place.into(), vcpu as u64), slot).step("make a portal")?;
+        let badge = badge::event(place.into(), vcpu as u64);
+        patiently(system, || thread.portal(system, badge, slot)).step("make a portal")?;
         if vcpu == 0 {
             first = slot;
         }

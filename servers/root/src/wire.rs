@@ -62,6 +62,14 @@ pub fn rings(
 /// The log and the reports of a server that belongs to no guest. They stay when it is made again.
 pub type Pair = [Frames; 2];
 
+/// The second rings of the monitor with this place among monitors.
+pub fn second_pair(system: &impl System, supply: &mut Supply, console: Domain, place: usize) -> Result<Pair, StartError> {
+    let pair = [supply.take(system, 1)?, supply.take(system, 1)?];
+    map(system, console, ring::console_second(place), pair[0])?;
+    map(system, OWN, ring::root_second(place), pair[1])?;
+    Ok(pair)
+}
+
 /// The rings of server `number` of the plan, with their ends in console and root.
 pub fn pair(system: &impl System, supply: &mut Supply, console: Domain, number: usize) -> Result<Pair, StartError> {
     let pair = [supply.take(system, 1)?, supply.take(system, 1)?];

@@ -92,7 +92,7 @@ pub fn run(bytes: &[u8]) {
         Outside { left: RefCell::new(bytes), sent: RefCell::default(), waiting: Cell::new(0), room: Cell::new(0) };
     let channel = |name, is_guest| Channel { name, is_guest };
     let channels = [channel("console", false), channel("p2m.a", false), channel("a", true)];
-    let config = ConsoleConfig { channels: channels.into_iter().collect(), uart: true };
+    let config = ConsoleConfig { channels: channels.into_iter().collect(), uart: true, monitors: 0 };
     let mut console = Console::new(&config, &outside, |index: usize| &rings[index % PAGES]);
     console.open(&outside);
     while !outside.left.borrow().is_empty() {

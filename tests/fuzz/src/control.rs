@@ -4,7 +4,7 @@
 use crate::plan::decoded;
 use trellis_console::control::decode;
 use trellis_console::frame::{Decoder, Outgoing};
-use trellis_idl::control::{Answer, Ask, FromHost, Head, Name, Part, Refused, VERSION};
+use trellis_idl::control::{Answer, Ask, FromHost, Head, Name, Offer, Part, Piece, Proof, Refused, VERSION};
 use trellis_idl::wire::FrameKind;
 
 /// The first byte says whether the others are the host's or root's.
@@ -31,7 +31,7 @@ pub fn run(bytes: &[u8]) {
 fn heard(payload: &[u8]) {
     let Some(heard) = decode(payload) else { return };
     let record = postcard::to_stdvec(&heard).expect("it encodes");
-    assert!(record.len() <= 64);
+    assert!(record.len() <= 300);
     assert_eq!(postcard::from_bytes::<FromHost>(&record).as_ref(), Ok(&heard));
     let head = postcard::take_from_bytes::<Head>(payload).expect("it was understood").0;
     match heard {
@@ -45,10 +45,15 @@ fn heard(payload: &[u8]) {
     }
 }
 
+fn upload(monitor: Name) -> Ask {
+    let proof = Some(Proof { counter: 3, signature: [[4; 32], [5; 32]] });
+    Ask::Upload(Offer { monitor, bytes: 700, digest: [6; 32], proof, is_fresh: false })
+}
+
 /// Each question, one in another version, and answers.
 pub fn seeds() -> Vec<Vec<u8>> {
     let name = || Name::try_from("web").expect("a short name");
-    let asks = [Ask::Status, Ask::Pause(name()), Ask::Resume(name()), Ask::Reboot(name()), Ask::Views(name()), Ask::Load(1000), Ask::Kill(name())];
+    let asks = [Ask::Status, Ask::Pause(name()), Ask::Resume(name()), Ask::Reboot(name()), Ask::Views(name()), Ask::Load(1000), Ask::Kill(name()), Ask::Swap(name()), upload(name()), Ask::Piece(Piece { offset: 9, bytes: [1, 2, 3].into_iter().collect() })];
     let bytes = |version, ask: &Ask| postcard::to_stdvec(&(Head { version, number: 7 }, ask)).expect("it encodes");
     let framed = |ask: &Ask| {
         let mut frame = Outgoing::new();

@@ -23,6 +23,7 @@ pub mod query;
 pub mod rings;
 pub mod syndrome;
 pub mod syscalls;
+pub mod upload;
 
 /// One thing to be fuzzed.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +37,7 @@ pub struct Target {
 }
 
 /// All of them, by name.
-pub const TARGETS: [Target; 17] = [
+pub const TARGETS: [Target; 18] = [
     Target { name: "boot_header", run: boot_header::run, seeds: boot_header::seeds },
     Target { name: "compose", run: compose::run, seeds: compose::seeds },
     Target { name: "console", run: console::run, seeds: console::seeds },
@@ -54,4 +55,5 @@ pub const TARGETS: [Target; 17] = [
     Target { name: "rings", run: rings::run, seeds: rings::seeds },
     Target { name: "syndrome", run: syndrome::run, seeds: syndrome::seeds },
     Target { name: "syscalls", run: syscalls::run, seeds: syscalls::seeds },
+    Target { name: "upload", run: upload::run, seeds: upload::seeds },
 ];

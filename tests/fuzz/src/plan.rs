@@ -54,6 +54,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         slots: 64,
         config: part,
         float: false,
+        swap: None,
     };
     let servers =
         [server("console", Role::Console, &[0]), server("p2m.a", Role::P2m(0), &[0, 0]), server("vcpu.a", Role::Vcpu(0), &[0, 0])];
@@ -113,6 +114,6 @@ pub fn seeds() -> Vec<Vec<u8>> {
         aarch32: false,
     };
     let channel = Channel { name: "a", is_guest: true };
-    let console = ConsoleConfig { channels: [channel; 3].into_iter().collect(), uart: true };
+    let console = ConsoleConfig { channels: [channel; 3].into_iter().collect(), uart: true, monitors: 0 };
     vec![message(0, &plan), message(1, &p2m), message(2, &vcpu), message(3, &console)]
 }

@@ -62,5 +62,5 @@ macro_rules! near {
 
 near! {
     0 boot_header 1 compose 2 console 3 context 4 control 5 device_tree 6 host_frames 7 instruction 8 kernel_file
-    9 manifest 10 messages 11 plan 12 program 13 query 14 rings 15 syndrome 16 syscalls
+    9 manifest 10 messages 11 plan 12 program 13 query 14 rings 15 syndrome 16 syscalls 17 upload
 }

@@ -96,10 +96,17 @@ impl System for Body {
     fn with_buffer<R>(&self, f: impl FnOnce(&mut [u8; 4096]) -> R) -> R {
         let (_, address) = self.buffer();
         let board = self.whole.hosted.borrow().board.clone();
-        let mut bytes = std::array::from_fn(|i| board.borrow().byte(address + i as u64));
+        let mut bytes = [0; 4096];
+        for (at, word) in (address..).step_by(8).zip(bytes.as_chunks_mut::<8>().0) {
+            *word = board.borrow().word(at).to_le_bytes();
+        }
+        let before = bytes;
         let result = f(&mut bytes);
-        for (at, byte) in (address..).zip(bytes) {
-            board.borrow_mut().set_byte(at, byte);
+        let words = bytes.as_chunks::<8>().0.iter().zip(before.as_chunks::<8>().0);
+        for (at, (word, before)) in (address..).step_by(8).zip(words) {
+            if word != before {
+                board.borrow_mut().set_word(at, u64::from_le_bytes(*word));
+            }
         }
         result
     }

@@ -11,6 +11,7 @@ use trellis_core::thread::FaultRecord;
 use trellis_core::trap::Trap;
 use trellis_hosted::guest::Touch;
 use trellis_hosted::{Hosted, Now, Settings, laws};
+use trellis_idl::control::{self, Answer, Ask, FromHost};
 use trellis_idl::kernel::{Access, Exit, ExitClass, Op, PAGE, Refusal, WORDS};
 use trellis_idl::layout::{PROGRAM, RINGS, SCRATCH, badge, ring, slot};
 use trellis_idl::plan::*;
@@ -18,7 +19,7 @@ use trellis_idl::wire::Report;
 use trellis_monitor::{MonitorServer, Reports, Standard};
 use trellis_p2m::P2m;
 use trellis_root::{Board, Root};
-use trellis_runtime::{Consumer, Reply, RingPage, Server, System, dispatch};
+use trellis_runtime::{Consumer, Producer, Reply, RingPage, Server, System, dispatch};
 use trellis_vcpu::{Rings, VcpuServer};
 
 /// CPUs, each with a vCPU of the guest.
@@ -48,6 +49,17 @@ pub enum Fate {
     Hang,
     /// It does what [`Whole::misdeeds`] says, and then crashes.
     Misbehave,
+}
+
+/// What a monitor does with what root asks of it, instead of answering.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Whim {
+    /// It touches what it may not.
+    Crash,
+    /// It goes on for ever.
+    Hang,
+    /// It says what means nothing.
+    Garbage,
 }
 
 /// What a server does that nobody wrote as it should be.
@@ -133,6 +145,8 @@ pub struct Whole {
     pub found: RefCell<Vec<u64>>,
     /// What befalls the server of this rank at its next exit.
     pub fate: Cell<Option<(u8, Fate)>>,
+    /// What befalls the next monitor that is asked for an operation, by its number; none of them = as it begins.
+    pub whims: RefCell<BTreeMap<Option<u64>, Whim>>,
     /// What [`Fate::Misbehave`] means.
     pub misdeeds: RefCell<Option<Misdeeds>>,
     payload: &'static [u8],
@@ -162,6 +176,17 @@ impl Board for Sight<'_> {
             let Some(leaf) = hosted.board.borrow().walk(space.root, address / PAGE) else { return false };
             hosted.board.borrow_mut().set_byte(leaf.page * PAGE + address % PAGE, *byte);
             leaf.access.covers(Access::WRITE)
+        })
+    }
+
+    fn scratch_read(&self, offset: u64, bytes: &mut [u8]) -> bool {
+        let hosted = self.0.hosted.borrow();
+        let space = hosted.shared.domains[0].lock().space;
+        (SCRATCH + offset..).zip(bytes).all(|(address, byte)| {
+            let Some(leaf) = hosted.board.borrow().walk(space.root, address / PAGE) else { return false };
+            let word = hosted.board.borrow().word(leaf.page * PAGE + address % PAGE / 8 * 8);
+            *byte = word.to_le_bytes()[address as usize % 8];
+            true
         })
     }
 
@@ -216,6 +241,7 @@ fn server(name: &'static str, role: Role, cpus: &[u8], config: Part) -> ServerPl
         slots: 64,
         config,
         float: false,
+        swap: None,
     }
 }
 
@@ -310,6 +336,7 @@ impl Whole {
             told: RefCell::default(),
             found: RefCell::default(),
             fate: Cell::new(None),
+            whims: RefCell::default(),
             misdeeds: RefCell::new(None),
             payload: payload(),
             monitors,
@@ -343,6 +370,11 @@ impl Whole {
         let body = self.body(0, 0);
         let (now, hz) = trellis_runtime::handle::clock(&body);
         body.wait(0, now + hz / 1000);
+    }
+
+    /// Whether somebody has woken root.
+    pub fn is_root_wanted(&self) -> bool {
+        self.hosted.borrow().shared.cpus[0].signals[0].load(std::sync::atomic::Ordering::Acquire) & trellis_core::signal_word::SIGNALS != 0
     }
 
     /// So many seconds pass in which nothing happens.
@@ -498,6 +530,10 @@ impl Whole {
         }
         let known = self.threads.borrow().get(&name).cloned();
         let Some(thread) = known else {
+            // The last thread is the one that root asks.
+            if rank == MONITOR && x0 == CPUS.into() && let Some(whim) = self.whims.borrow_mut().remove(&None) {
+                return self.errs(&body, whim);
+            }
             let program = self.program(domain, rank);
             self.threads.borrow_mut().insert(name, Thread { number: x0, program: program.clone() });
             self.rest(&body, &program, x0);
@@ -520,6 +556,10 @@ impl Whole {
                 }
                 return fate != Some(Fate::Hang);
             }
+            _ if rank == MONITOR && badge::kind(x0) != badge::EXIT && self.whims.borrow().contains_key(&Some(words[0])) => {
+                let whim = self.whims.borrow_mut().remove(&Some(words[0])).expect("it is there");
+                return self.errs(&body, whim);
+            }
             Program::P2m(server) => dispatch(server, &body, x0, words),
             Program::Vcpu(server) => dispatch(&**server, &body, x0, words),
             Program::Monitor(server) => dispatch(&**server, &body, x0, words),
@@ -535,6 +575,33 @@ impl Whole {
             self.say(&body, &thread.program, x0, reply);
         }
         true
+    }
+
+    /// A monitor's thread does what nobody asked it for. False: it will never be done.
+    fn errs(&self, body: &Body, whim: Whim) -> bool {
+        match whim {
+            Whim::Hang => return false,
+            Whim::Crash => {
+                let record = FaultRecord { syndrome: 0x9200_0046, address: 0xdead };
+                self.hosted.borrow_mut().trap(body.cpu, Trap::Fault(record));
+            }
+            Whim::Garbage => {
+                let words = [0, 7, u64::MAX, 3, u64::MAX, 5, 6, 7, 8, 9];
+                self.hosted.borrow_mut().syscall(body.cpu, Op::ReplyAndWait as u16, [0; 6], words);
+            }
+        }
+        true
+    }
+
+    /// The host asks root for something.
+    pub fn ask(&self, number: u32, ask: Ask) {
+        assert!(Producer::new(&self.pages[ring::ROOT_ASKED]).send(&FromHost::Asked(number, ask)), "there is room");
+    }
+
+    /// What root has answered since this was asked last.
+    pub fn answers(&self) -> Vec<control::Part> {
+        let mut ring = Consumer::new(&self.pages[ring::ROOT_ANSWER]);
+        std::iter::from_fn(|| ring.receive::<Answer>().map(|answer| answer.expect("an answer").part)).collect()
     }
 
     /// A thread says what it has to, and waits for the next; as the serve loop does, on a board.
@@ -608,10 +675,14 @@ impl Whole {
         };
         // Root is the first domain, and has the other end of the ring of reports.
         let own = ring(domain as u32 as usize, ring::REPORT);
-        let session = (0..self.monitors.len()).find(|session| ring(0, ring::root_report(3 + session)) == own);
-        let session = session.expect("root listens to it");
+        let pages = |session: usize| [ring::root_report(3 + session), ring::root_second(session)];
+        let found = (0..self.monitors.len()).find_map(|session| {
+            let page = pages(session).into_iter().find(|page| ring(0, *page) == own)?;
+            Some((session, page))
+        });
+        let (session, page) = found.expect("root listens to it");
         let config = &self.monitors[session];
-        MonitorServer::new(config, Standard::new(&config.rules, &config.events), Reports::new(&self.pages[ring::root_report(3 + session)]))
+        MonitorServer::new(config, Standard::new(&config.rules, &config.events), Reports::new(&self.pages[page]))
     }
 
     /// Every law holds.

@@ -34,6 +34,10 @@ impl<B: Board> Root<'_, B> {
         if !waits {
             return 0;
         }
+        if self.exchange.is_some() {
+            // At once.
+            return 1;
+        }
         let (now, hz) = clock(system);
         now + hz / RATE + 1
     }
@@ -44,11 +48,17 @@ impl<B: Board> Root<'_, B> {
         let mut said = false;
         for _ in 0..TURN {
             let Some(pending) = self.host.pending.take().or_else(|| self.next_question()) else { break };
-            if Producer::new(self.board.ring(ring::ROOT_ANSWER)).space() < MAX_RECORD + 2 {
+            // While guests wait for a new monitor, nobody waits for the console.
+            let has_room = Producer::new(self.board.ring(ring::ROOT_ANSWER)).space() >= MAX_RECORD + 2;
+            if !has_room && self.exchange.is_none() {
                 self.host.pending = Some(pending);
                 break;
             }
             said |= self.answer(system, pending);
+            if self.exchange.is_some() {
+                // Others have their say after each step.
+                break;
+            }
         }
         if said {
             // A dead console is noticed by its own signal.
@@ -73,6 +83,18 @@ impl<B: Board> Root<'_, B> {
             Ok(Ask::Pause(name)) => done(self.named(name).and_then(|guest| self.pause(system, guest))),
             Ok(Ask::Resume(name)) => done(self.named(name).and_then(|guest| self.resume(system, guest))),
             Ok(Ask::Reboot(name)) => done(self.named(name).and_then(|guest| self.order_reboot(system, guest))),
+            Ok(Ask::Upload(offer)) => done(self.offered(offer)),
+            Ok(Ask::Piece(piece)) => done(self.came(system, piece)),
+            Ok(Ask::Swap(name)) if step < exchange::STEPS => {
+                self.exchange(system, name, step);
+                Next::Skip
+            }
+            // Now the host is told, when the console takes it.
+            Ok(Ask::Swap(_)) => match (self.refused.take(), self.replaced.take()) {
+                (Some(why), _) => refused(why),
+                (None, Some(replaced)) => Next::Part(Part::Replaced(replaced)),
+                (None, None) => Next::Last(Part::Done),
+            },
             Ok(Ask::Kill(_)) if step > 0 => Next::Last(Part::Done),
             Ok(Ask::Kill(name)) if self.is_forward(name) => done(self.kill_forward(system)),
             Ok(Ask::Kill(name)) => self.kill(system, name).map_or_else(refused, |replaced| Next::Part(Part::Replaced(replaced))),

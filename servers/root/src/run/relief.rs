@@ -15,12 +15,12 @@ impl<'a, B: Board> Root<'a, B> {
         for (number, _) in self.plan.servers.iter().enumerate().filter(|(_, server)| server.role == Role::Monitor) {
             let console = self.servers.first().ok_or(StartError::Plan("no console"))?;
             let ends = Ends { console, output: self.console[0] };
-            let (monitor, built) = Monitor::make(system, &self.board, &mut self.supply, self.plan, number, ends)?;
+            let monitor = Monitor::make(system, &self.board, &mut self.supply, self.plan, number, ends)?;
             for guest in self.subjects(number) {
-                monitor.admit(system, &built, &guest)?;
+                monitor.now.admit(system, &guest)?;
             }
             if let Some(place) = self.servers.get_mut(number) {
-                *place = built;
+                *place = monitor.now.built.clone();
             }
             self.monitors.push(monitor).map_err(|_| StartError::Plan("too many monitors"))?;
         }
@@ -32,14 +32,14 @@ impl<'a, B: Board> Root<'a, B> {
         for index in 0..self.monitors.len() {
             let Some(monitor) = self.monitors.get(index) else { return };
             let number = monitor.number;
-            if let Err(why) = monitor.attach(system) {
+            if let Err(why) = monitor.now.attach(system) {
                 self.fails(system, number, why);
             }
         }
     }
 
     /// The guests of a monitor that have not ended.
-    fn subjects(&self, server: usize) -> impl Iterator<Item = Subject<'_>> {
+    pub(super) fn subjects(&self, server: usize) -> impl Iterator<Item = Subject<'_>> {
         watched_by(self.plan, server).filter_map(|(guest, session, _)| self.subject(guest, session))
     }
 
@@ -63,7 +63,7 @@ impl<'a, B: Board> Root<'a, B> {
                 }
                 let monitor = self.monitors.iter().find(|monitor| monitor.number == number);
                 let monitor = monitor.ok_or(StartError::Plan("no such monitor"))?;
-                match monitor.watch(system, MonitorOp::Begin, &subject) {
+                match monitor.now.watch(system, MonitorOp::Begin, &subject) {
                     Ok(_) => break,
                     Err(why) => self.fails(system, number, why),
                 }
@@ -84,8 +84,8 @@ impl<'a, B: Board> Root<'a, B> {
             let Some(subject) = self.subject(index, session) else { continue };
             let number = usize::from(subject.watcher.server);
             let monitor = self.monitors.iter().find(|monitor| monitor.number == number);
-            if let (Some(monitor), Some(built), false) = (monitor, self.servers.get(number), self.policy.has_stopped(number)) {
-                monitor.admit(system, built, &subject)?;
+            if let (Some(monitor), false) = (monitor, self.policy.has_stopped(number)) {
+                monitor.now.admit(system, &subject)?;
             }
         }
         Ok(())
@@ -143,29 +143,31 @@ impl<'a, B: Board> Root<'a, B> {
     #[inline(never)]
     fn relieve(&mut self, system: &impl System, number: usize) -> Result<Replaced, StartError> {
         let missing = StartError::Plan("no such monitor");
+        self.end_exchange(system, number);
         let (held, clock_hz) = clock(system);
         self.subjects(number).try_for_each(|guest| guest.suspend(system))?;
         let place = self.monitors.iter().position(|monitor| monitor.number == number).ok_or(missing)?;
-        let mut monitor = self.monitors.get(place).cloned().ok_or(missing)?;
-        let [Some(console), Some(dead)] = [0, number].map(|number| self.servers.get(number)) else { return Err(missing) };
+        let console = self.servers.first().ok_or(missing)?;
         let ends = Ends { console, output: self.console[0] };
-        let built = monitor.again(system, &self.board, &mut self.supply, self.plan, dead, ends)?;
-        // What the dead one still had to say is not the new one's.
-        Consumer::new(self.board.ring(ring::root_report(number))).clear();
-        if let (Some(server), Some(known)) = (self.servers.get_mut(number), self.monitors.get_mut(place)) {
-            (*server, *known) = (built.clone(), monitor.clone());
+        let monitor = self.monitors.get_mut(place).ok_or(missing)?;
+        monitor.again(system, &self.board, &mut self.supply, self.plan, ends)?;
+        let new = monitor.now.clone();
+        if let Some(server) = self.servers.get_mut(number) {
+            *server = new.built.clone();
         }
-        build::start(system, &built, self.plan.servers.get(number).ok_or(missing)?)?;
-        monitor.attach(system)?;
+        build::start(system, &new.built)?;
+        new.attach(system)?;
         let (mut guests, mut owed) = (0, 0);
         for guest in self.subjects(number) {
-            monitor.admit(system, &built, &guest)?;
+            new.admit(system, &guest)?;
             if self.running >> guest.index & 1 == 1 {
-                owed += monitor.watch(system, MonitorOp::Adopt, &guest)?;
+                owed += new.watch(system, MonitorOp::Adopt, &guest)?;
                 guests += 1;
             }
         }
         let ticks = clock(system).0.saturating_sub(held);
+        // Nobody waits any more.
+        self.monitors.get_mut(place).ok_or(missing)?.tidy(system)?;
         Ok(Replaced { server: number as u8, guests, owed: owed as u8, ticks, clock_hz, state: Handed::Lost })
     }
 
@@ -180,7 +182,7 @@ impl<'a, B: Board> Root<'a, B> {
     }
 
     /// The monitor with this name, if it lives and somebody needs it.
-    fn monitor_named(&self, name: &str) -> Result<usize, Refused> {
+    pub(super) fn monitor_named(&self, name: &str) -> Result<usize, Refused> {
         let servers = self.plan.servers.iter().enumerate();
         let number = servers.into_iter().find(|(_, server)| server.role == Role::Monitor && server.name == name);
         let (number, _) = number.ok_or(Refused::NoMonitor)?;
