@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Round by round, on every CPU. Command line: `rounds=` of each CPU, `bench=` passes of each figure instead, `forms=`
+//! Round by round, on every CPU. Command line: `rounds=` of each CPU, or `until=key`: rounds until a byte comes by the serial port; `bench=` passes of each figure instead, `forms=`
 //! "plain" or "all" (exclusive and atomic accesses too), `pages=` address of the first of the four pages.
 //!
 //! The pages, as the manifest's rules must have them: writes allowed, writes denied, reads denied, reads allowed. Each CPU
 //! has a quarter of each to itself.
 
 use core::fmt::Arguments;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use trellis_guest_platform::tree::MAX_CPUS;
 use trellis_guest_platform::{Machine, cpu, guest, println, psci, read_register, timer, uart, vectors};
@@ -31,6 +31,7 @@ const NOWHERE: u64 = 0x0c00_0000;
 const MOST_TRIES: u64 = 10_000;
 
 static FIRST: AtomicU64 = AtomicU64::new(PAGES);
+static PRESSED: AtomicBool = AtomicBool::new(false);
 static FINISHED: AtomicUsize = AtomicUsize::new(0);
 /// Interrupts of each CPU's timer.
 static TICKS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
@@ -97,13 +98,17 @@ fn tick(line: u32, _: u64) {
 fn work(machine: &'static Machine, index: usize) {
     let arguments = machine.arguments();
     let rounds = arguments.number("rounds", 200);
+    let is_endless = arguments.value("until") == Some("key");
     let all = arguments.value("forms") == Some("all");
     // ID_AA64ISAR0_EL1.Atomic (Arm ARM D24.2.78).
     let at_once = all && read_register!("id_aa64isar0_el1") >> 20 & 15 >= 2;
     timer::arm(cpu::counter() + timer::microseconds(PERIOD));
     cpu::unmask();
     let mut tries = 0;
-    for round in 1..=rounds {
+    // Rounds of a guest that goes on until somebody presses a key.
+    let mut round = 0;
+    while if is_endless { !is_key_pressed(index) } else { round < rounds } {
+        round += 1;
         allowed(index, round);
         denied(index, round);
         reads(index, round);
@@ -120,9 +125,17 @@ fn work(machine: &'static Machine, index: usize) {
     timer::stop();
     cpu::mask();
     let ticks = TICKS[index].load(Ordering::Relaxed);
-    expect(index, rounds, "the last tick", load(place(Page::Allowed, index) + TICK), ticks);
-    println!("watched: CPU {index}: {rounds} rounds, {ticks} interrupts, {tries} tries");
+    expect(index, round, "the last tick", load(place(Page::Allowed, index) + TICK), ticks);
+    println!("watched: CPU {index}: {round} rounds, {ticks} interrupts, {tries} tries");
     FINISHED.fetch_add(1, Ordering::Release);
+}
+
+/// Whether somebody has pressed a key; the first CPU looks.
+fn is_key_pressed(index: usize) -> bool {
+    if index == 0 && uart::get().is_some() {
+        PRESSED.store(true, Ordering::Relaxed);
+    }
+    PRESSED.load(Ordering::Relaxed)
 }
 
 fn expect(index: usize, round: u64, what: &str, found: u64, expected: u64) {

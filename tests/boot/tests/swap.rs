@@ -3,19 +3,24 @@
 //!
 //! The guest `watched` looks from inside whether each access had just the effect that was ordered, and crashes otherwise.
 
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use trellis_boot_tests::running::System;
 use trellis_boot_tests::story;
 use trellis_cli::ctl::What;
 use trellis_cli::run::Run;
+use trellis_cli::session::Outputs;
+use trellis_cli::sign::Sign;
 use trellis_cli::status::Status;
+use trellis_cli::system::Host;
 
-/// The example with a host that may do this, and a guest that goes so many rounds on these CPUs.
-fn start(control: &str, rounds: u32, cpus: &str) -> System {
+/// The example with a host that may do this, and a guest that goes on, on these CPUs, until it is told to end.
+fn start(control: &str, cpus: &str, swap: &str) -> System {
     let text = std::fs::read_to_string(story::manifest("monitor.toml")).expect("the manifest");
-    let text = text.replace("control = \"full\"", &format!("control = \"{control}\""));
-    let text = text.replace("rounds=50", &format!("rounds={rounds}")).replace("cpus = [0, 1]", &format!("cpus = {cpus}"));
-    let system = System::start(&text, Run { icount: true, ..Run::default() });
-    system.until("its guest ran", |system| system.log.text().contains("watchdog| web (vCPU 0) wrote") || system.log.text().contains("watchdog| web wrote"));
+    let text = text.replace("control = \"full\"", &format!("control = \"{control}\"")).replace("cpus = [0, 1]", &format!("cpus = {cpus}"));
+    let text = text.replace("rounds=50", "until=key").replace("\n\n[server.watchdog.config]", &format!("\n{swap}\n\n[server.watchdog.config]"));
+    let system = System::start(&text, Run { icount: true, console: Some("web".into()), ..Run::default() });
+    system.until("its guest ran", |system| system.log.text().contains("watchdog| web ") && system.log.text().contains(" wrote "));
     system
 }
 
@@ -23,19 +28,20 @@ fn kill(monitor: &str) -> What {
     What::Kill { monitor: monitor.into() }
 }
 
-/// Every access of the guest had the effect that was ordered.
-fn ends_well(system: System, cpus: usize) -> String {
+/// The guest is told to end; every access of it had the effect that was ordered.
+fn ends_well(mut system: System, cpus: usize) -> String {
+    system.keys.write_all(b"x").expect("it listens");
     let (out, log) = (system.out.clone(), system.log.clone());
     let outcome = system.run.join().expect("it does not panic");
     let seen = format!("{}\n{}", out.text(), log.text());
     assert_eq!(outcome.map_err(|failure| failure.text(false)), Ok(Status::Well), "{seen}");
-    assert!(seen.contains(&format!("web| watched: every access as ordered on {cpus} of {cpus} CPUs")), "{seen}");
+    assert!(seen.contains(&format!("watched: every access as ordered on {cpus} of {cpus} CPUs")), "{seen}");
     log.text()
 }
 
 #[test]
 fn a_host_ends_a_monitor_again_and_again_and_its_guest_does_not_notice() {
-    let system = start("full", 2_000, "[0, 1]");
+    let system = start("full", "[0, 1]", "");
     let nobody = system.ctl(kill("nobody"), false).expect_err("there is none").text(false);
     assert!(nobody.contains("there is no monitor nobody") && nobody.contains("there are: watchdog"), "{nobody}");
     let said: Vec<String> = (0..6).map(|life| system.says(kill(if life % 2 == 0 { "watchdog" } else { "monitor" }))).collect();
@@ -49,8 +55,81 @@ fn a_host_ends_a_monitor_again_and_again_and_its_guest_does_not_notice() {
 
 #[test]
 fn a_host_that_may_only_look_ends_no_monitor() {
-    let system = start("observe", 200, "[0, 1]");
+    let system = start("observe", "[0, 1]", "");
     let refused = system.ctl(kill("watchdog"), false).expect_err("it is refused").text(false);
     assert!(refused.contains("control = \"observe\""), "{refused}");
     assert!(!ends_well(system, 2).contains("is made again"));
+}
+
+/// Another build of the standard monitor: the same file with other bytes behind what is loaded.
+fn program(folder: &Path, name: &str, spoil: impl Fn(&mut Vec<u8>)) -> PathBuf {
+    let mut file = Host::default().monitor().expect("the board's programs build");
+    spoil(&mut file);
+    let path = folder.join(name);
+    std::fs::write(&path, file).expect("a file in a folder of ours");
+    path
+}
+
+/// Its first segment's file reaches over 600 KiB.
+fn long(file: &mut Vec<u8>) {
+    file.resize(700 << 10, 0);
+    file[64 + 32..64 + 40].copy_from_slice(&(600u64 << 10).to_le_bytes());
+}
+
+fn swap(program: &Path, fresh: bool) -> What {
+    What::Swap { monitor: "watchdog".into(), program: program.into(), signature: None, fresh }
+}
+
+#[test]
+fn another_program_takes_the_monitors_place_with_what_it_knows_and_its_guest_does_not_notice() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let good = program(folder.path(), "next.elf", |_| {});
+    let system = start("full", "[0, 1]", "");
+    for (name, spoil, why) in [
+        ("foreign.elf", (|file| file[18] = 62) as fn(&mut Vec<u8>), "it is for another machine"),
+        ("text.elf", |file| file.truncate(60), "it is no ELF file"),
+        ("long.elf", long, "the file is too long"),
+        // Its code begins with a branch to itself: it never begins to serve.
+        ("hangs.elf", |file| file[0x1000..0x1004].copy_from_slice(&[0, 0, 0, 0x14]), "it could not begin"),
+        // And with an instruction that is none.
+        ("crashes.elf", |file| file[0x1000..0x1004].copy_from_slice(&[0; 4]), "it could not begin"),
+    ] {
+        let bad = program(folder.path(), name, spoil);
+        let refused = system.ctl(swap(&bad, false), false).expect_err("it is refused").text(false);
+        assert!(refused.contains(why), "{name}: {refused}\n{}", system.log.text());
+    }
+    for round in 0..4 {
+        let said = system.says(swap(&good, round == 3));
+        assert!(said.contains("next.elf now; 1 guest is watched"), "{said}");
+        assert!(said.contains(if round == 3 { "it begins without what the old one knew" } else { "bytes of state were handed over" }), "{said}");
+        println!("{said}");
+    }
+    // What was uploaded is what is made again.
+    assert!(system.says(kill("watchdog")).contains("was ended and made again"));
+    let log = ends_well(system, 2);
+    assert_eq!(log.matches("root| watchdog is replaced").count(), 4, "{log}");
+    assert!(!log.contains("starts again") && !log.contains("web ended"), "{log}");
+}
+
+#[test]
+fn where_the_manifest_demands_it_only_signed_programs_that_are_not_older_are_taken() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (key, good) = (folder.path().join("ops"), program(folder.path(), "next.elf", |_| {}));
+    let sign = |sign: Sign| sign.carry_out(&mut Outputs { out: &mut Vec::new(), log: &mut Vec::new() }).expect("it is done");
+    sign(Sign { program: None, key: None, counter: 0, new: Some(key.clone()) });
+    let public = folder.path().join("ops.pub");
+    let system = start("full", "[0, 1]", &format!("swap = {{ signed-by = \"{}\", counter = 3 }}", public.display()));
+    let refused = |why: &str| {
+        let refused = system.ctl(swap(&good, false), false).expect_err("it is refused").text(false);
+        assert!(refused.contains(why), "{refused}");
+    };
+    refused("it is not signed by whom the manifest names");
+    let number = |counter| sign(Sign { program: Some(good.clone()), key: Some(key.clone()), counter, new: None });
+    number(2);
+    refused("its number must be 3 or higher");
+    number(5);
+    system.says(swap(&good, false));
+    number(4);
+    refused("its number must be 5 or higher");
+    ends_well(system, 2);
 }
