@@ -165,7 +165,7 @@ fn subject_of(ask: &Ask) -> &str {
     match ask {
         Ask::Pause(name) | Ask::Resume(name) | Ask::Reboot(name) | Ask::Views(name) | Ask::Kill(name) | Ask::Swap(name) => name,
         Ask::Upload(offer) => &offer.monitor,
-        Ask::Status | Ask::Load(_) | Ask::Piece(_) => "",
+        Ask::Status | Ask::Load(_) | Ask::Events(_) | Ask::Piece(_) => "",
     }
 }
 

@@ -2,6 +2,7 @@
 //! `trellis ctl`: talks to a system that runs.
 
 use crate::asking::{Asking, name};
+use crate::events::Events;
 use crate::session::Outputs;
 use crate::standing::Standing;
 use crate::status::{Doing, Failure, Status};
@@ -65,6 +66,12 @@ pub enum What {
         /// Its name, as the manifest says; `monitor` where there is only one; or `irqfwd`
         monitor: String,
     },
+    /// Lists what monitors were told of by the rules that log, with a count of what was lost
+    Events {
+        /// Goes on as they come
+        #[arg(long)]
+        follow: bool,
+    },
     /// Puts another program into a monitor's place, which takes over what the old one knows; its guests go on
     Swap {
         /// Its name, as the manifest says; `monitor` where there is only one
@@ -117,6 +124,7 @@ impl Ctl {
                 let parts = Program::read(monitor.clone(), program, signature.as_deref(), *fresh)?.send(&mut asking)?;
                 self.replaced(&monitor, &format!("is {} now", program.display()), &parts)?
             }
+            What::Events { follow } => return Events::show(&mut asking, *follow, self.json, outputs),
             What::Top { once } => return Top::show(&mut asking, *once, self.json, outputs),
         };
         write!(outputs.out, "{answer}").and_then(|()| outputs.out.flush()).doing(|| "write the output".into())?;

@@ -8,6 +8,7 @@ use crate::status::{Doing, Failure, Status};
 use serde_json::{Value, json};
 use std::time::Duration;
 use trellis_idl::control::{Ask, EventState, Part};
+use trellis_idl::event::EventKind;
 use trellis_idl::kernel::ExitHeader;
 
 /// Between two looks.
@@ -71,23 +72,32 @@ impl Events {
 
     fn line(&self, event: &EventState) -> String {
         let (seen, header) = (&event.seen, ExitHeader(event.seen.header));
+        let (server, guest) = (self.standing.server_name(event.server), self.guest(event.guest));
+        if let Some(kind) = EventKind::of_note(seen.physical) {
+            return format!(
+                "{} {server}| {guest} (vCPU {}) {} (heard by rule {}), pc {:#x}, {}\n",
+                event.sequence, seen.vcpu, heard(kind), u32::from(seen.rule) + 1, seen.pc, said(seen.verdict),
+            );
+        }
         let bytes = match width(header) {
             Some(1) => " 1 byte".into(),
             Some(bytes) => format!(" {bytes} bytes"),
             None => String::new(),
         };
         format!(
-            "{} {}| {} (vCPU {}) {}{bytes} at {:#x} (page watched by rule {}), pc {:#x}, {}\n",
-            event.sequence, self.standing.server_name(event.server), self.guest(event.guest), seen.vcpu, did(header),
-            seen.physical, u32::from(seen.rule) + 1, seen.pc, said(seen.verdict),
+            "{} {server}| {guest} (vCPU {}) {}{bytes} at {:#x} (page watched by rule {}), pc {:#x}, {}\n",
+            event.sequence, seen.vcpu, did(header), seen.physical, u32::from(seen.rule) + 1, seen.pc, said(seen.verdict),
         )
     }
 
     fn json(&self, event: &EventState) -> Value {
         let (seen, header) = (&event.seen, ExitHeader(event.seen.header));
+        let kind = EventKind::of_note(seen.physical);
+        let (did, bytes) = kind.map_or_else(|| (did(header), width(header)), |kind| (heard(kind), None));
+        let address = Some(seen.physical).filter(|_| kind.is_none());
         json!({
             "sequence": event.sequence, "monitor": self.standing.server_name(event.server), "guest": self.guest(event.guest),
-            "vcpu": seen.vcpu, "event": seen.number, "did": did(header), "bytes": width(header), "address": seen.physical,
+            "vcpu": seen.vcpu, "event": seen.number, "did": did, "bytes": bytes, "address": address,
             "pc": seen.pc, "rule": u32::from(seen.rule) + 1, "verdict": said(seen.verdict), "ticks": seen.time,
         })
     }
@@ -110,6 +120,25 @@ fn did(header: ExitHeader) -> &'static str {
     }
 }
 
+/// The same of what is no access.
+fn heard(kind: EventKind) -> &'static str {
+    match kind {
+        EventKind::SystemControl => "wrote SCTLR_EL1",
+        EventKind::Tables0 => "wrote TTBR0_EL1",
+        EventKind::Tables1 => "wrote TTBR1_EL1",
+        EventKind::Translation => "wrote TCR_EL1",
+        EventKind::Attributes => "wrote MAIR_EL1",
+        EventKind::Context => "wrote CONTEXTIDR_EL1",
+        EventKind::Identity => "read an ID register",
+        EventKind::Firmware => "called firmware (SMC)",
+        EventKind::Request => "asked its monitor",
+        EventKind::Breakpoint => "ran into a breakpoint",
+        EventKind::Debug => "had a debug exception",
+        EventKind::Power => "switched a vCPU or itself on or off",
+        EventKind::Hypercall => "called the hypervisor (HVC)",
+    }
+}
+
 /// Bytes of an access, where the hardware said so.
 fn width(header: ExitHeader) -> Option<u64> {
     let plain = !header.has(ExitHeader::WALK) && !header.has(ExitHeader::FETCH);
@@ -120,6 +149,8 @@ fn said(verdict: u8) -> &'static str {
     match verdict {
         0 => "allowed",
         1 => "denied",
+        3 => "an exception in the guest",
+        4 => "reported",
         _ => "stopped",
     }
 }
@@ -149,6 +180,16 @@ mod tests {
         assert_eq!(shown.lines(&[event(8, 0), Part::Until(9, 100)]).lines().count(), 1, "and goes on behind it");
         // A system that has started again counts from the beginning.
         assert_eq!((shown.lines(&[Part::Until(2, 100)]), shown.next), (String::new(), 2));
+    }
+
+    #[test]
+    fn what_is_no_access_has_no_address() {
+        let Part::Event(mut heard) = event(0, 2) else { panic!() };
+        (heard.seen.physical, heard.seen.verdict) = (EventKind::Context.note(3), 4);
+        let text = events(false).lines(&[Part::Event(heard)]);
+        assert!(text.ends_with("(vCPU 1) wrote CONTEXTIDR_EL1 (heard by rule 2), pc 0x40200004, reported\n"), "{text}");
+        let line: Value = serde_json::from_str(events(true).lines(&[Part::Event(heard)]).trim()).expect("an object");
+        assert_eq!((&line["did"], &line["address"]), (&json!("wrote CONTEXTIDR_EL1"), &Value::Null));
     }
 
     #[test]

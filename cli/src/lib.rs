@@ -22,6 +22,7 @@ pub mod debian;
 pub mod door;
 pub mod drive;
 pub mod emulator;
+pub mod events;
 pub mod explain;
 pub mod figures;
 pub mod flat;

@@ -44,6 +44,11 @@ impl Standing {
         self.system.as_ref().map_or(1, |system| system.clock_hz.max(1))
     }
 
+    /// A server's name.
+    pub fn server_name(&self, index: u8) -> &str {
+        self.server(index)
+    }
+
     /// The guests.
     pub fn guests(&self) -> &[GuestState] {
         &self.guests

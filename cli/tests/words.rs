@@ -70,11 +70,13 @@ fn the_page_about_commands_has_what_the_tool_has() {
     };
     // `./trellis test` is the script's own.
     let mut known = options("--nightly");
-    for command in ["run", "check", "build", "query", "explain", "ctl", "bench"] {
+    for command in ["run", "check", "build", "query", "explain", "ctl", "sign", "bench"] {
         assert!(page.contains(&format!("## `./trellis {command}")), "{command}");
         known.extend(options(&String::from_utf8_lossy(&trellis(&[command, "--help"]).stdout)));
     }
-    known.extend(options(&String::from_utf8_lossy(&trellis(&["ctl", "top", "--help"]).stdout)));
+    for command in ["top", "swap", "events"] {
+        known.extend(options(&String::from_utf8_lossy(&trellis(&["ctl", command, "--help"]).stdout)));
+    }
     // `-o` stands there by its short name; help is for those who ask.
     known.retain(|option| option != "--help" && option != "--output");
     assert!(page.contains("-o IMAGE"));

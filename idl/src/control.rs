@@ -8,7 +8,7 @@
 
 use crate::kernel::Refusal;
 use crate::plan::MAX_GUESTS;
-use crate::wire::{GuestEnd, ViewAccess};
+use crate::wire::{GuestEnd, Seen, ViewAccess};
 use heapless::{String, Vec};
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
@@ -63,6 +63,22 @@ pub enum Ask {
     Piece(Piece),
     /// Puts what was uploaded into the place of this monitor: [`Part::Replaced`]. Refused: everything is as it was.
     Swap(Name),
+    /// What monitors were told of, from this number on, as far back as is remembered: [`Part::Event`], and then the number
+    /// that comes next ([`Part::Until`]). Numbers that are left out are events that were lost.
+    Events(u64),
+}
+
+/// An event of which a monitor was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct EventState {
+    /// Its number among all of this system.
+    pub sequence: u64,
+    /// Index of the monitor's server in the plan.
+    pub server: u8,
+    /// Index of the guest in the plan.
+    pub guest: u8,
+    /// What it was.
+    pub seen: Seen,
 }
 
 /// Most bytes of a piece of an upload.
@@ -113,7 +129,7 @@ pub struct Piece {
 impl Ask {
     /// Whether it only looks.
     pub const fn only_looks(&self) -> bool {
-        matches!(self, Ask::Status | Ask::Views(_) | Ask::Load(_))
+        matches!(self, Ask::Status | Ask::Views(_) | Ask::Load(_) | Ask::Events(_))
     }
 }
 
@@ -160,6 +176,10 @@ pub enum Part {
     Replaced(Replaced),
     /// A line of a device that a guest owns.
     Source(SourceState),
+    /// An event of which a monitor was told.
+    Event(EventState),
+    /// The number that the next event will have, and ticks a second.
+    Until(u64, u64),
 }
 
 /// Why not.

@@ -39,6 +39,8 @@ pub mod ring {
     pub const LOG: usize = 0;
     /// p2m, vcpu, irqfwd, monitors: reports (to root), [`crate::wire::ToRoot`] as records.
     pub const REPORT: usize = 1;
+    /// Monitors: what they were told of and said to it (to root), [`crate::wire::Seen`] as records.
+    pub const SEEN: usize = 2;
     /// vcpu: bytes that the guest's serial port sends (to console).
     pub const SERIAL_OUT: usize = 2;
     /// vcpu: bytes that the guest's serial port receives (from console).
@@ -90,6 +92,10 @@ pub mod ring {
     /// Root: the second ring of reports of the monitor with this place among monitors.
     pub const fn root_second(monitor: usize) -> usize {
         ROOT_ANSWER + 1 + monitor
+    }
+    /// Root: what the monitor with this place among monitors was told of, while it lives in this half (0 or 1).
+    pub const fn root_seen(monitor: usize, half: usize) -> usize {
+        ROOT_ANSWER + 1 + crate::plan::MAX_MONITORS + 2 * monitor + half
     }
 }
 
@@ -346,7 +352,8 @@ mod tests {
         let console = servers.clone().map(ring::console_log).chain(monitors.clone().map(ring::console_second));
         let console = console.chain((0..MAX_GUESTS).flat_map(|guest| [ring::console_out(guest), ring::console_in(guest)]));
         let console: std::vec::Vec<usize> = console.chain([ring::CONSOLE_REPORT, ring::CONSOLE_ASKED, ring::CONSOLE_ANSWER]).collect();
-        let root = servers.map(ring::root_report).chain(monitors.map(ring::root_second));
+        let root = servers.map(ring::root_report).chain(monitors.clone().map(ring::root_second));
+        let root = root.chain(monitors.flat_map(|monitor| [ring::root_seen(monitor, 0), ring::root_seen(monitor, 1)]));
         let root: std::vec::Vec<usize> = root.chain([ring::ROOT_LOG, ring::ROOT_REPORT, ring::ROOT_ASKED, ring::ROOT_ANSWER]).collect();
         for pages in [console, root] {
             assert!(pages.iter().all(|page| *page < MAX_RINGS));

@@ -203,6 +203,31 @@ pub enum ToRoot {
     Stop(u8),
 }
 
+/// What a monitor was told of and said to it, in its ring of these ([`crate::layout::ring::SEEN`]): for the host to see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct Seen {
+    /// The guest, by its place ([`crate::plan::MonitorConfig::guests`]).
+    pub place: u8,
+    /// The vCPU.
+    pub vcpu: u8,
+    /// The rule that speaks of it.
+    pub rule: u8,
+    /// What was said: the number of a [`crate::plan::RuleVerdict`].
+    pub verdict: u8,
+    /// Which event of this vCPU it is; the same when it is told again.
+    pub number: u64,
+    /// So many before it found no room.
+    pub lost: u32,
+    /// The first word of the exit ([`crate::kernel::ExitHeader`]).
+    pub header: u64,
+    /// Guest-physical address.
+    pub physical: u64,
+    /// Program counter.
+    pub pc: u64,
+    /// When: ticks.
+    pub time: u64,
+}
+
 /// Operations of a vcpu server's control portal (`m0`); root calls them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Schema)]
 #[repr(u64)]

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
 use trellis_idl::control::{
-    Handed, Offer, Piece, Proof, Replaced, Step, Unfit,
+    EventState, Handed, Offer, Piece, Proof, Replaced, Step, Unfit,
     Answer, Ask, Control, Ended, FromHost, GuestLoad, GuestState, Head, Life, Load, Name, Part, Refused, ServerState, Silicon,
     SourceState, SystemState, VcpuState, ViewState,
 };
@@ -14,7 +14,7 @@ use trellis_idl::event::EventKind;
 use trellis_idl::interface::{CONTROL, HOST, IRQFWD, Interface, MONITOR, P2M, VCPU};
 use trellis_idl::plan::{Budget, EventPlan, MonitorConfig, OnReset, Populate, RulePlan, RuleVerdict, WatchedPlan};
 use trellis_idl::trace::{Record, TraceKind, Who};
-use trellis_idl::wire::{Crash, Fault, GuestEnd, IrqfwdOp, MAX_PAYLOAD, MonitorOp, MonitorState, P2mOp, PageRange, PageRanges, Report, ToRoot, VcpuOp};
+use trellis_idl::wire::{Crash, Fault, GuestEnd, IrqfwdOp, MAX_PAYLOAD, MonitorOp, MonitorState, P2mOp, PageRange, PageRanges, Report, Seen, ToRoot, VcpuOp};
 
 fn is<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &T, golden: &str) {
     let mut buffer = [0; 1024];
@@ -103,6 +103,7 @@ fn questions_keep_their_bytes() {
     is(&signed, &format!("07016dac02{}0105{}{}00", "11".repeat(32), "22".repeat(32), "33".repeat(32)));
     is(&Ask::Piece(Piece { offset: 300, bytes: [7, 8].into_iter().collect() }), "08ac02020708");
     is(&Ask::Swap(name("web")), "0903776562");
+    is(&Ask::Events(300), "0aac02");
     is(&FromHost::Asked(7, Ask::Status), "000700");
     is(&FromHost::Foreign(7), "0107");
     is(&FromHost::Meaningless(7), "0207");
@@ -147,6 +148,10 @@ fn answers_keep_their_bytes() {
         delays: [4, 5, 0, 0, 0, 0, 0, 0, 0],
     };
     is(&answer(Part::Source(source)), "01050901ac027f0109c801010203040500000000000000");
+    let seen = Seen { place: 1, vcpu: 2, rule: 3, verdict: 1, number: 300, lost: 4, header: 5, physical: 6, pc: 7, time: 8 };
+    is(&seen, "01020301ac020405060708");
+    is(&answer(Part::Event(EventState { sequence: 9, server: 3, guest: 0, seen })), "01050a09030001020301ac020405060708");
+    is(&answer(Part::Until(10, 100)), "01050b0a64");
     is(&[Handed::Lost, Handed::NotWanted, Handed::NotGiven(4)], "00010304");
     is(&answer(Part::Load(Load { cpu: 0, ticks: 100, idle: 40, interrupts: 2, guests })), "0105070064280201011403");
 }
@@ -229,7 +234,7 @@ fn interfaces_keep_their_schema() {
         (VCPU, Interface { number: 2, version: 1, schema: 0xbed3_fa9e_9e6e_57b1 }),
         (IRQFWD, Interface { number: 4, version: 1, schema: 0xc537_20ca_90bf_82b7 }),
         (MONITOR, Interface { number: 5, version: 1, schema: 0xdc33_40e9_c202_3588 }),
-        (CONTROL, Interface { number: 8, version: 1, schema: 0x0fc0_883a_14f1_28bd }),
+        (CONTROL, Interface { number: 8, version: 1, schema: 0xe46a_8fb5_c39a_b1a2 }),
         (HOST, Interface { number: 3, version: 1, schema: 0x69dc_5bdc_224c_0b85 }),
     ];
     for (now, then) in golden {

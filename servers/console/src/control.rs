@@ -36,6 +36,7 @@ mod tests {
             name.clone().prop_map(Ask::Views),
             name.clone().prop_map(Ask::Kill),
             name.clone().prop_map(Ask::Swap),
+            any::<u64>().prop_map(Ask::Events),
             (name, any::<[u32; 2]>(), any::<[[u8; 32]; 3]>(), any::<Option<u64>>(), any::<bool>()).prop_map(
                 |(monitor, [bytes, _], [digest, first, second], counter, is_fresh)| {
                     let proof = counter.map(|counter| Proof { counter, signature: [first, second] });

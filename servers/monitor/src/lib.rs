@@ -28,6 +28,7 @@ pub mod standard;
 mod tests;
 pub mod tools;
 pub mod tracer;
+pub mod witness;
 
 pub use event::{Event, What};
 pub use guard::Guard;
@@ -37,3 +38,4 @@ pub use reports::{Outside, Reports};
 pub use server::MonitorServer;
 pub use standard::Standard;
 pub use tracer::Tracer;
+pub use witness::{Noted, Witness};

@@ -7,17 +7,17 @@
 mod board {
     use trellis_idl::layout::ring;
     use trellis_idl::plan::MonitorConfig;
-    use trellis_monitor::{MonitorServer, Reports, Standard};
+    use trellis_monitor::{MonitorServer, Noted, Reports, Standard};
     use trellis_runtime::ring::page;
     use trellis_runtime::{RingPage, Svc};
 
-    type Server = MonitorServer<'static, Standard, Reports<&'static RingPage>>;
+    type Server = MonitorServer<'static, Standard<Noted<&'static RingPage>>, Reports<&'static RingPage>>;
 
     trellis_runtime::server!(Server, build);
 
     fn build(_: &Svc) -> Result<Server, &'static str> {
         let config: MonitorConfig<'static> = trellis_runtime::config().map_err(|_| "no configuration")?;
-        let monitor = Standard::new(&config.rules, &config.events);
+        let monitor = Standard::with(&config.rules, &config.events, Noted::new(page(ring::SEEN)));
         Ok(MonitorServer::new(&config, monitor, Reports::new(page(ring::REPORT))))
     }
 }

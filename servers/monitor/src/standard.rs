@@ -8,13 +8,14 @@ use crate::limit::Limit;
 use crate::line::{Address, Line};
 use crate::monitor::Monitor;
 use crate::rules::Rules;
+use crate::witness::Witness;
 use core::sync::atomic::{AtomicU32, Ordering};
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
 use trellis_idl::event::EventKind;
 use trellis_idl::kernel::Refusal;
 use trellis_idl::plan::{EventPlan, MAX_EVENT_RULES, MAX_RULES, RulePlan, RuleVerdict};
-use trellis_idl::wire::Verdict;
+use trellis_idl::wire::{Seen, Verdict};
 use trellis_runtime::handle::clock;
 use trellis_runtime::{Shared, System, log};
 
@@ -45,7 +46,8 @@ const ALL_RULES: usize = MAX_RULES + MAX_EVENT_RULES;
 
 /// The monitor.
 #[derive(Debug)]
-pub struct Standard {
+pub struct Standard<W = ()> {
+    witness: W,
     rules: Rules,
     hearing: Hearing,
     limits: [Shared<Limit>; ALL_RULES],
@@ -57,7 +59,15 @@ pub struct Standard {
 impl Standard {
     /// One that has seen nothing.
     pub fn new(rules: &[RulePlan], events: &[EventPlan]) -> Standard {
+        Standard::with(rules, events, ())
+    }
+}
+
+impl<W: Witness> Standard<W> {
+    /// The same, with a witness of what its rules log.
+    pub fn with(rules: &[RulePlan], events: &[EventPlan], witness: W) -> Standard<W> {
         Standard {
+            witness,
             rules: Rules::new(rules),
             hearing: Hearing::new(events),
             limits: [const { Shared::new(Limit::NEW) }; ALL_RULES],
@@ -98,6 +108,7 @@ impl Standard {
     #[inline(never)]
     fn write(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, (all, rule): (usize, usize), verdict: Verdict) {
         let (now, hertz) = clock(system);
+        self.witness.note(system, seen(event, rule, verdict, now));
         let Some(limit) = self.limits.get(all) else { return };
         let Some(spared) = limit.lock(system).admit(now, hertz) else { return };
         log!("{}", Line { guest: guest.name(), is_many: guest.vcpus() > 1, event, rule, verdict, spared });
@@ -128,7 +139,29 @@ impl Standard {
     }
 }
 
-impl Monitor for Standard {
+/// An event as a witness is told of it.
+fn seen(event: &Event, rule: usize, verdict: Verdict, time: u64) -> Seen {
+    let verdict = match verdict {
+        Verdict::Deny | Verdict::Give(_) => RuleVerdict::Deny,
+        Verdict::Inject(_) => RuleVerdict::Fault,
+        Verdict::Stop => RuleVerdict::Stop,
+        _ => RuleVerdict::Allow,
+    };
+    Seen {
+        place: event.guest as u8,
+        vcpu: event.vcpu as u8,
+        rule: rule as u8,
+        verdict: verdict as u8,
+        number: event.number(),
+        lost: 0,
+        header: event.exit.header.0,
+        physical: event.physical(),
+        pc: event.pc(),
+        time,
+    }
+}
+
+impl<W: Witness> Monitor for Standard<W> {
     type State = State;
     const VERSION: u32 = 1 << 16 | 2;
 

@@ -610,7 +610,7 @@ impl Board for FakeBoard {
     }
 
     fn ring(&self, index: usize) -> &'static RingPage {
-        assert!(index <= ring::root_second(MAX_MONITORS - 1));
+        assert!(index <= ring::root_seen(MAX_MONITORS - 1, 1));
         &self.rings[index]
     }
 }

@@ -84,9 +84,9 @@ mod tests {
     use super::*;
     use trellis_idl::control::Name;
 
-    fn all() -> [Ask; 7] {
+    fn all() -> [Ask; 8] {
         let name = || Name::try_from("a").expect("a short name");
-        [Ask::Status, Ask::Views(name()), Ask::Load(5), Ask::Pause(name()), Ask::Resume(name()), Ask::Reboot(name()), Ask::Kill(name())]
+        [Ask::Status, Ask::Views(name()), Ask::Load(5), Ask::Events(1), Ask::Pause(name()), Ask::Resume(name()), Ask::Reboot(name()), Ask::Kill(name())]
     }
 
     #[test]
@@ -94,7 +94,7 @@ mod tests {
         for (index, ask) in all().into_iter().enumerate() {
             let answer = |control| Host::new(control, 0).decide(FromHost::Asked(7, ask.clone())).ask;
             assert_eq!(answer(Control::Off), Err(Refused::Off));
-            let looks = if index < 3 { Ok(ask.clone()) } else { Err(Refused::ObserveOnly) };
+            let looks = if index < 4 { Ok(ask.clone()) } else { Err(Refused::ObserveOnly) };
             assert_eq!(answer(Control::Observe), looks);
             assert_eq!(answer(Control::Full), Ok(ask.clone()));
         }

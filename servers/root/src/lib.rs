@@ -6,7 +6,7 @@
 //! [`forward`] the server that hands devices' interrupts to guests, [`watch`] the monitors. Then [`policy`] decides what follows from what
 //! happens, a value without any system call, and [`run`] carries it out. A monitor that runs can get another one in its place: [`upload`] is how
 //! that comes, [`program`] what is in it, [`room`] where it is made. [`trace`] sends what CPUs did last, [`load`] adds it
-//! up, and [`host`] says what of the host's wishes is obeyed.
+//! up, and [`host`] says what of the host's wishes is obeyed, [`events`] what monitors were told of.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -14,6 +14,7 @@ pub mod board;
 pub mod build;
 pub mod check;
 pub mod estate;
+pub mod events;
 pub mod forward;
 pub mod guest;
 pub mod host;

@@ -11,7 +11,7 @@ use crate::guest::Made;
 use crate::program::PIECES;
 use crate::room::Room;
 use crate::supply::{Lot, Supply};
-use crate::wire::{self, Pair};
+use crate::wire::{self, Trio};
 use crate::{Board, StartError, Step, patiently};
 use heapless::Vec;
 use trellis_idl::interface;
@@ -149,7 +149,7 @@ pub struct Monitor {
 /// Half of a monitor.
 #[derive(Clone, Copy, Debug)]
 struct Half {
-    rings: Pair,
+    rings: Trio,
     room: Room,
     /// Something was made in it since it was emptied.
     is_used: bool,
@@ -252,7 +252,8 @@ impl Monitor {
         let server = plan_of(plan, number)?;
         let console = ends.console.domain;
         let place = plan.servers.iter().take(number).filter(|server| server.role == Role::Monitor).count();
-        let rings = [wire::pair(system, supply, console, number)?, wire::second_pair(system, supply, console, place)?];
+        let mut trio = |half| wire::trio(system, supply, console, number, (place, half));
+        let rings = [trio(0)?, trio(1)?];
         let [first, second] = rings.map(|rings| {
             let threads = server.cpus.len() as u64;
             let program = build::program_pages(server).max(server.swap.map_or(0, |swap| swap.pages.into()));
@@ -291,6 +292,7 @@ impl Monitor {
         self.tidy(system)?;
         // What an earlier one in this half still had to say is not the new one's.
         Consumer::new(board.ring(self.report_ring(plan, other))).clear();
+        Consumer::new(board.ring(ring::root_seen(self.place(plan), other))).clear();
         let half = self.halves.get_mut(other).ok_or(StartError::Plan("no such half"))?;
         instance(system, board, supply, plan, self.number, (other, half), ends, stored)
     }
@@ -320,8 +322,17 @@ impl Monitor {
     }
 
     fn report_ring(&self, plan: &Plan<'_>, half: usize) -> usize {
-        let place = plan.servers.iter().take(self.number).filter(|server| server.role == Role::Monitor).count();
-        if half == 0 { ring::root_report(self.number) } else { ring::root_second(place) }
+        if half == 0 { ring::root_report(self.number) } else { ring::root_second(self.place(plan)) }
+    }
+
+    /// Its place among monitors.
+    fn place(&self, plan: &Plan<'_>) -> usize {
+        plan.servers.iter().take(self.number).filter(|server| server.role == Role::Monitor).count()
+    }
+
+    /// Root's rings of what it was told of: those of the half in which it does not live first, where an earlier one's last words are.
+    pub fn seen(&self, plan: &Plan<'_>) -> [usize; 2] {
+        [1 - self.now.half, self.now.half].map(|half| ring::root_seen(self.place(plan), half))
     }
 }
 
@@ -421,7 +432,7 @@ fn instance(
 
 #[allow(clippy::too_many_arguments, reason = "what a server is made of")]
 fn server_of(
-    system: &impl System, board: &impl Board, supply: &mut Supply, plan: &Plan<'_>, number: usize, rings: &Pair,
+    system: &impl System, board: &impl Board, supply: &mut Supply, plan: &Plan<'_>, number: usize, rings: &Trio,
     ends: Ends<'_>, stored: Option<&Stored>,
 ) -> Result<(Built, Portals, Signal), StartError> {
     let server = plan_of(plan, number)?;
@@ -431,7 +442,7 @@ fn server_of(
         times.fill(UNKNOWN);
     }
     let built = build::server_of(system, board, supply, server, &times, 0, stored)?;
-    wire::attach_pair(system, rings, built.domain)?;
+    wire::attach_trio(system, rings, built.domain)?;
     let control = built.threads.len().saturating_sub(1);
     // A thread serves every guest on its CPU: the strictest counts.
     let verdict = watched_by(plan, number).map(|(.., watcher)| u64::from(watcher.deadline_us)).min().unwrap_or(0);

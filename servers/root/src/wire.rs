@@ -61,13 +61,28 @@ pub fn rings(
 
 /// The log and the reports of a server that belongs to no guest. They stay when it is made again.
 pub type Pair = [Frames; 2];
+/// The same of one half of a monitor, and what it was told of.
+pub type Trio = [Frames; 3];
 
-/// The second rings of the monitor with this place among monitors.
-pub fn second_pair(system: &impl System, supply: &mut Supply, console: Domain, place: usize) -> Result<Pair, StartError> {
-    let pair = [supply.take(system, 1)?, supply.take(system, 1)?];
-    map(system, console, ring::console_second(place), pair[0])?;
-    map(system, OWN, ring::root_second(place), pair[1])?;
-    Ok(pair)
+/// The rings of a half of the monitor `number` of the plan, which has this place among monitors.
+pub fn trio(
+    system: &impl System, supply: &mut Supply, console: Domain, number: usize, (place, half): (usize, usize),
+) -> Result<Trio, StartError> {
+    let trio = [supply.take(system, 1)?, supply.take(system, 1)?, supply.take(system, 1)?];
+    let ends = match half {
+        0 => [ring::console_log(number), ring::root_report(number)],
+        _ => [ring::console_second(place), ring::root_second(place)],
+    };
+    map(system, console, ends[0], trio[0])?;
+    map(system, OWN, ends[1], trio[1])?;
+    map(system, OWN, ring::root_seen(place, half), trio[2])?;
+    Ok(trio)
+}
+
+/// A monitor's ends of them.
+pub fn attach_trio(system: &impl System, [log, reports, seen]: &Trio, domain: Domain) -> Result<(), StartError> {
+    attach_pair(system, &[*log, *reports], domain)?;
+    map(system, domain, ring::SEEN, *seen)
 }
 
 /// The rings of server `number` of the plan, with their ends in console and root.

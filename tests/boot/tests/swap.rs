@@ -102,13 +102,29 @@ fn another_program_takes_the_monitors_place_with_what_it_knows_and_its_guest_doe
         let said = system.says(swap(&good, round == 3));
         assert!(said.contains("next.elf now; 1 guest is watched"), "{said}");
         assert!(said.contains(if round == 3 { "it begins without what the old one knew" } else { "bytes of state were handed over" }), "{said}");
-        println!("{said}");
     }
     // What was uploaded is what is made again.
     assert!(system.says(kill("watchdog")).contains("was ended and made again"));
     let log = ends_well(system, 2);
     assert_eq!(log.matches("root| watchdog is replaced").count(), 4, "{log}");
     assert!(!log.contains("starts again") && !log.contains("web ended"), "{log}");
+}
+
+/// The oracle of `tests/walks/tests/swap.rs` once more, in short, with the guest's own eyes.
+#[test]
+fn monitors_come_and_go_on_one_cpu_and_on_four() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let good = program(folder.path(), "next.elf", |_| {});
+    let bad = program(folder.path(), "crashes.elf", |file| file[0x1000..0x1004].copy_from_slice(&[0; 4]));
+    for (cpus, count) in [("[0]", 1), ("[0, 1, 2, 3]", 4)] {
+        let system = start("full", cpus, "");
+        for round in 0..2 {
+            assert!(system.says(swap(&good, round == 1)).contains("1 guest is watched"));
+            assert!(system.ctl(swap(&bad, false), false).is_err());
+            assert!(system.says(kill("watchdog")).contains("was ended and made again"));
+        }
+        ends_well(system, count);
+    }
 }
 
 #[test]
@@ -131,5 +147,30 @@ fn where_the_manifest_demands_it_only_signed_programs_that_are_not_older_are_tak
     system.says(swap(&good, false));
     number(4);
     refused("its number must be 5 or higher");
+    ends_well(system, 2);
+}
+
+/// Numbers of the events in what the tool printed, and what it says was lost.
+fn numbers(text: &str) -> (Vec<u64>, usize) {
+    let events = text.lines().filter(|line| line.contains("watchdog| web (vCPU "));
+    let numbers = events.map(|line| line.split(' ').next().and_then(|number| number.parse().ok()).expect("a number")).collect();
+    (numbers, text.lines().filter(|line| line.ends_with("lost)")).count())
+}
+
+#[test]
+fn a_host_follows_events_goes_away_and_comes_back() {
+    let system = start("observe", "[0, 1]", "");
+    let list = || system.says(What::Events { follow: false });
+    let (first, _) = numbers(&list());
+    assert!(first.len() > 10 && first.windows(2).all(|pair| pair[0] < pair[1]), "{first:?}");
+    // Nobody asks for a while: what is not remembered is counted.
+    system.until("more events came", |_| numbers(&list()).0.first() > first.last());
+    let text = list();
+    assert!(text.lines().next().is_some_and(|line| line.ends_with("events lost)")), "{text}");
+    let json = system.ctl(What::Events { follow: false }, true).expect("it answers");
+    assert!(json.contains("\"verdict\":\"denied\"") && json.contains("\"guest\":\"web\"") && json.contains("\"lost\":"), "{json}");
+    // Somebody follows them, and goes away in the middle.
+    drop(std::os::unix::net::UnixStream::connect(&system.socket).and_then(|mut client| client.write_all(&[5, 1, 1, 10])));
+    assert!(numbers(&list()).0.len() > 10);
     ends_well(system, 2);
 }

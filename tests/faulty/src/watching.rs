@@ -34,7 +34,7 @@ impl Weak {
 
 impl Monitor for Weak {
     type State = <Standard as Monitor>::State;
-    const VERSION: u32 = Standard::VERSION;
+    const VERSION: u32 = <Standard as Monitor>::VERSION;
 
     fn begin(&self, system: &impl System, guest: &WatchedGuest<'_>, anew: bool) -> Result<(), Refusal> {
         if self.way.is_none() {

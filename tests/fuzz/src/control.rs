@@ -53,7 +53,7 @@ fn upload(monitor: Name) -> Ask {
 /// Each question, one in another version, and answers.
 pub fn seeds() -> Vec<Vec<u8>> {
     let name = || Name::try_from("web").expect("a short name");
-    let asks = [Ask::Status, Ask::Pause(name()), Ask::Resume(name()), Ask::Reboot(name()), Ask::Views(name()), Ask::Load(1000), Ask::Kill(name()), Ask::Swap(name()), upload(name()), Ask::Piece(Piece { offset: 9, bytes: [1, 2, 3].into_iter().collect() })];
+    let asks = [Ask::Status, Ask::Pause(name()), Ask::Resume(name()), Ask::Reboot(name()), Ask::Views(name()), Ask::Load(1000), Ask::Kill(name()), Ask::Swap(name()), Ask::Events(4), upload(name()), Ask::Piece(Piece { offset: 9, bytes: [1, 2, 3].into_iter().collect() })];
     let bytes = |version, ask: &Ask| postcard::to_stdvec(&(Head { version, number: 7 }, ask)).expect("it encodes");
     let framed = |ask: &Ask| {
         let mut frame = Outgoing::new();

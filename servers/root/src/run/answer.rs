@@ -14,6 +14,8 @@ use trellis_runtime::ring::MAX_RECORD;
 
 /// Milliseconds that are waited for exits to end, and for another CPU to be asked.
 const EXITS: u32 = 100;
+/// Events in one answer.
+const EVENTS: u16 = 512;
 /// ID_AA64MMFR1_EL1 as [`Fact::IdRegister`] names it.
 const MEMORY_MODEL: u64 = 7 << 3 | 1;
 
@@ -83,6 +85,7 @@ impl<B: Board> Root<'_, B> {
             Ok(Ask::Pause(name)) => done(self.named(name).and_then(|guest| self.pause(system, guest))),
             Ok(Ask::Resume(name)) => done(self.named(name).and_then(|guest| self.resume(system, guest))),
             Ok(Ask::Reboot(name)) => done(self.named(name).and_then(|guest| self.order_reboot(system, guest))),
+            Ok(Ask::Events(from)) => self.event(system, *from, step),
             Ok(Ask::Upload(offer)) => done(self.offered(offer)),
             Ok(Ask::Piece(piece)) => done(self.came(system, piece)),
             Ok(Ask::Swap(name)) if step < exchange::STEPS => {
@@ -291,6 +294,23 @@ impl<B: Board> Root<'_, B> {
         let is_in = |index: &u64| made.guest.view_of(system, *index) == Ok(view);
         let vcpus = (0..plan.cpus.len() as u64).filter(is_in).fold(0, |bits, index| bits | 1 << index);
         Next::Part(Part::View(ViewState { view, default: default as u16, vcpus }))
+    }
+
+    /// One event after the other, then where they end.
+    fn event(&mut self, system: &impl System, from: u64, step: u16) -> Next {
+        if step == 0 {
+            self.gather_all();
+            self.asked_from = Some(from);
+        }
+        let Some(at) = self.asked_from.take() else { return Next::Last(Part::Done) };
+        match self.events.from(at) {
+            Some(event) if step < EVENTS => {
+                self.asked_from = Some(event.sequence.saturating_add(1));
+                Next::Part(Part::Event(event))
+            }
+            // More may have come meanwhile; whoever asks again gets them.
+            more => Next::Part(Part::Until(more.map_or(self.events.next(), |event| event.sequence), clock(system).1)),
+        }
     }
 
     /// One CPU after the other.

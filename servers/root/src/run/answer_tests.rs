@@ -8,6 +8,7 @@ use crate::host::TURN;
 use trellis_idl::control::{Answer, Ask, Control, Ended, FromHost, Handed, Head, Life, Name, Part, Refused, VERSION};
 use trellis_idl::kernel::{Op, Seat};
 use trellis_idl::plan::Without;
+use trellis_idl::wire::Seen;
 
 fn system(fake: &Fake, control: Control) -> (Root<'static, FakeBoard>, FakeBoard) {
     let mut plan = plan();
@@ -299,4 +300,37 @@ fn a_monitor_that_cannot_be_made_again_is_told() {
     assert_eq!(answer(&mut root, &fake, &board, Ask::Kill(name(MONITOR_NAME))), [Part::Refused(Refused::Lost)]);
     assert_eq!(reports(&board).last(), Some(&Report::GuestEnded { guest: 1, end: GuestEnd::Server(MONITOR as u8) }));
     assert_eq!(answer(&mut root, &fake, &board, Ask::Kill(name(MONITOR_NAME))), [Part::Refused(Refused::GivenUp)]);
+}
+
+/// What a monitor was told of goes to the host that asks, each once, in order, and what was lost is told by the numbers.
+#[test]
+fn events_are_listed_from_a_number_on_and_what_was_lost_has_numbers_too() {
+    let fake = Fake::new();
+    let mut plan = plan_with_monitor(&[0, 1], Without::Hold);
+    plan.control = Control::Observe;
+    let (mut root, board) = start_plan(&fake, plan);
+    let note = |place, number, lost| {
+        let seen = Seen { place, vcpu: 1, rule: 2, verdict: 0, number, lost, header: 3, physical: 4, pc: 5, time: 6 };
+        assert!(Producer::new(board.ring(ring::root_seen(0, 0))).send(&seen));
+    };
+    note(0, 1, 0);
+    note(1, 2, 3);
+    // One that is no guest of it is passed over.
+    note(2, 9, 0);
+    let mut listed = |from| {
+        let parts = answer(&mut root, &fake, &board, Ask::Events(from));
+        let event = |part: &Part| match part {
+            Part::Event(event) => (event.sequence, u64::from(event.guest), event.seen.number),
+            Part::Until(next, hz) => (*next, u64::MAX, *hz),
+            Part::Done => (0, 0, u64::MAX),
+            other => panic!("{other:?}"),
+        };
+        parts.iter().map(event).collect::<std::vec::Vec<_>>()
+    };
+    let end = |next| [(next, u64::MAX, 1_000_000_000), (0, 0, u64::MAX)];
+    assert_eq!(listed(0), [&[(0, 0, 1), (4, 1, 2)][..], &end(5)].concat());
+    assert_eq!(listed(1), [&[(4, 1, 2)][..], &end(5)].concat(), "a host that comes back goes on where it was");
+    assert_eq!((listed(5), listed(u64::MAX)), (end(5).to_vec(), end(5).to_vec()));
+    note(0, 3, 0);
+    assert_eq!(listed(5), [&[(5, 0, 3)][..], &end(6)].concat());
 }

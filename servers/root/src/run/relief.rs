@@ -4,9 +4,12 @@
 
 use super::*;
 use crate::watch::{Subject, watched_by};
-use trellis_idl::control::{Handed, Refused, Replaced};
+use trellis_idl::control::{EventState, Handed, Refused, Replaced};
 use trellis_idl::plan::{MAX_WATCHED, Without};
-use trellis_idl::wire::MonitorOp;
+use trellis_idl::wire::{MonitorOp, Seen};
+
+/// Events taken from a ring in one go: more than it holds.
+const MOST_SEEN: usize = 256;
 
 impl<'a, B: Board> Root<'a, B> {
     /// Makes every monitor of the plan, and gives each what it has of its guests.
@@ -144,6 +147,8 @@ impl<'a, B: Board> Root<'a, B> {
     fn relieve(&mut self, system: &impl System, number: usize) -> Result<Replaced, StartError> {
         let missing = StartError::Plan("no such monitor");
         self.end_exchange(system, number);
+        // What the lost one was told of last is worth most.
+        self.gather(number);
         let (held, clock_hz) = clock(system);
         self.subjects(number).try_for_each(|guest| guest.suspend(system))?;
         let place = self.monitors.iter().position(|monitor| monitor.number == number).ok_or(missing)?;
@@ -169,6 +174,31 @@ impl<'a, B: Board> Root<'a, B> {
         // Nobody waits any more.
         self.monitors.get_mut(place).ok_or(missing)?.tidy(system)?;
         Ok(Replaced { server: number as u8, guests, owed: owed as u8, ticks, clock_hz, state: Handed::Lost })
+    }
+
+    /// Takes what a monitor was told of out of its rings.
+    pub(super) fn gather(&mut self, number: usize) {
+        let Some(monitor) = self.monitors.iter().find(|monitor| monitor.number == number) else { return };
+        for page in monitor.seen(self.plan) {
+            let mut ring = Consumer::new(self.board.ring(page));
+            // No more than a ring holds at a time: one that floods has its turn, and no more.
+            for _ in 0..MOST_SEEN {
+                let Some(seen) = ring.receive::<Seen>() else { break };
+                let Ok(seen) = seen else { continue };
+                let guest = watched_by(self.plan, number).find(|(.., watcher)| watcher.place == seen.place);
+                let Some((guest, ..)) = guest else { continue };
+                self.events.push(EventState { sequence: 0, server: number as u8, guest: guest as u8, seen });
+            }
+        }
+    }
+
+    /// The same for all of them: the host asks.
+    pub(super) fn gather_all(&mut self) {
+        for index in 0..self.monitors.len() {
+            if let Some(number) = self.monitors.get(index).map(|monitor| monitor.number) {
+                self.gather(number);
+            }
+        }
     }
 
     /// Ends a monitor by the host's wish, and has it made again.
