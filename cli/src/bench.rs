@@ -8,6 +8,7 @@ use crate::place;
 use crate::run::Run;
 use crate::session::Outputs;
 use crate::status::{Doing, Failure, Status};
+use crate::swaps;
 use crate::system::{Host, MEASURE, StandIns};
 use crate::trace;
 use clap::Args;
@@ -59,7 +60,10 @@ struct Row<'a> {
 impl Bench {
     /// Does it.
     pub fn carry_out(&self, outputs: &mut Outputs) -> Result<Status, Failure> {
-        let (figures, status) = self.measure(outputs)?;
+        let (mut figures, status) = self.measure(outputs)?;
+        if self.manifest.is_none() {
+            add(swaps::measure()?, &mut figures);
+        }
         let text = if self.json { json(&figures)? } else { table(&figures) };
         write!(outputs.out, "{text}").doing(|| "write the output".into())?;
         Ok(status)

@@ -25,6 +25,8 @@ pub const WANTED: &[(&str, u64, u64)] = &[
     ("view_switch_server", 600, 300),
     ("step_once", 3_000, 1_500),
     ("event_sync_roundtrip", 1_200, 500),
+    ("swap_guest_pause_p50", 500_000, 100_000),
+    ("swap_guest_pause_max", 500_000, 100_000),
     ("lazy_copy_fault", 1_500, 500),
     ("view_idle_bytes", 16_384, 8_192),
     ("boot_to_root", 1_000_000, 300_000),

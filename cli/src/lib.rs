@@ -42,6 +42,7 @@ pub mod silicon;
 pub mod sign;
 pub mod standing;
 pub mod status;
+pub mod swaps;
 pub mod syndrome;
 pub mod system;
 pub mod terminal;

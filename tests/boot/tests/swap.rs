@@ -127,6 +127,14 @@ fn monitors_come_and_go_on_one_cpu_and_on_four() {
     }
 }
 
+/// The boot ring's bound; `./trellis bench` prints the figures.
+#[test]
+fn a_guest_waits_for_another_monitor_for_half_a_million_instructions_at_most() {
+    let figures = trellis_cli::swaps::measure().unwrap_or_else(|failure| panic!("{}", failure.text(false)));
+    assert_eq!(figures.len(), 2);
+    assert!(figures.iter().all(|figure| (1..500_000).contains(&figure.value)), "{figures:?}");
+}
+
 #[test]
 fn where_the_manifest_demands_it_only_signed_programs_that_are_not_older_are_taken() {
     let folder = tempfile::tempdir().expect("a folder");
