@@ -9,13 +9,16 @@ use trellis_idl::control::EventState;
 pub const REMEMBERED: usize = 256;
 
 /// The last events.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Events {
     kept: Deque<EventState, REMEMBERED>,
     next: u64,
 }
 
 impl Events {
+    /// None yet.
+    pub const NONE: Events = Events { kept: Deque::new(), next: 0 };
+
     /// Another one, before which its monitor had no room for some.
     pub fn push(&mut self, event: EventState) {
         let sequence = self.next.saturating_add(event.seen.lost.into());
@@ -51,7 +54,7 @@ mod tests {
 
     #[test]
     fn each_has_a_number_and_those_that_were_lost_had_theirs() {
-        let mut events = Events::default();
+        let mut events = Events::NONE;
         (0..3).for_each(|number| events.push(event(0, number)));
         events.push(event(7, 3));
         let mut sequence = 0;
@@ -66,7 +69,7 @@ mod tests {
 
     #[test]
     fn the_last_ones_are_remembered() {
-        let mut events = Events::default();
+        let mut events = Events::NONE;
         (0..1000).for_each(|number| events.push(event(0, number)));
         let first = events.from(0).expect("some are remembered");
         assert_eq!((first.sequence, first.seen.number), (1000 - REMEMBERED as u64, 1000 - REMEMBERED as u64));

@@ -3,6 +3,7 @@
 
 use crate::Board;
 use crate::build::STORED;
+use crate::events::Events;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use trellis_idl::control::Control;
@@ -12,7 +13,7 @@ use trellis_idl::layout::{PROGRAM, ring, root_slot};
 use trellis_idl::plan::*;
 use trellis_idl::trace::{MOST_READ, RECORDS, Record, TraceKind, Who};
 use trellis_idl::wire::{MonitorOp, MonitorState, to_answer};
-use trellis_runtime::{RingPage, System};
+use trellis_runtime::{RingPage, Shared, System};
 
 /// Pages of the payload.
 const PAYLOAD_PAGES: u64 = 64;
@@ -557,6 +558,7 @@ pub struct FakeBoard {
     rings: &'static [RingPage],
     /// What was written into the scratch window, wherever that was mapped.
     scratch: &'static RefCell<BTreeMap<u64, u8>>,
+    events: &'static Shared<Events>,
 }
 
 impl FakeBoard {
@@ -586,7 +588,7 @@ impl FakeBoard {
         let at = IRQFWD_CONFIG.offset as usize;
         let used = postcard::to_slice(&config, &mut payload[at + 8..]).unwrap().len() as u64;
         payload[at..at + 8].copy_from_slice(&used.to_le_bytes());
-        FakeBoard { payload: payload.leak(), rings: Vec::leak((0..128).map(|_| RingPage::new()).collect()), scratch: Box::leak(Box::default()) }
+        FakeBoard { payload: payload.leak(), rings: Vec::leak((0..128).map(|_| RingPage::new()).collect()), scratch: Box::leak(Box::default()), events: Box::leak(Box::new(Shared::new(Events::NONE))) }
     }
 }
 
@@ -607,6 +609,10 @@ impl Board for FakeBoard {
             *byte = scratch.get(&place).copied().unwrap_or(0);
         }
         true
+    }
+
+    fn events(&self) -> &'static Shared<Events> {
+        self.events
     }
 
     fn ring(&self, index: usize) -> &'static RingPage {

@@ -7,12 +7,14 @@
 mod board {
     use trellis_idl::layout::ring;
     use trellis_idl::plan::{Part, Plan};
+    use trellis_root::events::Events;
     use trellis_root::{Board, Root};
-    use trellis_runtime::{Once, RingPage, Svc, log, memory, ring::page};
+    use trellis_runtime::{Once, RingPage, Shared, Svc, log, memory, ring::page};
 
     trellis_runtime::entry!(main);
 
     static PLAN: Once<Plan<'static>> = Once::new();
+    static EVENTS: Shared<Events> = Shared::new(Events::NONE);
 
     /// What root sees of the machine besides the kernel.
     #[derive(Clone, Copy)]
@@ -29,6 +31,10 @@ mod board {
 
         fn scratch_read(&self, offset: u64, bytes: &mut [u8]) -> bool {
             memory::scratch_read(offset, bytes)
+        }
+
+        fn events(&self) -> &'static Shared<Events> {
+            &EVENTS
         }
 
         fn ring(&self, index: usize) -> &'static RingPage {

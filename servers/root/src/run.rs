@@ -3,7 +3,6 @@
 
 use crate::build::{self, Built, Time};
 use crate::estate::{self, Ends};
-use crate::events::Events;
 use crate::forward::{self, Forward};
 use crate::guest::{self, Made};
 use crate::host::Host;
@@ -67,8 +66,6 @@ pub struct Root<'a, B> {
     replaced: Option<Replaced>,
     /// Why another one was not put into its place.
     refused: Option<Refused>,
-    /// What monitors were told of.
-    events: Events,
     /// The one that the host gets next.
     asked_from: Option<u64>,
     /// What the host is sending.
@@ -108,7 +105,7 @@ impl<'a, B: Board> Root<'a, B> {
         let tracer = Tracer::new(cpus);
         let host = Host::new(plan.control, clock(system).0);
         let mut root =
-            Root { host, board, plan, supply, servers, guests, lots, console: output, policy, unheard: 0, tracer, forward: None, ways: Vec::new(), monitors: Vec::new(), running: 0, faulted: None, replaced: None, refused: None, events: Events::default(), asked_from: None, upload: None, exchange: None, off: false };
+            Root { host, board, plan, supply, servers, guests, lots, console: output, policy, unheard: 0, tracer, forward: None, ways: Vec::new(), monitors: Vec::new(), running: 0, faulted: None, replaced: None, refused: None, asked_from: None, upload: None, exchange: None, off: false };
         for index in 0..plan.guests.len() {
             root.make_guest(system, index)?;
         }
@@ -263,7 +260,7 @@ impl<'a, B: Board> Root<'a, B> {
                 break;
             }
         }
-        self.gather(index);
+        self.gather(system, index);
         if self.attend_exchange(system, index) {
             return;
         }

@@ -18,8 +18,9 @@ use trellis_idl::plan::*;
 use trellis_idl::wire::Report;
 use trellis_monitor::{MonitorServer, Reports, Standard};
 use trellis_p2m::P2m;
+use trellis_root::events::Events;
 use trellis_root::{Board, Root};
-use trellis_runtime::{Consumer, Producer, Reply, RingPage, Server, System, dispatch};
+use trellis_runtime::{Consumer, Producer, Reply, Shared, RingPage, Server, System, dispatch};
 use trellis_vcpu::{Rings, VcpuServer};
 
 /// CPUs, each with a vCPU of the guest.
@@ -152,6 +153,7 @@ pub struct Whole {
     payload: &'static [u8],
     monitors: Vec<MonitorConfig<'static>>,
     pages: &'static [RingPage],
+    events: &'static Shared<Events>,
 }
 
 impl std::fmt::Debug for Whole {
@@ -188,6 +190,10 @@ impl Board for Sight<'_> {
             *byte = word.to_le_bytes()[address as usize % 8];
             true
         })
+    }
+
+    fn events(&self) -> &'static Shared<Events> {
+        self.0.events
     }
 
     fn ring(&self, index: usize) -> &'static RingPage {
@@ -341,6 +347,7 @@ impl Whole {
             payload: payload(),
             monitors,
             pages: Vec::leak((0..trellis_idl::layout::MAX_RINGS).map(|_| RingPage::new()).collect()),
+            events: Box::leak(Box::new(Shared::new(Events::NONE))),
         }))
     }
 

@@ -299,17 +299,21 @@ impl<B: Board> Root<'_, B> {
     /// One event after the other, then where they end.
     fn event(&mut self, system: &impl System, from: u64, step: u16) -> Next {
         if step == 0 {
-            self.gather_all();
+            self.gather_all(system);
             self.asked_from = Some(from);
         }
         let Some(at) = self.asked_from.take() else { return Next::Last(Part::Done) };
-        match self.events.from(at) {
+        let (found, next) = {
+            let events = self.board.events().lock(system);
+            (events.from(at), events.next())
+        };
+        match found {
             Some(event) if step < EVENTS => {
                 self.asked_from = Some(event.sequence.saturating_add(1));
                 Next::Part(Part::Event(event))
             }
             // More may have come meanwhile; whoever asks again gets them.
-            more => Next::Part(Part::Until(more.map_or(self.events.next(), |event| event.sequence), clock(system).1)),
+            more => Next::Part(Part::Until(more.map_or(next, |event| event.sequence), clock(system).1)),
         }
     }
 

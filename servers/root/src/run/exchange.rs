@@ -228,7 +228,7 @@ impl<B: Board> Root<'_, B> {
     /// The old one goes.
     fn settle_in(&mut self, system: &impl System, exchange: Exchange, replaced: Replaced) {
         let Exchange { number, place, new, stored, counter, .. } = exchange;
-        self.gather(number);
+        self.gather(system, number);
         self.replaced = Some(replaced);
         let Some(monitor) = self.monitors.get_mut(place) else { return };
         let old = core::mem::replace(&mut monitor.now, new);

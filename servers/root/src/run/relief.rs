@@ -148,7 +148,7 @@ impl<'a, B: Board> Root<'a, B> {
         let missing = StartError::Plan("no such monitor");
         self.end_exchange(system, number);
         // What the lost one was told of last is worth most.
-        self.gather(number);
+        self.gather(system, number);
         let (held, clock_hz) = clock(system);
         self.subjects(number).try_for_each(|guest| guest.suspend(system))?;
         let place = self.monitors.iter().position(|monitor| monitor.number == number).ok_or(missing)?;
@@ -177,7 +177,7 @@ impl<'a, B: Board> Root<'a, B> {
     }
 
     /// Takes what a monitor was told of out of its rings.
-    pub(super) fn gather(&mut self, number: usize) {
+    pub(super) fn gather(&self, system: &impl System, number: usize) {
         let Some(monitor) = self.monitors.iter().find(|monitor| monitor.number == number) else { return };
         for page in monitor.seen(self.plan) {
             let mut ring = Consumer::new(self.board.ring(page));
@@ -187,18 +187,14 @@ impl<'a, B: Board> Root<'a, B> {
                 let Ok(seen) = seen else { continue };
                 let guest = watched_by(self.plan, number).find(|(.., watcher)| watcher.place == seen.place);
                 let Some((guest, ..)) = guest else { continue };
-                self.events.push(EventState { sequence: 0, server: number as u8, guest: guest as u8, seen });
+                self.board.events().lock(system).push(EventState { sequence: 0, server: number as u8, guest: guest as u8, seen });
             }
         }
     }
 
     /// The same for all of them: the host asks.
-    pub(super) fn gather_all(&mut self) {
-        for index in 0..self.monitors.len() {
-            if let Some(number) = self.monitors.get(index).map(|monitor| monitor.number) {
-                self.gather(number);
-            }
-        }
+    pub(super) fn gather_all(&self, system: &impl System) {
+        self.monitors.iter().for_each(|monitor| self.gather(system, monitor.number));
     }
 
     /// Ends a monitor by the host's wish, and has it made again.
