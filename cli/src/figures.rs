@@ -25,6 +25,7 @@ pub const WANTED: &[(&str, u64, u64)] = &[
     ("view_switch_server", 600, 300),
     ("step_once", 3_000, 1_500),
     ("event_sync_roundtrip", 1_200, 500),
+    ("event_async", 400, 150),
     ("swap_guest_pause_p50", 500_000, 100_000),
     ("swap_guest_pause_max", 500_000, 100_000),
     ("lazy_copy_fault", 1_500, 500),

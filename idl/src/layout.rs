@@ -31,6 +31,12 @@ pub const SCRATCH_BYTES: u64 = 0x0400_0000;
 /// Device page of a server (the console's UART).
 pub const DEVICE: u64 = 0x3800_0000;
 
+/// Bits of the signal to a monitor's reading thread.
+pub mod monitor_signal {
+    /// There is something in a ring.
+    pub const TOLD: u64 = 1;
+}
+
 /// Which ring page is which, as page numbers from [`RINGS`].
 pub mod ring {
     use crate::plan::MAX_SERVERS;
@@ -140,8 +146,9 @@ pub mod slot {
     pub const SELF: u64 = 7;
     /// p2m, vcpu: the guest's sessions, slot `SESSION + n`; empty where nobody watches.
     pub const SESSION: u64 = 8;
-    /// p2m, vcpu: signal to the reading thread of the session's monitor, slot `READER + n`: there is something in a ring.
-    pub const READER: u64 = 12;
+    /// p2m, vcpu: signals to the reading thread of the session's monitor, there is something in a ring: slots `READER + 2 * n`
+    /// and the one behind it, since one monitor may take another's place.
+    pub const READER: u64 = 40;
     /// Monitor: what it has of each guest that it watches, see [`super::watched`].
     pub const WATCHED: u64 = 64;
 }

@@ -360,6 +360,8 @@ pub struct MonitorConfig<'a> {
     pub events: Vec<EventPlan, MAX_EVENT_RULES>,
     /// It gives what it has counted to the one that comes after it.
     pub hands_over: bool,
+    /// Its threads that serve: the last is root's, and the one behind it reads what the monitor is told.
+    pub threads: u8,
 }
 
 /// A guest that a monitor watches.
@@ -426,6 +428,8 @@ pub enum RuleVerdict {
     Stop,
     /// It does not happen, and the guest gets an exception there: an abort, or an undefined instruction where nothing is accessed.
     Fault,
+    /// It happens at once, and the monitor is told of it afterwards.
+    Report,
 }
 
 /// Bytes to put into guest memory before it starts.
@@ -444,6 +448,8 @@ pub struct VcpuConfig<'a> {
     pub guest: &'a str,
     /// vCPUs of the guest.
     pub vcpus: u8,
+    /// Monitors that watch it, each with a session.
+    pub watchers: u8,
     /// First guest-physical byte of memory.
     pub memory_base: u64,
     /// Bytes of memory.

@@ -247,7 +247,8 @@ pub enum VcpuOp {
     Complete = 3,
     /// Which vCPUs the guest has switched on. Back: `m0` = 0, `m1` = a bit each.
     Power = 4,
-    /// A monitor says all that its session hears of this guest's processor from now on: `m1` = a bit for each [`EventKind`](crate::event::EventKind); of
+    /// A monitor says all that its session hears of this guest's processor from now on: `m1` = a bit for each [`EventKind`](crate::event::EventKind), and 32
+    /// bits above it those of which it is only told, through its ring, while they happen; of
     /// those that are registers, `m2` = only where the value changes, and `m3`–`m8` = bits of SystemControl, Tables0, …
     /// whose changes alone are none. It says states, so asking again changes nothing. Back: `m0`. Refused:
     /// `BadArgument` (no such kind), `Occupied` (another session hears of one of them), `OutOfRange` (no such session).
@@ -529,7 +530,8 @@ impl From<crate::plan::RuleVerdict> for Verdict {
     fn from(rule: crate::plan::RuleVerdict) -> Verdict {
         use crate::plan::RuleVerdict;
         match rule {
-            RuleVerdict::Allow => Verdict::Allow,
+            // Asked all the same, because of another rule.
+            RuleVerdict::Allow | RuleVerdict::Report => Verdict::Allow,
             RuleVerdict::Deny => Verdict::Deny,
             RuleVerdict::Stop => Verdict::Stop,
             RuleVerdict::Fault => Verdict::Inject(Injected::Abort),

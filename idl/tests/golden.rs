@@ -195,11 +195,12 @@ fn a_monitors_configuration_keeps_its_bytes() {
         rules: Vec::from_slice(&[rule]).expect("one fits"),
         events: Vec::from_slice(&[event]).expect("one fits"),
         hands_over: true,
+        threads: 3,
     };
     let mut buffer = [0; 64];
     let bytes = postcard::to_slice(&config, &mut buffer).expect("it fits");
     let hex: std::string::String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(hex, "01037765620001028080108004030100808410010201010100010101000001");
+    assert_eq!(hex, "0103776562000102808010800403010080841001020101010001010100000103");
     assert_eq!(postcard::from_bytes(bytes), Ok(config));
 }
 

@@ -193,6 +193,7 @@ impl System {
             rules: bounded(monitor.rules.iter().filter_map(rule)),
             events: bounded(monitor.events.iter().filter_map(event)),
             hands_over: true,
+            threads: self.monitor_cpus(monitor).len() as u8,
         }
     }
 
@@ -259,7 +260,7 @@ fn p2m_config(guest: &Guest) -> P2mConfig<'_> {
         populate: guest.populate,
         vcpus: guest.cpus.len() as u8,
         gicv_page: (guest.gic == 2).then_some(GICC_PAGE),
-        watchers: 0,
+        watchers: guest.monitors.len() as u8,
         views: guest.views_count(),
         view: bounded(guest.views.planned.iter().map(|view| view.value.clone())),
         devices: bounded(guest.devices.iter().map(|owned| DevicePages {
@@ -289,6 +290,7 @@ fn loads(guest: &Guest, payload: &mut Payload) -> Vec<Load> {
 
 fn vcpu_config(guest: &Guest, loads: Vec<Load>) -> VcpuConfig<'_> {
     VcpuConfig {
+        watchers: guest.monitors.len() as u8,
         guest: &guest.name,
         vcpus: guest.cpus.len() as u8,
         memory_base: Guest::MEMORY_BASE,

@@ -63,6 +63,7 @@ impl EventEntry {
             RuleVerdict::Deny => "denied",
             RuleVerdict::Stop => "stops",
             RuleVerdict::Fault => "an exception in the guest",
+            RuleVerdict::Report => "happens, and is reported",
         };
         let log = if self.log { ", and logged" } else { "" };
         format!("{what}{changes}{ignored}: {verdict}{log}")
@@ -85,7 +86,7 @@ fn rule(table: &Table<'_, '_>, problems: &mut Problems) -> Option<EventEntry> {
     table.allow(&EVENT_KEYS, &[], problems);
     table.require("guest", "guest = \"web\"", problems);
     table.require("on", "on = \"ttbr0\"", problems);
-    table.require("verdict", "verdict = \"allow\", \"deny\", \"fault\" or \"stop\"", problems);
+    table.require("verdict", "verdict = \"allow\", \"report\", \"deny\", \"fault\" or \"stop\"", problems);
     let guest = table.text("guest", "guest = \"web\"", problems);
     let kind = kind(table, problems);
     let verdict = table.choice("verdict", &VERDICTS, problems);

@@ -34,8 +34,9 @@ const ACCESSES: [(&str, Access); 7] = [
 ];
 
 /// Words for verdicts.
-pub const VERDICTS: [(&str, RuleVerdict); 4] = [
-    ("allow", RuleVerdict::Allow), ("deny", RuleVerdict::Deny), ("fault", RuleVerdict::Fault), ("stop", RuleVerdict::Stop),
+pub const VERDICTS: [(&str, RuleVerdict); 5] = [
+    ("allow", RuleVerdict::Allow), ("report", RuleVerdict::Report), ("deny", RuleVerdict::Deny), ("fault", RuleVerdict::Fault),
+    ("stop", RuleVerdict::Stop),
 ];
 
 /// One rule as it stands in a manifest.
@@ -63,6 +64,7 @@ impl RuleEntry {
             RuleVerdict::Deny => "denied",
             RuleVerdict::Stop => "stops",
             RuleVerdict::Fault => "an exception in the guest",
+            RuleVerdict::Report => "happens, and is reported",
         };
         let log = if self.log { ", and logged" } else { "" };
         format!("{:#x}..{:#x} {access}: {verdict}{log}", first * PAGE, (first + pages) * PAGE)
@@ -98,7 +100,7 @@ fn rule(table: &Table<'_, '_>, problems: &mut Problems) -> Option<RuleEntry> {
     table.require("guest", "guest = \"web\"", problems);
     table.require("pages", PAGES, problems);
     table.require("access", "access = \"w\"", problems);
-    table.require("verdict", "verdict = \"allow\", \"deny\", \"fault\" or \"stop\"", problems);
+    table.require("verdict", "verdict = \"allow\", \"report\", \"deny\", \"fault\" or \"stop\"", problems);
     let guest = table.text("guest", "guest = \"web\"", problems);
     let pages = table.text("pages", PAGES, problems).and_then(|text| pages(text, problems));
     let access = table.choice("access", &ACCESSES, problems);
@@ -155,6 +157,13 @@ fn kind_of_monitor(server: &ServerEntry, problems: &mut Problems) {
             Problem::new(Code::BadChoice, "the tracer lets everything happen")
                 .at(rule.verdict.span.clone(), "another verdict")
                 .hint("write it as: verdict = \"allow\", or have \"monitor-standard\" watch these pages"),
+        );
+    }
+    for rule in server.rules.iter().filter(|rule| *shipped == Shipped::Guard && rule.verdict.value == RuleVerdict::Report) {
+        problems.push(
+            Problem::new(Code::BadChoice, "the guard decides at once")
+                .at(rule.verdict.span.clone(), "nothing is reported afterwards")
+                .hint("write it as: verdict = \"stop\", \"fault\" or \"allow\""),
         );
     }
     let pages = server.rules.iter().fold(0u64, |all, rule| all.saturating_add(rule.pages.value.1));

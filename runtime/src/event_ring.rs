@@ -120,10 +120,9 @@ impl Writer {
         }
         let entry = &ring.entries[self.written as usize & (N - 1)];
         self.written = self.written.wrapping_add(1);
-        for (word, value) in entry.iter().zip(event).skip(1) {
-            word.store(value, Ordering::Relaxed);
+        for i in 0..W {
+            entry[i].store(if i == 0 { self.written } else { event[i] }, Ordering::Relaxed);
         }
-        entry[0].store(self.written, Ordering::Relaxed);
         ring.writer.entries.store(self.written, Ordering::Release);
         A::fence();
         // The entry alone is unread. If not even that is, the reader was quicker.
@@ -183,8 +182,7 @@ impl Tells {
         written.store(writer.written, Ordering::Relaxed);
         missed.store(writer.missed, Ordering::Relaxed);
         if must_wake {
-            // Nobody who listens need be there.
-            let _ = Signal::at(slot::READER + u64::from(session)).raise(system);
+            wake(system, session);
         }
     }
 
@@ -194,6 +192,15 @@ impl Tells {
             Writer::begin(&page.0);
             counts.iter().for_each(|count| count.store(0, Ordering::Relaxed));
         }
+    }
+}
+
+/// Wakes the reader, and the one that may be about to take its place. Neither need be there.
+#[cold]
+#[inline(never)]
+fn wake(system: &impl System, session: u8) {
+    for half in 0..2 {
+        let _ = Signal::at(slot::READER + 2 * u64::from(session) + half).raise(system);
     }
 }
 

@@ -40,7 +40,7 @@ pub use handle::{Domain, Frames, Guest, Line, Machine, Portal, Session, Signal, 
 pub use ring::{Consumer, Producer, RingPage};
 pub use serve::dispatch;
 pub use shared::{Once, Shared};
-pub use system::{Reply, Server, System};
+pub use system::{Attends, Reply, Server, System};
 
 #[cfg(target_os = "none")]
 pub use memory::config;

@@ -49,6 +49,28 @@ macro_rules! entry {
 /// of them serve it.
 #[macro_export]
 macro_rules! server {
+    // One thread more than serve attends to what signals say.
+    ($kind:ty, $build:path, attends) => {
+        static SERVER: $crate::Once<$kind> = $crate::Once::new();
+
+        fn main(_thread: u64) -> ! {
+            use $crate::{Attends, System};
+            let system = $crate::Svc;
+            let server = match SERVER.get_or_build(&system, || $build(&system)) {
+                Ok(server) => server,
+                Err(why) => panic!("{why}"),
+            };
+            if system.thread() <= server.control_thread() {
+                $crate::serve(server);
+            }
+            loop {
+                let (signals, deadline) = server.attend(&system);
+                system.wait(signals, deadline);
+            }
+        }
+
+        $crate::entry!(main);
+    };
     ($kind:ty, $build:path) => {
         static SERVER: $crate::Once<$kind> = $crate::Once::new();
 

@@ -59,6 +59,15 @@ pub enum Reply {
     Watched(u64, [u64; WORDS]),
 }
 
+/// A server with a thread of its own behind those that serve.
+pub trait Attends: Server {
+    /// Index of the last thread that serves.
+    fn control_thread(&self) -> usize;
+
+    /// Does what there is to do. Back: signals that wake it, and when it goes on though none comes (0 = never).
+    fn attend(&self, system: &impl System) -> (u64, u64);
+}
+
 /// A server: a value that is asked. Threads of one server share it, so it locks inside where it must.
 pub trait Server: Sync {
     /// A vCPU stopped; the badge is the route's.

@@ -44,7 +44,7 @@ fn run(machine: &'static Machine) {
     let passes = arguments.number("bench", 0);
     if passes != 0 {
         let at = |page| place(page, 0);
-        return figures::print(at(Page::Allowed), at(Page::Denied), passes);
+        return figures::print(at(Page::Allowed), at(Page::Denied), at(Page::Blind), passes);
     }
     vectors::set_handler(tick);
     let mut started = 1;

@@ -178,7 +178,7 @@ pub const WEB: WatchedPlan<'static> = WatchedPlan { name: "web", session: 0, vie
 pub fn hearing(rules: &[RulePlan], events: &[EventPlan], hands_over: bool) -> (Watchdog, &'static Ear) {
     let rules = heapless::Vec::from_slice(&rules[..rules.len().min(MAX_RULES)]).expect("no more than fit");
     let events = heapless::Vec::from_slice(&events[..events.len().min(MAX_EVENT_RULES)]).expect("no more than fit");
-    let config = MonitorConfig { guests: heapless::Vec::from_slice(&[WEB]).expect("one"), rules, events, hands_over };
+    let config = MonitorConfig { guests: heapless::Vec::from_slice(&[WEB]).expect("one"), rules, events, hands_over, threads: 2 };
     let monitor = Standard::new(&config.rules, &config.events);
     let ear = Box::leak(Box::new(Ear::default()));
     (MonitorServer::new(&config, monitor, ear), ear)

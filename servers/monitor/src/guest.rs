@@ -106,13 +106,20 @@ impl<'a> WatchedGuest<'a> {
     }
 
     /// [`P2mOp::Watch`]: only this access is allowed to these pages without a word. To the end of the pages.
-    pub fn watch(
-        &self, system: &impl System, here: Here, (first, pages): (u64, u64), access: ViewAccess,
-    ) -> Result<(), Refusal> {
+    pub fn watch(&self, system: &impl System, here: Here, pages: (u64, u64), access: ViewAccess) -> Result<(), Refusal> {
+        self.watch_so(system, here, pages, access.0.into())
+    }
+
+    /// The same, and what else is done to them happens: this monitor is told.
+    pub fn hear_of(&self, system: &impl System, here: Here, pages: (u64, u64), access: ViewAccess) -> Result<(), Refusal> {
+        self.watch_so(system, here, pages, u64::from(access.0) | P2mOp::TOLD)
+    }
+
+    fn watch_so(&self, system: &impl System, here: Here, (first, pages): (u64, u64), how: u64) -> Result<(), Refusal> {
         let mut done = 0;
         while done < pages {
             let at = self.view() << 48 | first + done;
-            let more = self.ask(system, here, P2mOp::Watch, [at, pages - done, access.0.into()])?;
+            let more = self.ask(system, here, P2mOp::Watch, [at, pages - done, how])?;
             // One that does nothing would be asked for ever.
             done += if more == 0 { return Err(Refusal::BadState) } else { more };
         }
@@ -132,7 +139,7 @@ impl<'a> WatchedGuest<'a> {
     /// [`VcpuOp::Listen`]: all that is heard of the guest from now on beside accesses to memory.
     pub fn listen(&self, system: &impl System, here: Here, wish: &Wish) -> Result<(), Refusal> {
         let [a, b, c, d, e, f] = wish.ignored;
-        let given = [wish.kinds, wish.only_changes, a, b, c, d, e, f];
+        let given = [wish.kinds | wish.told << 32, wish.only_changes, a, b, c, d, e, f];
         self.vcpu_server(here).order(system, VcpuOp::Listen as u64, given).map(drop)
     }
 

@@ -4,7 +4,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 use heapless::Vec;
 use trellis_idl::event::{EVENT_REGISTERS, EventKind};
-use trellis_idl::plan::{EventPlan, MAX_EVENT_RULES, MAX_VCPUS};
+use trellis_idl::plan::{EventPlan, MAX_EVENT_RULES, MAX_VCPUS, RuleVerdict};
 
 /// All that a monitor hears of a guest beside accesses to memory, as it asks the guest's vcpu server for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -15,12 +15,16 @@ pub struct Wish {
     pub only_changes: u64,
     /// Of each register, bits whose changes alone are none.
     pub ignored: [u64; EVENT_REGISTERS],
+    /// Kinds of which it is told, and not asked.
+    pub told: u64,
 }
 
 impl Wish {
     /// And this too.
     pub fn hear(&mut self, plan: &EventPlan) {
-        self.kinds |= u64::from(plan.kind.bit());
+        let bit = u64::from(plan.kind.bit());
+        self.kinds |= bit;
+        self.told = self.told & !bit | if plan.verdict == RuleVerdict::Report { bit } else { 0 };
         if let Some(ignored) = self.ignored.get_mut(plan.kind as usize) {
             *ignored = plan.ignored;
             self.only_changes |= if plan.only_changes { u64::from(plan.kind.bit()) } else { 0 };
@@ -77,7 +81,6 @@ impl Hearing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use trellis_idl::plan::RuleVerdict;
 
     fn rule(guest: u8, kind: EventKind, only_changes: bool, ignored: u64) -> EventPlan {
         EventPlan { guest, kind, only_changes, ignored, verdict: RuleVerdict::Allow, log: false }
@@ -90,7 +93,7 @@ mod tests {
             rule(0, EventKind::Firmware, true, 9),
         ]);
         let kinds = EventKind::Tables1.bit() | EventKind::Context.bit() | EventKind::Firmware.bit();
-        assert_eq!(hearing.wish(0), Wish { kinds: kinds.into(), only_changes: 4, ignored: [0, 0, 0, 0, 0, 7] });
+        assert_eq!(hearing.wish(0), Wish { kinds: kinds.into(), only_changes: 4, ignored: [0, 0, 0, 0, 0, 7], told: 0 });
         assert_eq!(hearing.wish(2), Wish::default());
         assert_eq!(hearing.find(0, EventKind::Context).map(|(index, _)| index), Some(2));
         assert_eq!(hearing.find(1, EventKind::Context), None);

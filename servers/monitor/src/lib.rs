@@ -33,6 +33,7 @@ pub mod witness;
 pub use event::{Event, What};
 pub use guard::Guard;
 pub use guest::WatchedGuest;
+pub use heard::Ears;
 pub use monitor::Monitor;
 pub use reports::{Outside, Reports};
 pub use server::MonitorServer;

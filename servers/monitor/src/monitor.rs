@@ -27,6 +27,14 @@ pub trait Monitor: Sync {
     /// What becomes of what a vCPU tried. Called by the thread of the vCPU's CPU; the vCPU waits.
     fn event(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event) -> Verdict;
 
+    /// What a vCPU did, of which it asked to be told. Called by the thread that reads; the vCPU has gone on, or ended.
+    fn told(&self, _system: &impl System, _guest: &WatchedGuest<'_>, _event: &Event) {}
+
+    /// So many events of a vCPU are lost, of those it asked to be told of: they came faster than they were read.
+    fn missed(&self, _system: &impl System, guest: &WatchedGuest<'_>, vcpu: usize, count: u64) {
+        trellis_runtime::log!("{} (vCPU {vcpu}): {count} events were not read in time", guest.name());
+    }
+
     /// It could not be treated as was said, and the vCPU stops.
     fn stopped(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, why: Refusal);
 

@@ -4,7 +4,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 use heapless::Vec;
 use trellis_idl::kernel::Access;
-use trellis_idl::plan::{MAX_RULES, MAX_VCPUS, RulePlan};
+use trellis_idl::plan::{MAX_RULES, MAX_VCPUS, RulePlan, RuleVerdict};
 use trellis_idl::wire::ViewAccess;
 
 /// Pages of a guest, and all that may be done to them without a word.
@@ -66,6 +66,12 @@ impl Rules {
         if watched == 0 { ViewAccess::DEFAULT } else { ViewAccess(ViewAccess::ALL.0 & !watched) }
     }
 
+    /// Whether nobody need be asked about a page: every rule that speaks of it wants to be told alone.
+    pub fn is_told(&self, guest: usize, page: u64) -> bool {
+        let speaks = |rule: &&RulePlan| usize::from(rule.guest) == guest && page.wrapping_sub(rule.first) < rule.pages;
+        self.all.iter().filter(speaks).all(|rule| rule.verdict == RuleVerdict::Report)
+    }
+
     /// The stretches of a guest's pages that are watched, each in one way.
     pub fn stretches(&self, guest: usize) -> impl Iterator<Item = Stretch> + '_ {
         let mut edges: Vec<u64, { 2 * MAX_RULES }> = Vec::new();
@@ -89,7 +95,6 @@ impl Rules {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use trellis_idl::plan::RuleVerdict;
 
     fn rule(guest: u8, first: u64, pages: u64, access: u8) -> RulePlan {
         RulePlan { guest, first, pages, access, verdict: RuleVerdict::Allow, log: false }

@@ -9,13 +9,13 @@ use crate::line::{Address, Line};
 use crate::monitor::Monitor;
 use crate::rules::Rules;
 use crate::witness::Witness;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
 use trellis_idl::event::EventKind;
 use trellis_idl::kernel::Refusal;
 use trellis_idl::plan::{EventPlan, MAX_EVENT_RULES, MAX_RULES, RulePlan, RuleVerdict};
-use trellis_idl::wire::{Seen, Verdict};
+use trellis_idl::wire::{Seen, Verdict, ViewAccess};
 use trellis_runtime::handle::clock;
 use trellis_runtime::{Shared, System, log};
 
@@ -52,6 +52,11 @@ pub struct Standard<W = ()> {
     hearing: Hearing,
     limits: [Shared<Limit>; ALL_RULES],
     stopped: [AtomicU32; ALL_RULES],
+    /// How often each rule was used for what was told; the thread that reads alone counts it.
+    told: [AtomicU64; ALL_RULES],
+    /// Events that it was to be told of and was not.
+    missed: AtomicU64,
+    missing: Shared<Limit>,
     /// What earlier monitors have seen.
     before: Shared<[u64; ALL_RULES]>,
 }
@@ -72,6 +77,9 @@ impl<W: Witness> Standard<W> {
             hearing: Hearing::new(events),
             limits: [const { Shared::new(Limit::NEW) }; ALL_RULES],
             stopped: [const { AtomicU32::new(0) }; ALL_RULES],
+            told: [const { AtomicU64::new(0) }; ALL_RULES],
+            missed: AtomicU64::new(0),
+            missing: Shared::new(Limit::NEW),
             before: Shared::new([0; ALL_RULES]),
         }
     }
@@ -80,13 +88,21 @@ impl<W: Witness> Standard<W> {
     #[cold]
     #[inline(never)]
     fn put_right(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event) -> Verdict {
-        let access = self.rules.allowed(event.guest, event.page());
-        match guest.watch(system, Here::Vcpu(event.vcpu), (event.page(), 1), access) {
+        match self.watch(system, guest, Here::Vcpu(event.vcpu), (event.page(), 1)) {
             Ok(()) => Verdict::Retry,
             Err(why) => {
                 self.stopped(system, guest, event, why);
                 Verdict::Stop
             }
+        }
+    }
+
+    /// Pages of which the rules say the same are watched as they say.
+    fn watch(&self, system: &impl System, guest: &WatchedGuest<'_>, here: Here, pages: (u64, u64)) -> Result<(), Refusal> {
+        let access = self.rules.allowed(guest.index(), pages.0);
+        match access != ViewAccess::DEFAULT && self.rules.is_told(guest.index(), pages.0) {
+            true => guest.hear_of(system, here, pages, access),
+            false => guest.watch(system, here, pages, access),
         }
     }
 
@@ -119,7 +135,7 @@ impl<W: Witness> Standard<W> {
         let before = self.before.lock(system).get(all).copied().unwrap_or(0);
         Counted {
             rule: *rule,
-            seen: before.wrapping_add(seen),
+            seen: before.wrapping_add(seen).wrapping_add(self.told.get(all).map_or(0, |told| told.load(Ordering::Relaxed))),
             stopped: self.stopped.get(all).map_or(0, |stopped| stopped.load(Ordering::Relaxed)),
             spared: self.limits.get(all).map_or(0, |limit| limit.lock(system).spared()),
         }
@@ -170,8 +186,8 @@ impl<W: Witness> Monitor for Standard<W> {
         guest.attach(system, here)?;
         guest.join(system, here)?;
         let mut stretches = 0;
-        for (pages, access) in self.rules.stretches(guest.index()) {
-            guest.watch(system, here, pages, access).inspect_err(|why| {
+        for (pages, _) in self.rules.stretches(guest.index()) {
+            self.watch(system, guest, here, pages).inspect_err(|why| {
                 log!("{}: {} pages at page {:#x} cannot be watched: {why:?}", guest.name(), pages.1, pages.0);
             })?;
             stretches += 1;
@@ -205,6 +221,34 @@ impl<W: Witness> Monitor for Standard<W> {
             self.write(system, guest, event, (index, index), verdict);
         }
         verdict
+    }
+
+    fn told(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event) {
+        let found = match event.what() {
+            Some(What::Access(access)) => {
+                self.rules.find(event.guest, event.page(), access).map(|(index, rule)| (index, index, rule.log))
+            }
+            Some(What::Heard(kind)) => {
+                self.hearing.find(event.guest, kind).map(|(index, rule)| (MAX_RULES + index, index, rule.log))
+            }
+            None => None,
+        };
+        // What no rule speaks of an earlier monitor had asked for.
+        let Some((all, index, is_logged)) = found else { return };
+        if let Some(told) = self.told.get(all) {
+            told.store(told.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        }
+        if is_logged {
+            self.write(system, guest, event, (all, index), Verdict::Allow);
+        }
+    }
+
+    fn missed(&self, system: &impl System, guest: &WatchedGuest<'_>, vcpu: usize, count: u64) {
+        let all = self.missed.fetch_add(count, Ordering::Relaxed).wrapping_add(count);
+        let (now, hertz) = clock(system);
+        if self.missing.lock(system).admit(now, hertz).is_some() {
+            log!("{} (vCPU {vcpu}): {count} events came faster than they are read, {all} in all", guest.name());
+        }
     }
 
     fn stopped(&self, _: &impl System, guest: &WatchedGuest<'_>, event: &Event, why: Refusal) {
@@ -257,7 +301,7 @@ fn counts<R>(counted: &Counted<R>, verdict: RuleVerdict) -> [u64; 5] {
     let Counted { seen, stopped, spared, .. } = *counted;
     let done = seen.wrapping_sub(stopped.into());
     match verdict {
-        RuleVerdict::Allow => [seen, done, 0, stopped.into(), spared],
+        RuleVerdict::Allow | RuleVerdict::Report => [seen, done, 0, stopped.into(), spared],
         RuleVerdict::Deny | RuleVerdict::Fault => [seen, 0, done, stopped.into(), spared],
         RuleVerdict::Stop => [seen, 0, 0, seen, spared],
     }

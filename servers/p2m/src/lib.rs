@@ -68,6 +68,7 @@ impl P2m {
             tells: Tells::new(events, config.vcpus),
         };
         views.lock(system).begin(config.views, config.vcpus);
+        p2m.tells.begin();
         p2m.begin(system)?;
         Ok(p2m)
     }

@@ -569,6 +569,7 @@ impl FakeBoard {
             let at = (vcpu_config(guest).offset) as usize;
             let loads = [part(0x20 + 2 * guest, 5000), part(0x24, 100)].map(|part| Load { part, address: 0x4000_0000 });
             let config = VcpuConfig {
+                watchers: 0,
                 guest: "g",
                 vcpus: 1 + guest as u8,
                 memory_base: 0x4000_0000,

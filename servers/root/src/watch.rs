@@ -5,9 +5,9 @@
 //! are taken apart with it, and made again with it. A monitor is made again of the same slots and memory when it dies;
 //! what its guests were doing then is owed to them by the kernel, and settled with the next one.
 
-use crate::build::{self, Built, LENT, Stored, Time};
+use crate::build::{self, Built, READ_WRITE, Stored, Time};
 use crate::estate::{self, Ends};
-use crate::guest::Made;
+use crate::guest::{self, Made};
 use crate::program::PIECES;
 use crate::room::Room;
 use crate::supply::{Lot, Supply};
@@ -15,11 +15,11 @@ use crate::wire::{self, Trio};
 use crate::{Board, StartError, Step, patiently};
 use heapless::Vec;
 use trellis_idl::interface;
-use trellis_idl::kernel::{Refusal, Rights, SESSIONS, Seat};
-use trellis_idl::layout::{badge, ring, slot, watched};
+use trellis_idl::kernel::{PAGE, Refusal, Rights, SESSIONS, Seat};
+use trellis_idl::layout::{RINGS, badge, monitor_signal, ring, slot, watched};
 use trellis_idl::plan::{GuestPlan, MAX_VCPUS, MAX_WATCHED, Plan, Role, ServerPlan, WatcherPlan, Without};
 use trellis_idl::wire::{MonitorOp, MonitorState};
-use trellis_runtime::{Consumer, Frames, Portal, Session, Signal, System, message};
+use trellis_runtime::{Consumer, Domain, Frames, Portal, Session, Signal, System, message};
 
 /// Microseconds that a monitor's control thread may take for an answer: it asks p2m for every page of its rules.
 pub const CONTROL: u64 = 10_000_000;
@@ -30,18 +30,38 @@ pub const BRIEF: u64 = 100_000;
 /// seen to run.
 const UNKNOWN: Time = Time { priority: 205, budget: trellis_runtime::handle::budget(4_000, 7_919) };
 
+/// What a monitor may take to read what it is told, beside and before guests: a tenth of its CPU.
+const READING: Time = Time { priority: guest::MAX_PRIORITY as u64 + 1, budget: trellis_runtime::handle::budget(2_000, 20_000) };
+
 /// What a guest's monitors have of it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ways {
     lot: Lot,
     /// The first slot of each session: the session, then for each thread a portal into p2m and one into vcpu.
     first: [u64; SESSIONS as usize],
+    /// What each session's monitor is told: rings of p2m, one for each vCPU, then vcpu's. They stay when the servers are made
+    /// again: the other ends are in use.
+    told: [Option<Frames>; SESSIONS as usize],
+    /// The guest's p2m and vcpu server.
+    finders: Option<[Domain; 2]>,
 }
 
 impl Ways {
     /// A session of the guest.
     pub fn session(&self, number: usize) -> Option<Session> {
         self.first.get(number).filter(|first| **first != 0).map(|first| Session::at(*first))
+    }
+
+    /// Gives the guest's servers their ends of what monitors are told.
+    fn connect(&self, system: &impl System, plan: &GuestPlan<'_>) -> Result<(), StartError> {
+        let vcpus = plan.cpus.len() as u64;
+        for (session, run) in (0..).zip(self.told.iter().flatten()) {
+            for (finder, domain) in (0..).zip(self.finders.iter().flatten()) {
+                let at = RINGS + (ring::EVENTS as u64 + session * vcpus) * PAGE;
+                domain.map(system, at, *run, finder * vcpus, vcpus, READ_WRITE).step("map rings of events")?;
+            }
+        }
+        Ok(())
     }
 
     /// The portals of a session's monitor into a thread of p2m, and into the same of vcpu.
@@ -59,9 +79,14 @@ pub fn ways(
     if plan.watchers.is_empty() {
         return Ok(ways);
     }
+    for told in ways.told.iter_mut().take(plan.watchers.len()) {
+        *told = Some(supply.take(system, 2 * plan.cpus.len() as u64)?);
+    }
+    ways.finders = Some(servers.map(|server| server.domain));
     supply.begin();
     ways.first = sessions(system, supply, plan, made, servers)?;
     ways.lot = supply.end()?;
+    ways.connect(system, plan)?;
     Ok(ways)
 }
 
@@ -75,7 +100,9 @@ pub fn ways_again(
     let before = supply.repeat(&ways.lot);
     let first = sessions(system, supply, plan, made, servers);
     supply.go_on(before);
-    Ok(Ways { first: first?, ..*ways })
+    let ways = Ways { first: first?, finders: Some(servers.map(|server| server.domain)), ..*ways };
+    ways.connect(system, plan)?;
+    Ok(ways)
 }
 
 fn sessions(
@@ -176,6 +203,10 @@ pub struct Instance {
     portals: Portals,
     /// Wakes root.
     signal: Signal,
+    /// Wakes its thread that reads what it is told.
+    ear: Signal,
+    /// Which of its threads root calls.
+    control: usize,
     /// Which half it is in.
     half: usize,
 }
@@ -255,7 +286,7 @@ impl Monitor {
         let mut trio = |half| wire::trio(system, supply, console, number, (place, half));
         let rings = [trio(0)?, trio(1)?];
         let [first, second] = rings.map(|rings| {
-            let threads = server.cpus.len() as u64;
+            let threads = server.cpus.len() as u64 + 1;
             let program = build::program_pages(server).max(server.swap.map_or(0, |swap| swap.pages.into()));
             let room = Room::make(system, supply, build::pages(server, threads, program), slots(plan, number, threads))?;
             Ok(Half { rings, room, is_used: false })
@@ -299,6 +330,8 @@ impl Monitor {
 
     /// Ends an instance, whatever it does.
     pub fn end(&self, system: &impl System, instance: &Instance) -> Result<(), StartError> {
+        // Its guests' servers have copies, which nothing else would take out of their slots.
+        let _ = instance.ear.revoke(system);
         match instance.built.domain.destroy(system) {
             // It is gone already.
             Ok(_) | Err(Refusal::Gone | Refusal::NoCapability) => Ok(()),
@@ -360,10 +393,30 @@ impl Instance {
             p2m.grant(system, built.domain, watched::p2m(place, thread), Rights::USE).step("grant a portal")?;
             vcpu.grant(system, built.domain, watched::vcpu_server(place, thread), Rights::USE).step("grant a portal")?;
         }
+        self.listen(system, guest)?;
         let session = guest.own()?;
         let first = self.portals.events.get(place as usize).ok_or(StartError::Plan("no such place"))?;
         for vcpu in 0..guest.made.vcpus.len() as u64 {
             session.place(system, vcpu, self.seat() as u64, Some(Portal::at(first + vcpu))).step("place a monitor")?;
+        }
+        Ok(())
+    }
+
+    /// It reads what it is told of a guest, and is woken for it.
+    fn listen(&self, system: &impl System, guest: &Subject<'_>) -> Result<(), StartError> {
+        let run = guest.ways.told.get(guest.session).copied().flatten().ok_or(StartError::Plan("no such session"))?;
+        let vcpus = guest.plan.cpus.len() as u64;
+        for finder in 0..2 {
+            let page = ring::heard(guest.watcher.place.into()) as u64 + finder * MAX_VCPUS as u64;
+            match self.built.domain.map(system, RINGS + page * PAGE, run, finder * vcpus, vcpus, READ_WRITE) {
+                // It is there since the guest was made for the first time.
+                Ok(_) | Err(Refusal::Occupied) => {}
+                Err(refusal) => return Err(StartError::Refused("map rings of events", refusal)),
+            }
+        }
+        let at = slot::READER + 2 * guest.session as u64 + self.half as u64;
+        for domain in guest.ways.finders.iter().flatten() {
+            patiently(system, || self.ear.grant(system, *domain, at, Rights::USE)).step("grant a signal")?;
         }
         Ok(())
     }
@@ -375,7 +428,7 @@ impl Instance {
 
     /// How long it may take for what root asks, in microseconds.
     pub fn be_patient(&self, system: &impl System, patience: u64) -> Result<(), StartError> {
-        let control = self.built.threads.last().ok_or(StartError::Plan("no control thread"))?;
+        let control = self.built.threads.get(self.control).ok_or(StartError::Plan("no control thread"))?;
         control.supervise(system, self.signal, patience).step("supervise a thread")
     }
 
@@ -408,12 +461,12 @@ fn plan_of<'p, 'a>(plan: &'p Plan<'a>, number: usize) -> Result<&'p ServerPlan<'
     server.ok_or(StartError::Plan("no such monitor"))
 }
 
-/// Slots of an instance: tables, domain, segments, stacks, threads and what they save registers in, a signal, the control
+/// Slots of an instance: tables, domain, segments, stacks, threads and what they save registers in, two signals, the control
 /// portal, and a portal for each vCPU.
 fn slots(plan: &Plan<'_>, number: usize, threads: u64) -> u64 {
     let watched = watched_by(plan, number).filter_map(|(guest, ..)| plan.guests.get(guest));
     let vcpus: usize = watched.map(|guest| guest.cpus.len()).sum();
-    2 + PIECES as u64 + 1 + 2 * threads + 2 + vcpus as u64
+    2 + PIECES as u64 + 1 + 2 * threads + 3 + vcpus as u64
 }
 
 /// The server, without anything of its guests.
@@ -426,24 +479,25 @@ fn instance(
     let before = supply.enter(place.room);
     let made = server_of(system, board, supply, plan, number, &place.rings, ends, stored);
     supply.leave(before)?;
-    let (built, portals, signal) = made?;
-    Ok(Instance { built, portals, signal, half })
+    let (built, portals, [signal, ear]) = made?;
+    let control = plan_of(plan, number)?.cpus.len().saturating_sub(1);
+    Ok(Instance { built, portals, signal, ear, control, half })
 }
 
 #[allow(clippy::too_many_arguments, reason = "what a server is made of")]
 fn server_of(
     system: &impl System, board: &impl Board, supply: &mut Supply, plan: &Plan<'_>, number: usize, rings: &Trio,
     ends: Ends<'_>, stored: Option<&Stored>,
-) -> Result<(Built, Portals, Signal), StartError> {
+) -> Result<(Built, Portals, [Signal; 2]), StartError> {
     let server = plan_of(plan, number)?;
-    let mut times = build::times(server.role, server.cpus.len(), LENT);
+    let mut times = build::times(server.role, server.cpus.len(), READING);
     if stored.is_some() {
         // Nobody here knows it: it shall not have its CPUs to itself until it begins to serve.
         times.fill(UNKNOWN);
     }
     let built = build::server_of(system, board, supply, server, &times, 0, stored)?;
     wire::attach_trio(system, rings, built.domain)?;
-    let control = built.threads.len().saturating_sub(1);
+    let control = server.cpus.len().saturating_sub(1);
     // A thread serves every guest on its CPU: the strictest counts.
     let verdict = watched_by(plan, number).map(|(.., watcher)| u64::from(watcher.deadline_us)).min().unwrap_or(0);
     let signal = estate::supervise(system, supply, number, &built, |thread| if thread == control { CONTROL } else { verdict })?;
@@ -456,7 +510,10 @@ fn server_of(
         let first = event_portals(system, supply, plan, (server, &built), guest, watcher.place)?;
         events.push(first).map_err(|_| StartError::Plan("too many watched guests"))?;
     }
-    Ok((built, Portals { control, events }, signal))
+    let reader = built.threads.last().ok_or(StartError::Plan("no reading thread"))?;
+    let own = supply.slot();
+    let ear = patiently(system, || reader.signal(system, monitor_signal::TOLD, own)).step("make a signal")?;
+    Ok((built, Portals { control, events }, [signal, ear]))
 }
 
 /// Portals for the events of a guest's vCPUs, each into the monitor's thread on that vCPU's CPU.

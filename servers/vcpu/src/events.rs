@@ -20,23 +20,39 @@ const BREAKPOINT: u64 = 0x3c << 26 | 1 << 25;
 const EXTERNAL: u64 = 0x10;
 const NO_ADDRESS: u64 = 1 << 10;
 
+/// Who is asked about an exit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Hearing {
+    /// Nobody: it is answered as any.
+    Unasked,
+    /// The session in this slot.
+    Asked(u64),
+    /// Nobody, and there is nothing to do.
+    Answered,
+}
+
 impl<O: Outside> VcpuServer<'_, O> {
-    /// Whether somebody hears of an exit: whose session that is, and the exit says which event it is.
+    /// Whether somebody hears of an exit, which then says which event it is.
     #[cold]
     #[inline(never)]
-    pub(crate) fn event(&self, system: &impl System, index: u8, exit: &mut Exit) -> Option<u64> {
-        let (kind, session) = self.heard.find(exit)?;
-        if let Some(trapped) = Trapped::from_syndrome(exit.syndrome).filter(|_| kind.is_register()) {
-            let (_, written) = register(trapped.register)?;
+    pub(crate) fn event(&self, system: &impl System, index: u8, exit: &mut Exit) -> Hearing {
+        let Some((kind, session)) = self.heard.find(exit) else { return Hearing::Unasked };
+        if let (true, Some(trapped)) = (kind.is_register(), Trapped::from_syndrome(exit.syndrome)) {
+            let Some((_, written)) = register(trapped.register) else { return Hearing::Unasked };
             // One that cannot be read is as good as zero: that something is written is told in any case.
             let old = vcpu_at(index).get(system, written).unwrap_or(0);
             if !self.heard.is_event(kind, old, trapped.written(exit.value)) {
-                return None;
+                return Hearing::Unasked;
             }
             exit.virtual_address = old;
         }
         exit.physical = self.heard.note(kind, index, exit);
-        Some(slot::SESSION + u64::from(session))
+        if !self.heard.is_told(kind) {
+            return Hearing::Asked(slot::SESSION + u64::from(session));
+        }
+        self.tells.tell(system, session, index.into(), exit.physical, exit.to_words());
+        // Nobody but a monitor answers a request, and this one answers nothing.
+        if kind == EventKind::Request { Hearing::Answered } else { Hearing::Unasked }
     }
 
     /// Nobody need be asked: the event is answered as if nobody had wanted to hear of it.

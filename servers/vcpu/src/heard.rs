@@ -21,6 +21,8 @@ pub struct Wish {
     pub only_changes: u32,
     /// Of each register, bits whose changes alone are none.
     pub ignored: [u64; EVENT_REGISTERS],
+    /// Kinds of which it is told, and not asked.
+    pub told: u32,
 }
 
 /// Every bit that means something.
@@ -31,11 +33,12 @@ const REGISTERS: u32 = (1 << EVENT_REGISTERS) - 1;
 impl Wish {
     /// From a message's words `m1`–`m8`.
     pub fn from_words(words: [u64; 2 + EVENT_REGISTERS]) -> Result<Wish, Refusal> {
-        let [kinds, only_changes, ignored @ ..] = words;
-        if kinds & !u64::from(ALL) != 0 || only_changes & !u64::from(REGISTERS) != 0 {
+        let [both, only_changes, ignored @ ..] = words;
+        let (kinds, told) = (both & 0xffff_ffff, both >> 32);
+        if kinds & !u64::from(ALL) != 0 || told & !kinds != 0 || only_changes & !u64::from(REGISTERS) != 0 {
             return Err(Refusal::BadArgument);
         }
-        Ok(Wish { kinds: kinds as u32, only_changes: only_changes as u32, ignored })
+        Ok(Wish { kinds: kinds as u32, only_changes: only_changes as u32, ignored, told: told as u32 })
     }
 }
 
@@ -46,6 +49,7 @@ pub struct Heard {
     sessions: [AtomicU8; EVENT_KINDS],
     only_changes: AtomicU32,
     ignored: [AtomicU64; EVENT_REGISTERS],
+    told: AtomicU32,
     /// Events that each vCPU has had; its thread alone counts them.
     events: [AtomicU64; MAX_VCPUS],
     /// The kinds of each session; held while they change.
@@ -60,6 +64,7 @@ impl Heard {
             sessions: [const { AtomicU8::new(0) }; EVENT_KINDS],
             only_changes: AtomicU32::new(0),
             ignored: [const { AtomicU64::new(0) }; EVENT_REGISTERS],
+            told: AtomicU32::new(0),
             events: [const { AtomicU64::new(0) }; MAX_VCPUS],
             own: Shared::new([0; SESSIONS as usize]),
         }
@@ -74,8 +79,15 @@ impl Heard {
     /// Which event an exit is, and whose; with the number that this vCPU's next one has.
     pub fn find(&self, exit: &Exit) -> Option<(EventKind, u8)> {
         let any = self.any.load(Ordering::Acquire);
-        let kind = kinds(exit).into_iter().flatten().find(|kind| any & kind.bit() != 0)?;
+        let is_heard = |kind: &EventKind| any & kind.bit() != 0;
+        let [exact, other] = kinds(exit);
+        let kind = exact.filter(is_heard).or_else(|| other.filter(is_heard))?;
         Some((kind, self.sessions[kind as usize].load(Ordering::Relaxed)))
+    }
+
+    /// Whether its session is told, and not asked.
+    pub fn is_told(&self, kind: EventKind) -> bool {
+        self.told.load(Ordering::Relaxed) & kind.bit() != 0
     }
 
     /// The word that tells an event from this vCPU's others. One that is told again has it already.
@@ -132,6 +144,8 @@ impl Heard {
         }
         let changes = self.only_changes.load(Ordering::Relaxed) & !wish.kinds | wish.only_changes & wish.kinds;
         self.only_changes.store(changes, Ordering::Relaxed);
+        let told = self.told.load(Ordering::Relaxed) & !wish.kinds | wish.told;
+        self.told.store(told, Ordering::Relaxed);
         if let Some(mine) = own.get_mut(usize::from(session)) {
             *mine = wish.kinds;
         }

@@ -8,6 +8,7 @@ mod board {
     use trellis_idl::layout::{ring, slot, vcpu_signal};
     use trellis_idl::{plan::VcpuConfig, wire::ToRoot};
     use trellis_runtime::memory::payload;
+    use trellis_runtime::event_ring::pages;
     use trellis_runtime::ring::page;
     use trellis_runtime::{Once, RingPage, Signal, Svc, System, config, serve};
     use trellis_vcpu::{Outside, Rings, VcpuServer};
@@ -20,7 +21,8 @@ mod board {
         let rings = Rings::new(page(ring::SERIAL_OUT), page(ring::SERIAL_IN), page(ring::REPORT), payload);
         rings.report(&Svc, &ToRoot::Ready);
         Signal::at(slot::ROOT).raise(&Svc).map_err(|_| "root does not listen")?;
-        Ok(VcpuServer::new(config, rings))
+        let events = pages(ring::EVENTS, usize::from(config.watchers) * usize::from(config.vcpus));
+        Ok(VcpuServer::new(config, rings).telling(events))
     }
 
     /// Threads up to the control thread serve; one more, where the plan has it, attends to input and timers.

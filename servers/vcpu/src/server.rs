@@ -7,6 +7,7 @@
 use crate::access::{Devices, Trouble, emulate};
 use crate::boot::{self, Payload};
 use crate::debug::DebugRegisters;
+use crate::events::Hearing;
 use crate::heard::Heard;
 use crate::distributor::{self, Distributor};
 use crate::identity::Shown;
@@ -25,6 +26,7 @@ use trellis_idl::kernel::{Answer, Exit, ExitClass, ExitHeader, Fact, LineField, 
 use trellis_idl::layout::{badge as badges, slot};
 use trellis_idl::plan::{MAX_VCPUS, VcpuConfig};
 use trellis_idl::wire::{GuestEnd, Order, P2mOp, ToRoot, VcpuOp};
+use trellis_runtime::event_ring::{EventPage, Tells};
 use trellis_runtime::{Guest, Portal, Reply, Server, Shared, Signal, System, Vcpu, message};
 
 /// What lies outside the server: the wire of the serial port, the payload, the ear of root.
@@ -61,6 +63,8 @@ pub struct VcpuServer<'a, O> {
     vectors: AtomicBool,
     /// What monitors hear of.
     pub(crate) heard: Heard,
+    /// What they are told, and not asked.
+    pub(crate) tells: Tells,
     serial: Shared<Pl011>,
     /// UARTFR as it was when the port's lock was last given back, to be read without it.
     serial_flags: AtomicU32,
@@ -143,11 +147,14 @@ impl<O: Outside> Server for VcpuServer<'_, O> {
                 if !self.heard.is_quiet() {
                     // A copy: the words of this exit stay in registers on the short ways.
                     let mut event = *exit;
-                    if let Some(session) = self.event(system, index, &mut event) {
-                        return Reply::Watched(session, event.to_words());
+                    match self.event(system, index, &mut event) {
+                        Hearing::Asked(session) => return Reply::Watched(session, event.to_words()),
+                        Hearing::Answered => verdict(past(exit).register(0), 0),
+                        Hearing::Unasked => self.other(system, index, *exit),
                     }
+                } else {
+                    self.other(system, index, *exit)
                 }
-                self.other(system, index, *exit)
             }
         };
         Reply::Exit(answer, [0, 0, 0, 0, 0, value, 0, 0, 0, 0])
@@ -198,6 +205,7 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
             ended: AtomicBool::new(false),
             vectors: AtomicBool::new(false),
             heard: Heard::new(),
+            tells: Tells::new(&[], 0),
             serial: Shared::new(Pl011::new()),
             serial_flags: AtomicU32::new(Pl011::new().flags()),
             clock: Shared::new(Pl031::new()),
@@ -210,6 +218,13 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
     #[cfg(test)]
     pub(crate) fn outside_for_tests(&self) -> &O {
         &self.outside
+    }
+
+    /// The same, with rings for what the guest's monitors are told.
+    pub fn telling(self, events: &'static [EventPage]) -> Self {
+        let server = VcpuServer { tells: Tells::new(events, self.config.vcpus), ..self };
+        server.tells.begin();
+        server
     }
 
     /// Index of the thread that root's calls come to, behind those of the vCPUs.
@@ -519,6 +534,7 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
         for index in 0..self.config.vcpus {
             let _ = vcpu_at(index).stop(system);
         }
+        self.tells.begin();
         self.forget(system);
         Ok(())
     }

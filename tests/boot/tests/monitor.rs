@@ -58,6 +58,21 @@ fn the_example_runs_to_its_end_on_every_board() {
     }
 }
 
+/// What need not be decided happens at once, in every form, and the monitor reads of it, or of how much it missed.
+#[test]
+fn what_is_only_reported_has_its_effect_at_once_and_is_read_later() {
+    let text = std::fs::read_to_string(story::manifest("monitor.toml")).expect("it comes with Trellis");
+    let (asked, told) = ("access = \"w\", verdict = \"allow\"", "access = \"w\", verdict = \"report\"");
+    assert!(text.contains(asked) && text.contains("rounds=50"), "the example allows writes of one page");
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("reported.toml");
+    std::fs::write(&path, text.replace(asked, told).replace("rounds=50", "rounds=50 forms=all")).expect("a folder for files");
+    let seen = story::seen(&Run { manifest: Some(path), timeout: Some(LIMIT), ..Run::default() }, &[]);
+    expect_ordered(&seen, 2);
+    seen.expect(seen.log.contains("wrote 8 bytes at 0x4080_0"), "what was reported is read");
+    seen.expect(seen.log.contains("at 0x4080_1"), "and the other page is asked about");
+    seen.expect(!seen.log.contains("is made again"), "the monitor lives");
+}
+
 /// Pairs, exclusive stores and stores that move their base have no syndrome that says what they do.
 #[test]
 fn what_no_syndrome_describes_has_the_effect_that_was_ordered_too() {

@@ -103,6 +103,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         devices: Default::default(),
     };
     let vcpu = VcpuConfig {
+        watchers: 0,
         guest: "a",
         vcpus: 1,
         memory_base: 0x4000_0000,

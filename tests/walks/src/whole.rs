@@ -16,11 +16,12 @@ use trellis_idl::kernel::{Access, Exit, ExitClass, Op, PAGE, Refusal, WORDS};
 use trellis_idl::layout::{PROGRAM, RINGS, SCRATCH, badge, ring, slot};
 use trellis_idl::plan::*;
 use trellis_idl::wire::Report;
-use trellis_monitor::{MonitorServer, Reports, Standard};
+use trellis_monitor::{Ears, Monitor, MonitorServer, Reports, Standard};
 use trellis_p2m::P2m;
 use trellis_root::events::Events;
 use trellis_root::{Board, Root};
-use trellis_runtime::{Consumer, Producer, Reply, Shared, RingPage, Server, System, dispatch};
+use trellis_runtime::event_ring::EventPage;
+use trellis_runtime::{Attends, Consumer, Producer, Reply, RingPage, Server, Shared, System, dispatch};
 use trellis_vcpu::{Rings, VcpuServer};
 
 /// CPUs, each with a vCPU of the guest.
@@ -154,6 +155,8 @@ pub struct Whole {
     monitors: Vec<MonitorConfig<'static>>,
     pages: &'static [RingPage],
     events: &'static Shared<Events>,
+    /// What p2m, and the vcpu server, tell monitors: of each a ring for each vCPU.
+    rings: [&'static [EventPage]; 2],
 }
 
 impl std::fmt::Debug for Whole {
@@ -204,6 +207,7 @@ impl Board for Sight<'_> {
 fn vcpu_config() -> VcpuConfig<'static> {
     let loads = [Load { part: IMAGE, address: ENTRY }];
     VcpuConfig {
+        watchers: 0,
         guest: "script",
         vcpus: CPUS as u8,
         memory_base: BASE,
@@ -311,6 +315,7 @@ fn monitor_config(session: usize, rules: &[RulePlan], events: &[EventPlan]) -> M
         rules: rules.iter().copied().collect(),
         events: events.iter().copied().collect(),
         hands_over: true,
+        threads: CPUS as u8 + 1,
     }
 }
 
@@ -345,6 +350,9 @@ impl Whole {
             whims: RefCell::default(),
             misdeeds: RefCell::new(None),
             payload: payload(),
+            rings: [(); 2].map(|()| -> &'static [EventPage] {
+                Box::leak((0..rules.len() * usize::from(CPUS)).map(|_| EventPage::EMPTY).collect::<Box<[EventPage]>>())
+            }),
             monitors,
             pages: Vec::leak((0..trellis_idl::layout::MAX_RINGS).map(|_| RingPage::new()).collect()),
             events: Box::leak(Box::new(Shared::new(Events::NONE))),
@@ -526,7 +534,8 @@ impl Whole {
             (index, thread.rank, domain, registers.x[0], registers.words)
         };
         let body = self.body(cpu, index);
-        if rank == MONITOR && badge::kind(x0) == badge::EXIT && self.threads.borrow().contains_key(&name) {
+        let serves = self.threads.borrow().get(&name).is_some_and(|thread| thread.number <= CPUS.into());
+        if rank == MONITOR && badge::kind(x0) == badge::EXIT && serves {
             let (_, vcpu) = badge::of_event(x0);
             self.told.borrow_mut().push(Told { domain, vcpu, exit: Exit::from_words(words) });
         }
@@ -548,6 +557,10 @@ impl Whole {
         };
         let reply = match &*thread.program {
             Program::Console => return self.rest(&body, &thread.program, thread.number),
+            Program::Monitor(server) if thread.number > CPUS.into() => {
+                server.attend(&body);
+                return self.rest(&body, &thread.program, thread.number);
+            }
             Program::Vcpu(server) if thread.number > CPUS.into() => {
                 server.attend(&body);
                 return self.rest(&body, &thread.program, thread.number);
@@ -638,8 +651,8 @@ impl Whole {
     fn rest(&self, body: &Body, program: &Program, number: u64) -> bool {
         let waits = match program {
             Program::Console => true,
-            Program::Vcpu(_) => number > CPUS.into(),
-            Program::P2m(_) | Program::Monitor(_) => false,
+            Program::Vcpu(_) | Program::Monitor(_) => number > CPUS.into(),
+            Program::P2m(_) => false,
         };
         let (op, a0) = if waits { (Op::Wait, 7) } else { (Op::ReplyAndWait, 0) };
         self.hosted.borrow_mut().syscall(body.cpu, op as u16, [a0, 0, 0, 0, 0, 0], [0; WORDS]);
@@ -663,14 +676,14 @@ impl Whole {
         let (first_page, pages) = (BASE / PAGE, BYTES / PAGE);
         let populate = Populate::Lazy;
         let config = P2mConfig {
-            guest: "script", first_page, pages, populate, vcpus: CPUS as u8, gicv_page: None, watchers: 0, views: VIEWS, view: heapless::Vec::new(), devices: Default::default(),
+            guest: "script", first_page, pages, populate, vcpus: CPUS as u8, gicv_page: None, watchers: self.monitors.len() as u8, views: VIEWS, view: heapless::Vec::new(), devices: Default::default(),
         };
-        P2m::start(&self.body(0, 0), &config, Box::leak(Box::new(trellis_runtime::Shared::new(trellis_p2m::view::Views::new()))), &[]).expect("lazy population asks for nothing")
+        P2m::start(&self.body(0, 0), &config, Box::leak(Box::new(trellis_runtime::Shared::new(trellis_p2m::view::Views::new()))), self.rings[0]).expect("lazy population asks for nothing")
     }
 
     fn vcpu(&self) -> VcpuServer<'static, Rings3> {
         let page = || -> &'static RingPage { Box::leak(Box::new(RingPage::new())) };
-        VcpuServer::new(vcpu_config(), Rings::new(page(), page(), &self.pages[ring::root_report(2)], image))
+        VcpuServer::new(vcpu_config(), Rings::new(page(), page(), &self.pages[ring::root_report(2)], image)).telling(self.rings[1])
     }
 
     /// The monitor that this domain is.
@@ -689,7 +702,19 @@ impl Whole {
         });
         let (session, page) = found.expect("root listens to it");
         let config = &self.monitors[session];
-        MonitorServer::new(config, Standard::new(&config.rules, &config.events), Reports::new(&self.pages[page]))
+        let server = MonitorServer::new(config, Standard::new(&config.rules, &config.events), Reports::new(&self.pages[page]));
+        server.hearing(Ears::new(config, |_, vcpus| self.rings.map(|pages| &pages[session * vcpus..][..vcpus])))
+    }
+
+    /// What the monitor that was made last says of a rule.
+    pub fn count(&'static self, rule: u64) -> [u64; 5] {
+        let programs = self.programs.borrow();
+        let of = |program: &Rc<Program>| match &**program {
+            Program::Monitor(server) => server.monitor().count(&self.body(0, 0), rule).ok(),
+            _ => None,
+        };
+        // A name of a later life is a larger number.
+        programs.values().rev().find_map(of).expect("it counts")
     }
 
     /// Every law holds.

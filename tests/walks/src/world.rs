@@ -67,6 +67,7 @@ impl World {
         let [serial, input, reports] = [page(), page(), page()];
         let loads = [Load { part: Part { offset: 0, bytes: IMAGE.len() as u64 }, address: ENTRY }];
         let config = VcpuConfig {
+            watchers: 0,
             guest: "script",
             vcpus: 1,
             memory_base: BASE,

@@ -100,6 +100,27 @@ fn what_a_rule_allows_happens_once_and_what_it_denies_does_not() {
     }
 }
 
+#[test]
+fn what_is_only_reported_happens_at_once_and_is_read_by_whoever_watches_then() {
+    let (whole, mut root) = started(&[vec![rule(ALLOWED, RuleVerdict::Report), rule(DENIED, RuleVerdict::Deny)]], Without::Hold);
+    whole.does([Act::Hypercall(PSCI_VERSION)]);
+    whole.does(stores(ALLOWED, 20));
+    all_done(whole);
+    assert_eq!(as_ordered(whole, 0), 20);
+    let asked = told(whole);
+    assert!(asked.is_empty(), "nobody was asked: {asked:x?}");
+    assert_eq!(whole.count(0), [20, 20, 0, 0, 0]);
+    // More than a ring holds, while nobody reads: the monitor hangs over an event of another rule.
+    whole.fate.set(Some((MONITOR, Fate::Crash)));
+    whole.does([Act::Store(DENIED)]);
+    reported(whole, &mut root);
+    whole.does(stores(ALLOWED + 0x400, 5));
+    all_done(whole);
+    assert_eq!(as_ordered(whole, 0), 26);
+    // The next one did not get what the lost one knew, but all that was said since.
+    assert_eq!(whole.count(0), [5, 5, 0, 0, 0]);
+}
+
 /// The second vCPU, which the first one starts.
 fn second() -> Act {
     Act::Call([CPU_ON, 1, ENTRY, 0])

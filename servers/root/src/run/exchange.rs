@@ -34,7 +34,7 @@ pub(super) struct Exchange {
     is_fresh: bool,
     /// Since when nobody is asked.
     held: Option<u64>,
-    /// The new one may have changed what is watched.
+    /// The old one has said what it knows, or the new one may have changed what is watched.
     is_watching: bool,
     /// The old one was lost meanwhile.
     is_lost: bool,
@@ -194,6 +194,8 @@ impl<B: Board> Root<'_, B> {
         if exchange.is_fresh {
             exchange.state = Handed::NotWanted;
         } else if let (false, Some(monitor)) = (exchange.is_lost, self.monitors.get(exchange.place)) {
+            // It reads nothing any more, until it is told to go on.
+            exchange.is_watching = true;
             match monitor.now.export(system) {
                 Ok(state) => {
                     exchange.new.import(system, &state).map_err(not_taken)?;

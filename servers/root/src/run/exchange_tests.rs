@@ -60,7 +60,7 @@ fn as_before(fake: &Fake, root: &Root<'_, FakeBoard>, board: &FakeBoard) {
     let session = fake.session(1, 0);
     assert_eq!(session.seat, Seat::First as u64);
     assert_eq!(session.places[&(0, 0)], Object::Portal(OLD, 0, badge::event(0, 0)));
-    assert_eq!(fake.domain(OLD).patience, [50_000, CONTROL]);
+    assert_eq!(fake.domain(OLD).patience, [50_000, CONTROL, 50_000]);
     assert!(root.exchange.is_none() && reports(board).is_empty());
     assert!((OLD + 1..OLD + 1 + fake.count(Op::DomainDestroy)).all(|domain| fake.domain(domain).threads.is_empty()));
     assert_eq!(fake.count(Op::VcpuStop), 0);
@@ -87,10 +87,10 @@ fn another_one_is_made_beside_it_takes_over_and_is_asked() {
         assert_eq!(session.places[&(1, seat)], Object::Portal(new, 0, badge::event(0, 1)));
         assert_eq!(session.settled[session.settled.len() - 2..], [(0, seat), (1, seat)]);
         let made = fake.domain(new);
-        assert_eq!(made.started.iter().map(|(entry, ..)| *entry).collect::<std::vec::Vec<_>>(), [PROGRAM + 8; 2]);
+        assert_eq!(made.started.iter().map(|(entry, ..)| *entry).collect::<std::vec::Vec<_>>(), [PROGRAM + 8; 3]);
         // Its threads have little time of their own, and that behind root.
         assert!(made.threads.iter().all(|(priority, budget)| *priority < 240 && *budget != 0));
-        assert_eq!(made.patience, [50_000, CONTROL]);
+        assert_eq!(made.patience, [50_000, CONTROL, 50_000]);
         assert!(fake.domain(old).threads.is_empty(), "the old one is gone");
         assert_eq!(fake.count(Op::DomainDestroy) as u64, life + 1);
         assert!(reports(&board).is_empty() && fake.count(Op::VcpuStop) == 0);

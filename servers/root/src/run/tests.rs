@@ -519,15 +519,17 @@ mod watched {
         expect_admitted(&fake, DOMAIN, 1, (1, &[1, 2], 4));
         // Two signals, the first guest's memory, three vCPUs, and ways into two and three threads of two servers.
         assert_eq!(monitor.table.len(), 2 + 1 + 3 + 2 * (2 + 3));
-        assert_eq!(monitor.threads, [(PASSIVE, 0), (PASSIVE, 0)]);
+        assert_eq!(monitor.threads[..2], [(PASSIVE, 0), (PASSIVE, 0)]);
+        assert!(monitor.threads.len() == 3 && monitor.threads[2].1 != 0, "who reads has time of its own");
         for (guest, servers) in [(0, [2, 3]), (1, [4, 5])] {
             for server in servers {
                 assert_eq!(fake.domain(server).table[&slot::SESSION], (Object::Session(guest, 0), Rights::USE));
+                assert_eq!(fake.domain(server).table[&slot::READER], (Object::Signal(DOMAIN, 2, 1), Rights::USE), "and wakes it");
             }
         }
         expect_asked(&fake.session(0, 0), DOMAIN, 0, Seat::First, 1);
         expect_asked(&fake.session(1, 0), DOMAIN, 1, Seat::First, 2);
-        assert_eq!(monitor.patience, [50_000, 10_000_000]);
+        assert_eq!(monitor.patience, [50_000, 10_000_000, 50_000]);
         fake.check_runs_do_not_overlap();
     }
 

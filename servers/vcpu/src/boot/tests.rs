@@ -8,6 +8,7 @@ use trellis_idl::plan::Part;
 
 fn config(loads: &[Load]) -> VcpuConfig<'static> {
     VcpuConfig {
+        watchers: 0,
         guest: "g",
         vcpus: 2,
         memory_base: MEMORY,

@@ -21,6 +21,7 @@ const PSCI_VERSION: u64 = 0x8400_0000;
 
 fn started(vcpus: u8) -> (VcpuServer<'static, Desk>, Fake) {
     let config = VcpuConfig {
+        watchers: 0,
         guest: "g", vcpus, memory_base: MEMORY, memory_bytes: 1 << 20, loads: Default::default(), entry: MEMORY, x0: 0, gic: 3,
         aarch32: false,
     };

@@ -12,6 +12,7 @@ const PC: u64 = MEMORY + 0x400;
 fn server(vcpus: u8) -> VcpuServer<'static, Desk> {
     let loads = [Load { part: Part { offset: 0, bytes: 64 }, address: MEMORY }];
     let config = VcpuConfig {
+        watchers: 0,
         guest: "g",
         vcpus,
         memory_base: MEMORY,
