@@ -93,7 +93,7 @@ impl Events {
     fn json(&self, event: &EventState) -> Value {
         let (seen, header) = (&event.seen, ExitHeader(event.seen.header));
         let kind = EventKind::of_note(seen.physical);
-        let (did, bytes) = kind.map_or_else(|| (did(header), width(header)), |kind| (heard(kind), None));
+        let (did, bytes) = kind.map_or_else(|| (did(header).into(), width(header)), |kind| (heard(kind), None));
         let address = Some(seen.physical).filter(|_| kind.is_none());
         json!({
             "sequence": event.sequence, "monitor": self.standing.server_name(event.server), "guest": self.guest(event.guest),
@@ -121,22 +121,20 @@ fn did(header: ExitHeader) -> &'static str {
 }
 
 /// The same of what is no access.
-fn heard(kind: EventKind) -> &'static str {
-    match kind {
-        EventKind::SystemControl => "wrote SCTLR_EL1",
-        EventKind::Tables0 => "wrote TTBR0_EL1",
-        EventKind::Tables1 => "wrote TTBR1_EL1",
-        EventKind::Translation => "wrote TCR_EL1",
-        EventKind::Attributes => "wrote MAIR_EL1",
-        EventKind::Context => "wrote CONTEXTIDR_EL1",
+fn heard(kind: EventKind) -> String {
+    if let Some(register) = kind.register() {
+        return format!("wrote {register}");
+    }
+    let did = match kind {
         EventKind::Identity => "read an ID register",
         EventKind::Firmware => "called firmware (SMC)",
         EventKind::Request => "asked its monitor",
         EventKind::Breakpoint => "ran into a breakpoint",
-        EventKind::Debug => "had a debug exception",
         EventKind::Power => "switched a vCPU or itself on or off",
         EventKind::Hypercall => "called the hypervisor (HVC)",
-    }
+        _ => "had a debug exception",
+    };
+    did.into()
 }
 
 /// Bytes of an access, where the hardware said so.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a guest does with its processor that a monitor can hear of, and exceptions that it can be given instead.
 
+use crate::kernel::Refusal;
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
 
@@ -93,6 +94,19 @@ impl EventKind {
         (self as usize) < EVENT_REGISTERS
     }
 
+    /// The register that is written, by the name that the architecture gives it.
+    pub const fn register(self) -> Option<&'static str> {
+        match self {
+            EventKind::SystemControl => Some("SCTLR_EL1"),
+            EventKind::Tables0 => Some("TTBR0_EL1"),
+            EventKind::Tables1 => Some("TTBR1_EL1"),
+            EventKind::Translation => Some("TCR_EL1"),
+            EventKind::Attributes => Some("MAIR_EL1"),
+            EventKind::Context => Some("CONTEXTIDR_EL1"),
+            _ => None,
+        }
+    }
+
     /// Whether the guest calls somebody, and looks for the answer in its `x0`.
     pub const fn is_call(self) -> bool {
         matches!(self, EventKind::Firmware | EventKind::Request | EventKind::Power | EventKind::Hypercall)
@@ -106,6 +120,37 @@ impl EventKind {
     /// What such a word says. None: it is no such word.
     pub fn of_note(word: u64) -> Option<EventKind> {
         if word >> 63 == 1 { EventKind::from_number(word >> 48 & 0x7fff) } else { None }
+    }
+}
+
+/// All that a session hears of a guest's processor, as [`VcpuOp::Listen`](crate::wire::VcpuOp::Listen) says it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// A bit for each [`EventKind`].
+    pub kinds: u32,
+    /// Registers of which writes that leave them as they are are none, a bit each.
+    pub only_changes: u32,
+    /// Of each register, bits whose changes alone are none.
+    pub ignored: [u64; EVENT_REGISTERS],
+    /// Kinds of which it is told, and not asked.
+    pub told: u32,
+}
+
+impl Wish {
+    /// A message's words `m1`–`m8`.
+    pub const fn to_words(&self) -> [u64; 2 + EVENT_REGISTERS] {
+        let [a, b, c, d, e, f] = self.ignored;
+        [self.kinds as u64 | (self.told as u64) << 32, self.only_changes as u64, a, b, c, d, e, f]
+    }
+
+    /// From them. Refused `BadArgument`: a kind that there is not, one that is told and not heard, or what is no register.
+    pub fn from_words(words: [u64; 2 + EVENT_REGISTERS]) -> Result<Wish, Refusal> {
+        let [both, only_changes, ignored @ ..] = words;
+        let (kinds, told) = (both & 0xffff_ffff, both >> 32);
+        if kinds >> EVENT_KINDS != 0 || told & !kinds != 0 || only_changes >> EVENT_REGISTERS != 0 {
+            return Err(Refusal::BadArgument);
+        }
+        Ok(Wish { kinds: kinds as u32, only_changes: only_changes as u32, ignored, told: told as u32 })
     }
 }
 
@@ -130,5 +175,17 @@ mod tests {
             assert_eq!((Injected::from_number(number), injected as u64), (Some(injected), number));
         }
         assert_eq!(Injected::from_number(3), None);
+    }
+
+    #[test]
+    fn a_wish_is_its_words_and_what_means_nothing_is_refused() {
+        let wish = Wish { kinds: 0x1fff, only_changes: 0x3f, ignored: [1, 2, 3, 4, 5, u64::MAX], told: 0x1001 };
+        assert_eq!(Wish::from_words(wish.to_words()), Ok(wish));
+        for words in [[1 << 13, 0], [1 << 32, 0], [1 | 2 << 32, 0], [0, 1 << 6], [u64::MAX, 0], [0, u64::MAX]] {
+            let [a, b] = words;
+            assert_eq!(Wish::from_words([a, b, 0, 0, 0, 0, 0, 0]), Err(Refusal::BadArgument), "{words:x?}");
+        }
+        let names = EventKind::ALL.iter().filter(|kind| kind.register().is_some());
+        assert!(names.eq(EventKind::ALL.iter().filter(|kind| kind.is_register())), "each that is written has a name");
     }
 }

@@ -7,7 +7,7 @@ use crate::monitor::ServerEntry;
 use crate::problem::{Code, Problem};
 use crate::quantity::parse_bits;
 use crate::table::{Placed, Problems, Table};
-use crate::watch::{VERDICTS, rule_guest};
+use crate::watch::{VERDICTS, rule_guest, said};
 use trellis_idl::event::EventKind;
 use trellis_idl::plan::{MAX_EVENT_RULES, RuleVerdict};
 
@@ -46,27 +46,21 @@ pub struct EventEntry {
 impl EventEntry {
     /// What it hears, and what it says, in one sentence.
     pub fn describe(&self) -> String {
-        let what = match self.kind.value {
-            kind if kind.is_register() => format!("a write of {}", word(kind).to_uppercase() + "_EL1"),
-            EventKind::Identity => "a read of an ID register".into(),
-            EventKind::Firmware => "a call to firmware (SMC)".into(),
-            EventKind::Hypercall => "a call to the hypervisor (HVC)".into(),
-            EventKind::Request => "a request to its monitor".into(),
-            EventKind::Power => "a vCPU or the guest switched on or off".into(),
-            EventKind::Breakpoint => "a breakpoint instruction".into(),
+        let kind = self.kind.value;
+        let what = match (kind, kind.register()) {
+            (_, Some(register)) => format!("a write of {register}"),
+            (EventKind::Identity, _) => "a read of an ID register".into(),
+            (EventKind::Firmware, _) => "a call to firmware (SMC)".into(),
+            (EventKind::Hypercall, _) => "a call to the hypervisor (HVC)".into(),
+            (EventKind::Request, _) => "a request to its monitor".into(),
+            (EventKind::Power, _) => "a vCPU or the guest switched on or off".into(),
+            (EventKind::Breakpoint, _) => "a breakpoint instruction".into(),
             _ => "another debug exception".to_string(),
         };
         let changes = if self.only_changes { " that changes it" } else { "" };
         let ignored = if self.ignored == 0 { String::new() } else { format!(", but for bits {:#x}", self.ignored) };
-        let verdict = match self.verdict.value {
-            RuleVerdict::Allow => "allowed",
-            RuleVerdict::Deny => "denied",
-            RuleVerdict::Stop => "stops",
-            RuleVerdict::Fault => "an exception in the guest",
-            RuleVerdict::Report => "happens, and is reported",
-        };
-        let log = if self.log { ", and logged" } else { "" };
-        format!("{what}{changes}{ignored}: {verdict}{log}")
+        let said = said(self.verdict.value, self.log);
+        format!("{what}{changes}{ignored}: {said}")
     }
 }
 

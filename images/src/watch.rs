@@ -39,6 +39,18 @@ pub const VERDICTS: [(&str, RuleVerdict); 5] = [
     ("stop", RuleVerdict::Stop),
 ];
 
+/// What becomes of what a rule speaks of, in words.
+pub fn said(verdict: RuleVerdict, log: bool) -> String {
+    let verdict = match verdict {
+        RuleVerdict::Allow => "allowed",
+        RuleVerdict::Deny => "denied",
+        RuleVerdict::Stop => "stops",
+        RuleVerdict::Fault => "an exception in the guest",
+        RuleVerdict::Report => "happens, and is reported",
+    };
+    format!("{verdict}{}", if log { ", and logged" } else { "" })
+}
+
 /// One rule as it stands in a manifest.
 #[derive(Clone, Debug)]
 pub struct RuleEntry {
@@ -59,15 +71,8 @@ impl RuleEntry {
     pub fn describe(&self) -> String {
         let (first, pages) = self.pages.value;
         let access = ACCESSES.iter().find(|(_, known)| *known == self.access.value).map_or("?", |(word, _)| word);
-        let verdict = match self.verdict.value {
-            RuleVerdict::Allow => "allowed",
-            RuleVerdict::Deny => "denied",
-            RuleVerdict::Stop => "stops",
-            RuleVerdict::Fault => "an exception in the guest",
-            RuleVerdict::Report => "happens, and is reported",
-        };
-        let log = if self.log { ", and logged" } else { "" };
-        format!("{:#x}..{:#x} {access}: {verdict}{log}", first * PAGE, (first + pages) * PAGE)
+        let said = said(self.verdict.value, self.log);
+        format!("{:#x}..{:#x} {access}: {said}", first * PAGE, (first + pages) * PAGE)
     }
 
     /// Whether both speak of the same page.

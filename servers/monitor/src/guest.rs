@@ -3,7 +3,7 @@
 //! guest's p2m and vcpu server, which know its session.
 
 use crate::event::Event;
-use crate::hearing::Wish;
+use trellis_idl::event::Wish;
 use trellis_idl::interface;
 use trellis_idl::kernel::{Answer, Refusal};
 use trellis_idl::layout::watched;
@@ -138,9 +138,7 @@ impl<'a> WatchedGuest<'a> {
 
     /// [`VcpuOp::Listen`]: all that is heard of the guest from now on beside accesses to memory.
     pub fn listen(&self, system: &impl System, here: Here, wish: &Wish) -> Result<(), Refusal> {
-        let [a, b, c, d, e, f] = wish.ignored;
-        let given = [wish.kinds | wish.told << 32, wish.only_changes, a, b, c, d, e, f];
-        self.vcpu_server(here).order(system, VcpuOp::Listen as u64, given).map(drop)
+        self.vcpu_server(here).order(system, VcpuOp::Listen as u64, wish.to_words()).map(drop)
     }
 
     /// [`VcpuOp::Complete`]: how to answer an event of this vCPU so that it is carried out, or seems to have been, or ends in an

@@ -3,32 +3,17 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use heapless::Vec;
-use trellis_idl::event::{EVENT_REGISTERS, EventKind};
+use trellis_idl::event::{EventKind, Wish};
 use trellis_idl::plan::{EventPlan, MAX_EVENT_RULES, MAX_VCPUS, RuleVerdict};
 
-/// All that a monitor hears of a guest beside accesses to memory, as it asks the guest's vcpu server for it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Wish {
-    /// A bit for each kind.
-    pub kinds: u64,
-    /// Registers of which writes that leave them as they are are none, a bit each.
-    pub only_changes: u64,
-    /// Of each register, bits whose changes alone are none.
-    pub ignored: [u64; EVENT_REGISTERS],
-    /// Kinds of which it is told, and not asked.
-    pub told: u64,
-}
-
-impl Wish {
-    /// And this too.
-    pub fn hear(&mut self, plan: &EventPlan) {
-        let bit = u64::from(plan.kind.bit());
-        self.kinds |= bit;
-        self.told = self.told & !bit | if plan.verdict == RuleVerdict::Report { bit } else { 0 };
-        if let Some(ignored) = self.ignored.get_mut(plan.kind as usize) {
-            *ignored = plan.ignored;
-            self.only_changes |= if plan.only_changes { u64::from(plan.kind.bit()) } else { 0 };
-        }
+/// And what this rule speaks of is heard too.
+fn hear(wish: &mut Wish, plan: &EventPlan) {
+    let bit = plan.kind.bit();
+    wish.kinds |= bit;
+    wish.told = wish.told & !bit | if plan.verdict == RuleVerdict::Report { bit } else { 0 };
+    if let Some(ignored) = wish.ignored.get_mut(plan.kind as usize) {
+        *ignored = plan.ignored;
+        wish.only_changes |= if plan.only_changes { bit } else { 0 };
     }
 }
 
@@ -73,7 +58,7 @@ impl Hearing {
     pub fn wish(&self, guest: usize) -> Wish {
         let mut wish = Wish::default();
         // Where two speak of one kind the first counts.
-        self.all.iter().rev().filter(|rule| usize::from(rule.guest) == guest).for_each(|rule| wish.hear(rule));
+        self.all.iter().rev().filter(|rule| usize::from(rule.guest) == guest).for_each(|rule| hear(&mut wish, rule));
         wish
     }
 }
@@ -93,7 +78,7 @@ mod tests {
             rule(0, EventKind::Firmware, true, 9),
         ]);
         let kinds = EventKind::Tables1.bit() | EventKind::Context.bit() | EventKind::Firmware.bit();
-        assert_eq!(hearing.wish(0), Wish { kinds: kinds.into(), only_changes: 4, ignored: [0, 0, 0, 0, 0, 7], told: 0 });
+        assert_eq!(hearing.wish(0), Wish { kinds, only_changes: 4, ignored: [0, 0, 0, 0, 0, 7], told: 0 });
         assert_eq!(hearing.wish(2), Wish::default());
         assert_eq!(hearing.find(0, EventKind::Context).map(|(index, _)| index), Some(2));
         assert_eq!(hearing.find(1, EventKind::Context), None);

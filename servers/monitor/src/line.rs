@@ -70,32 +70,20 @@ impl Line<'_> {
 
     fn heard(&self, f: &mut Formatter<'_>, kind: EventKind) -> Result {
         let (event, [function, first, ..]) = (self.event, self.event.arguments());
-        match kind {
-            kind if kind.is_register() => {
+        match (kind, kind.register()) {
+            (_, Some(register)) => {
                 let (old, new) = event.change();
-                write!(f, " wrote {} to {}, {} before", Address(new), register(kind), Address(old))?;
+                write!(f, " wrote {} to {register}, {} before", Address(new), Address(old))?;
             }
-            EventKind::Identity => write!(f, " read the register {}", Identity(event.exit.syndrome))?,
-            EventKind::Firmware => write!(f, " called firmware, {}", Address(function))?,
-            EventKind::Hypercall => write!(f, " called the hypervisor, {}", Address(function))?,
-            EventKind::Power => write!(f, " asked for power, {} {}", Address(function), Address(first))?,
-            EventKind::Request => write!(f, " asked {}", Address(first))?,
-            EventKind::Breakpoint => write!(f, " came to breakpoint {:#x}", event.exit.syndrome & 0xffff)?,
+            (EventKind::Identity, _) => write!(f, " read the register {}", Identity(event.exit.syndrome))?,
+            (EventKind::Firmware, _) => write!(f, " called firmware, {}", Address(function))?,
+            (EventKind::Hypercall, _) => write!(f, " called the hypervisor, {}", Address(function))?,
+            (EventKind::Power, _) => write!(f, " asked for power, {} {}", Address(function), Address(first))?,
+            (EventKind::Request, _) => write!(f, " asked {}", Address(first))?,
+            (EventKind::Breakpoint, _) => write!(f, " came to breakpoint {:#x}", event.exit.syndrome & 0xffff)?,
             _ => f.write_str(" had a debug exception")?,
         }
         write!(f, " (heard by rule {} of events)", self.rule + 1)
-    }
-}
-
-/// A register by its usual name.
-const fn register(kind: EventKind) -> &'static str {
-    match kind {
-        EventKind::SystemControl => "SCTLR_EL1",
-        EventKind::Tables0 => "TTBR0_EL1",
-        EventKind::Tables1 => "TTBR1_EL1",
-        EventKind::Translation => "TCR_EL1",
-        EventKind::Attributes => "MAIR_EL1",
-        _ => "CONTEXTIDR_EL1",
     }
 }
 

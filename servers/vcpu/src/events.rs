@@ -3,12 +3,12 @@
 //! it has been heard, for whoever decides that and knows no machine ([`VcpuOp::Complete`](trellis_idl::wire::VcpuOp::Complete)).
 
 use crate::access::Trouble;
-use crate::heard::{Wish, register};
+use crate::heard::register;
 use crate::psci::status;
 use crate::server::{Outside, UNDEFINED, VcpuServer, Verdict, class_of, past, vcpu_at};
 use crate::sysreg::Trapped;
 use crate::watched::{Said, Stopped};
-use trellis_idl::event::{EventKind, Injected, REQUEST};
+use trellis_idl::event::{EventKind, Injected, REQUEST, Wish};
 use trellis_idl::kernel::{Answer, Exit, ExitClass, ExitHeader, Refusal, VcpuRegister, WORDS};
 use trellis_idl::layout::{badge as badges, slot};
 use trellis_idl::wire::Order;

@@ -7,40 +7,13 @@
 use crate::sysreg::{Encoding, Trapped, memory_register};
 use crate::psci::is_power;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use trellis_idl::event::{EVENT_KINDS, EVENT_REGISTERS, EventKind, REQUEST};
+use trellis_idl::event::{EVENT_KINDS, EVENT_REGISTERS, EventKind, REQUEST, Wish};
 use trellis_idl::kernel::{Exit, ExitClass, ExitHeader, Refusal, SESSIONS, Traps, VcpuRegister};
 use trellis_idl::plan::MAX_VCPUS;
 use trellis_runtime::{Shared, System};
 
-/// All that a session hears.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wish {
-    /// A bit for each [`EventKind`].
-    pub kinds: u32,
-    /// Registers of which writes that leave them as they are are none.
-    pub only_changes: u32,
-    /// Of each register, bits whose changes alone are none.
-    pub ignored: [u64; EVENT_REGISTERS],
-    /// Kinds of which it is told, and not asked.
-    pub told: u32,
-}
-
-/// Every bit that means something.
-const ALL: u32 = (1 << EVENT_KINDS) - 1;
 /// Those of registers.
 const REGISTERS: u32 = (1 << EVENT_REGISTERS) - 1;
-
-impl Wish {
-    /// From a message's words `m1`–`m8`.
-    pub fn from_words(words: [u64; 2 + EVENT_REGISTERS]) -> Result<Wish, Refusal> {
-        let [both, only_changes, ignored @ ..] = words;
-        let (kinds, told) = (both & 0xffff_ffff, both >> 32);
-        if kinds & !u64::from(ALL) != 0 || told & !kinds != 0 || only_changes & !u64::from(REGISTERS) != 0 {
-            return Err(Refusal::BadArgument);
-        }
-        Ok(Wish { kinds: kinds as u32, only_changes: only_changes as u32, ignored, told: told as u32 })
-    }
-}
 
 /// Who hears what.
 #[derive(Debug)]
