@@ -151,6 +151,12 @@ pub fn pages(first: usize, count: usize) -> &'static [EventPage] {
     unsafe { core::slice::from_raw_parts(address as *const EventPage, count) }
 }
 
+/// The rings of a guest's p2m or vcpu server: of each session of its monitors one for each vCPU.
+#[cfg(target_os = "none")]
+pub fn of_guest(watchers: u8, vcpus: u8) -> &'static [EventPage] {
+    pages(trellis_idl::layout::ring::EVENTS, usize::from(watchers) * usize::from(vcpus))
+}
+
 /// What a guest's server tells the guest's monitors: a ring for each session and vCPU. A vCPU's events come one after
 /// another, so that each ring has one writer.
 #[derive(Debug)]

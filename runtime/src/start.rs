@@ -60,11 +60,11 @@ macro_rules! server {
                 Ok(server) => server,
                 Err(why) => panic!("{why}"),
             };
-            if system.thread() <= server.control_thread() {
+            if system.thread() <= Attends::control_thread(server) {
                 $crate::serve(server);
             }
             loop {
-                let (signals, deadline) = server.attend(&system);
+                let (signals, deadline) = Attends::attend(server, &system);
                 system.wait(signals, deadline);
             }
         }

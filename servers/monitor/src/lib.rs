@@ -10,6 +10,8 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+#[cfg(target_os = "none")]
+pub mod board;
 pub mod event;
 #[cfg(test)]
 mod fake;

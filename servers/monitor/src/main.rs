@@ -6,25 +6,18 @@
 #[cfg(target_os = "none")]
 mod board {
     use trellis_idl::layout::ring;
-    use trellis_idl::plan::{MAX_VCPUS, MonitorConfig};
-    use trellis_monitor::{Ears, MonitorServer, Noted, Reports, Standard};
-    use trellis_runtime::event_ring::pages;
+    use trellis_monitor::board::{Bound, bind};
+    use trellis_monitor::{Noted, Standard};
+    use trellis_runtime::RingPage;
     use trellis_runtime::ring::page;
-    use trellis_runtime::{RingPage, Svc};
+    use trellis_runtime::Svc;
 
-    type Server = MonitorServer<'static, Standard<Noted<&'static RingPage>>, Reports<&'static RingPage>>;
+    type Server = Bound<Standard<Noted<&'static RingPage>>>;
 
     trellis_runtime::server!(Server, build, attends);
 
-    /// The rings of what it is told.
-    fn ears(config: &MonitorConfig<'_>) -> Ears {
-        Ears::new(config, |place, vcpus| [0, MAX_VCPUS].map(|from| pages(ring::heard(place) + from, vcpus)))
-    }
-
     fn build(_: &Svc) -> Result<Server, &'static str> {
-        let config: MonitorConfig<'static> = trellis_runtime::config().map_err(|_| "no configuration")?;
-        let monitor = Standard::with(&config.rules, &config.events, Noted::new(page(ring::SEEN)));
-        Ok(MonitorServer::new(&config, monitor, Reports::new(page(ring::REPORT))).hearing(ears(&config)))
+        bind(|config| Ok(Standard::with(&config.rules, &config.events, Noted::new(page(ring::SEEN)))))
     }
 }
 

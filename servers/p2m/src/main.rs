@@ -5,25 +5,19 @@
 
 #[cfg(target_os = "none")]
 mod board {
-    use trellis_idl::layout::ring;
     use trellis_idl::plan::P2mConfig;
     use trellis_p2m::P2m;
     use trellis_p2m::view::Views;
-    use trellis_runtime::event_ring::{EventPage, pages};
+    use trellis_runtime::event_ring::of_guest;
     use trellis_runtime::{Shared, Svc};
 
     trellis_runtime::server!(P2m, build);
-
-    /// The rings for what the guest's monitors are told.
-    fn events(config: &P2mConfig<'_>) -> &'static [EventPage] {
-        pages(ring::EVENTS, usize::from(config.watchers) * usize::from(config.vcpus))
-    }
 
     static VIEWS: Shared<Views> = Shared::new(Views::new());
 
     fn build(system: &Svc) -> Result<P2m, &'static str> {
         let config = trellis_runtime::config().map_err(|_| "no configuration")?;
-        P2m::start(system, &config, &VIEWS, events(&config)).map_err(|_| "the guest's memory cannot be mapped")
+        P2m::start(system, &config, &VIEWS, of_guest(config.watchers, config.vcpus)).map_err(|_| "the guest's memory cannot be mapped")
     }
 }
 

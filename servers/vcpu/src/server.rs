@@ -23,11 +23,11 @@ use crate::{bank, bus, crash, hypercall, platform};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use trellis_idl::interface::{self, ATTACH};
 use trellis_idl::kernel::{Answer, Exit, ExitClass, ExitHeader, Fact, LineField, Op, PAGE, Refusal, WORDS, float_register};
-use trellis_idl::layout::{badge as badges, slot};
+use trellis_idl::layout::{badge as badges, slot, vcpu_signal};
 use trellis_idl::plan::{MAX_VCPUS, VcpuConfig};
 use trellis_idl::wire::{GuestEnd, Order, P2mOp, ToRoot, VcpuOp};
 use trellis_runtime::event_ring::{EventPage, Tells};
-use trellis_runtime::{Guest, Portal, Reply, Server, Shared, Signal, System, Vcpu, message};
+use trellis_runtime::{Attends, Guest, Portal, Reply, Server, Shared, Signal, System, Vcpu, message};
 
 /// What lies outside the server: the wire of the serial port, the payload, the ear of root.
 pub trait Outside: Wire + Payload + Sync {
@@ -124,6 +124,16 @@ const fn data_abort(exit: &Exit, status: u64) -> u64 {
 /// Exception class of a syndrome.
 pub(crate) const fn class_of(syndrome: u64) -> u64 {
     syndrome >> 26 & 0x3f
+}
+
+impl<O: Outside> Attends for VcpuServer<'_, O> {
+    fn control_thread(&self) -> usize {
+        VcpuServer::control_thread(self)
+    }
+
+    fn attend(&self, system: &impl System) -> (u64, u64) {
+        (vcpu_signal::INPUT | vcpu_signal::TIMER, VcpuServer::attend(self, system).unwrap_or(0))
+    }
 }
 
 impl<O: Outside> Server for VcpuServer<'_, O> {
