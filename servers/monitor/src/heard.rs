@@ -3,10 +3,10 @@
 //! some, read by a thread that has time of its own.
 
 use crate::event::Event;
-use trellis_idl::kernel::{Exit, WORDS};
+use trellis_idl::kernel::Exit;
 use trellis_idl::layout::badge;
 use trellis_idl::plan::{MAX_VCPUS, MAX_WATCHED, MonitorConfig};
-use trellis_runtime::event_ring::{ENTRIES, EventPage, Found, Reader};
+use trellis_runtime::event_ring::{ENTRIES, ENTRY_WORDS, EventPage, Found, Reader};
 use trellis_runtime::{Shared, System};
 
 /// Servers of a guest that find events: its p2m and its vcpu server.
@@ -74,7 +74,7 @@ impl Ears {
         self.readers.lock(system).iter_mut().for_each(|open| open.is_open = false);
     }
 
-    fn next(&self, system: &impl System, (place, finder, vcpu): (usize, usize, usize)) -> Option<Found<{ 2 + WORDS }>> {
+    fn next(&self, system: &impl System, (place, finder, vcpu): (usize, usize, usize)) -> Option<Found<ENTRY_WORDS>> {
         let ring = &self.pages.get(place)?.get(finder)?.get(vcpu)?.0;
         let mut all = self.readers.lock(system);
         let open = all.get_mut(place).filter(|open| open.is_open)?;
@@ -87,15 +87,9 @@ impl Ears {
         for place in 0..MAX_WATCHED {
             for finder in 0..FINDERS {
                 for vcpu in 0..self.pages[place][finder].len() {
-                    let mut left = ENTRIES;
-                    while let Some(found) = self.next(system, (place, finder, vcpu)) {
-                        hear(place, vcpu, told((place, vcpu), found));
-                        left -= 1;
-                        if left == 0 {
-                            is_more = true;
-                            break;
-                        }
-                    }
+                    let found = core::iter::from_fn(|| self.next(system, (place, finder, vcpu))).take(ENTRIES);
+                    let count = found.map(|found| hear(place, vcpu, told((place, vcpu), found))).count();
+                    is_more |= count == ENTRIES;
                 }
             }
         }
@@ -103,7 +97,7 @@ impl Ears {
     }
 }
 
-fn told((place, vcpu): (usize, usize), found: Found<{ 2 + WORDS }>) -> Told {
+fn told((place, vcpu): (usize, usize), found: Found<ENTRY_WORDS>) -> Told {
     match found {
         Found::Missed(count) => Told::Missed(count),
         Found::Entry([_, _, words @ ..]) => {

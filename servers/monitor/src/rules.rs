@@ -59,17 +59,20 @@ impl Rules {
         self.seen.iter().map(of).fold(0, u64::wrapping_add)
     }
 
+    /// The rules that speak of a page of a guest.
+    fn of_page(&self, guest: usize, page: u64) -> impl Iterator<Item = &RulePlan> {
+        self.all.iter().filter(move |rule| usize::from(rule.guest) == guest && page.wrapping_sub(rule.first) < rule.pages)
+    }
+
     /// What may be done to a page of a guest without a word.
     pub fn allowed(&self, guest: usize, page: u64) -> ViewAccess {
-        let speaks = |rule: &&RulePlan| usize::from(rule.guest) == guest && page.wrapping_sub(rule.first) < rule.pages;
-        let watched = self.all.iter().filter(speaks).fold(0, |all, rule| all | u16::from(rule.access) & ViewAccess::ALL.0);
+        let watched = self.of_page(guest, page).fold(0, |all, rule| all | u16::from(rule.access) & ViewAccess::ALL.0);
         if watched == 0 { ViewAccess::DEFAULT } else { ViewAccess(ViewAccess::ALL.0 & !watched) }
     }
 
     /// Whether nobody need be asked about a page: every rule that speaks of it wants to be told alone.
     pub fn is_told(&self, guest: usize, page: u64) -> bool {
-        let speaks = |rule: &&RulePlan| usize::from(rule.guest) == guest && page.wrapping_sub(rule.first) < rule.pages;
-        self.all.iter().filter(speaks).all(|rule| rule.verdict == RuleVerdict::Report)
+        self.of_page(guest, page).all(|rule| rule.verdict == RuleVerdict::Report)
     }
 
     /// The stretches of a guest's pages that are watched, each in one way.

@@ -7,7 +7,7 @@ use crate::hearing::Hearing;
 use crate::limit::Limit;
 use crate::line::{Address, Line};
 use crate::monitor::Monitor;
-use crate::rules::Rules;
+use crate::rules::{Rules, Stretch};
 use crate::witness::Witness;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use heapless::Vec;
@@ -88,7 +88,8 @@ impl<W: Witness> Standard<W> {
     #[cold]
     #[inline(never)]
     fn put_right(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event) -> Verdict {
-        match self.watch(system, guest, Here::Vcpu(event.vcpu), (event.page(), 1)) {
+        let access = self.rules.allowed(event.guest, event.page());
+        match self.watch(system, guest, Here::Vcpu(event.vcpu), ((event.page(), 1), access)) {
             Ok(()) => Verdict::Retry,
             Err(why) => {
                 self.stopped(system, guest, event, why);
@@ -98,8 +99,7 @@ impl<W: Witness> Standard<W> {
     }
 
     /// Pages of which the rules say the same are watched as they say.
-    fn watch(&self, system: &impl System, guest: &WatchedGuest<'_>, here: Here, pages: (u64, u64)) -> Result<(), Refusal> {
-        let access = self.rules.allowed(guest.index(), pages.0);
+    fn watch(&self, system: &impl System, guest: &WatchedGuest<'_>, here: Here, (pages, access): Stretch) -> Result<(), Refusal> {
         match access != ViewAccess::DEFAULT && self.rules.is_told(guest.index(), pages.0) {
             true => guest.hear_of(system, here, pages, access),
             false => guest.watch(system, here, pages, access),
@@ -117,6 +117,16 @@ impl<W: Witness> Standard<W> {
             self.write(system, guest, event, (MAX_RULES + index, index), verdict);
         }
         verdict
+    }
+
+    /// The rule that speaks of an event: its place among all, the one in its own list, and whether it logs.
+    fn rule_of(&self, event: &Event) -> Option<(usize, usize, bool)> {
+        match event.what()? {
+            What::Access(access) => {
+                self.rules.find(event.guest, event.page(), access).map(|(index, rule)| (index, index, rule.log))
+            }
+            What::Heard(kind) => self.hearing.find(event.guest, kind).map(|(index, rule)| (MAX_RULES + index, index, rule.log)),
+        }
     }
 
     /// Writes a line, unless there are too many: of the rule of all, and as its list counts it.
@@ -186,8 +196,8 @@ impl<W: Witness> Monitor for Standard<W> {
         guest.attach(system, here)?;
         guest.join(system, here)?;
         let mut stretches = 0;
-        for (pages, _) in self.rules.stretches(guest.index()) {
-            self.watch(system, guest, here, pages).inspect_err(|why| {
+        for (pages, access) in self.rules.stretches(guest.index()) {
+            self.watch(system, guest, here, (pages, access)).inspect_err(|why| {
                 log!("{}: {} pages at page {:#x} cannot be watched: {why:?}", guest.name(), pages.1, pages.0);
             })?;
             stretches += 1;
@@ -224,17 +234,8 @@ impl<W: Witness> Monitor for Standard<W> {
     }
 
     fn told(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event) {
-        let found = match event.what() {
-            Some(What::Access(access)) => {
-                self.rules.find(event.guest, event.page(), access).map(|(index, rule)| (index, index, rule.log))
-            }
-            Some(What::Heard(kind)) => {
-                self.hearing.find(event.guest, kind).map(|(index, rule)| (MAX_RULES + index, index, rule.log))
-            }
-            None => None,
-        };
         // What no rule speaks of an earlier monitor had asked for.
-        let Some((all, index, is_logged)) = found else { return };
+        let Some((all, index, is_logged)) = self.rule_of(event) else { return };
         if let Some(told) = self.told.get(all) {
             told.store(told.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         }
@@ -252,12 +253,7 @@ impl<W: Witness> Monitor for Standard<W> {
     }
 
     fn stopped(&self, _: &impl System, guest: &WatchedGuest<'_>, event: &Event, why: Refusal) {
-        let rule = match event.what() {
-            Some(What::Access(access)) => self.rules.find(event.guest, event.page(), access).map(|(index, _)| index),
-            Some(What::Heard(kind)) => self.hearing.find(event.guest, kind).map(|(index, _)| MAX_RULES + index),
-            None => None,
-        };
-        if let Some(stopped) = rule.and_then(|index| self.stopped.get(index)) {
+        if let Some(stopped) = self.rule_of(event).and_then(|(all, ..)| self.stopped.get(all)) {
             stopped.fetch_add(1, Ordering::Relaxed);
         }
         log!("{} (vCPU {}) stopped at pc {}: {:?} {why:?}", guest.name(), event.vcpu, Address(event.pc()), event.what());

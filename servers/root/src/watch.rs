@@ -282,7 +282,7 @@ impl Monitor {
     ) -> Result<Monitor, StartError> {
         let server = plan_of(plan, number)?;
         let console = ends.console.domain;
-        let place = plan.servers.iter().take(number).filter(|server| server.role == Role::Monitor).count();
+        let place = place_of(plan, number);
         let mut trio = |half| wire::trio(system, supply, console, number, (place, half));
         let rings = [trio(0)?, trio(1)?];
         let [first, second] = rings.map(|rings| {
@@ -360,7 +360,7 @@ impl Monitor {
 
     /// Its place among monitors.
     fn place(&self, plan: &Plan<'_>) -> usize {
-        plan.servers.iter().take(self.number).filter(|server| server.role == Role::Monitor).count()
+        place_of(plan, self.number)
     }
 
     /// Root's rings of what it was told of: those of the half in which it does not live first, where an earlier one's last words are.
@@ -454,6 +454,11 @@ impl Instance {
         guest.settle(system)?;
         Ok(owed)
     }
+}
+
+/// Its place among the monitors.
+fn place_of(plan: &Plan<'_>, number: usize) -> usize {
+    plan.servers.iter().take(number).filter(|server| server.role == Role::Monitor).count()
 }
 
 fn plan_of<'p, 'a>(plan: &'p Plan<'a>, number: usize) -> Result<&'p ServerPlan<'a>, StartError> {

@@ -706,6 +706,21 @@ impl Whole {
         server.hearing(Ears::new(config, |_, vcpus| self.rings.map(|pages| &pages[session * vcpus..][..vcpus])))
     }
 
+    /// Lets root work until it has told the host something, in so many steps at most. (It also wakes for threads that it ended
+    /// itself.)
+    pub fn told_by(&'static self, root: &mut Root<'static, Sight<'static>>, steps: usize) -> Vec<Report> {
+        for _ in 0..steps {
+            root.step(&self.body(0, 0));
+            let mut seen = self.reports();
+            // What the CPU did before is another story.
+            seen.retain(|report| !matches!(report, Report::Last { .. }));
+            if !seen.is_empty() {
+                return seen;
+            }
+        }
+        panic!("root has nothing to say")
+    }
+
     /// What the monitor that was made last says of a rule.
     pub fn count(&'static self, rule: u64) -> [u64; 5] {
         let programs = self.programs.borrow();

@@ -54,17 +54,9 @@ fn all_done(whole: &'static Whole) {
     panic!("{} acts are left", whole.left());
 }
 
-/// Lets root work until it has told the host something.
+/// What root tells the host next.
 fn reported(whole: &'static Whole, root: &mut Root<'static, Sight<'static>>) -> Vec<Report> {
-    for _ in 0..8 {
-        root.step(&whole.body(0, 0));
-        let mut seen = whole.reports();
-        seen.retain(|report| !matches!(report, Report::Last { .. }));
-        if !seen.is_empty() {
-            return seen;
-        }
-    }
-    panic!("root has nothing to say")
+    whole.told_by(root, 8)
 }
 
 fn stop(class: ExitClass, syndrome: u64, value: u64, general: [u64; 4]) -> Act {

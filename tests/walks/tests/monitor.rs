@@ -65,18 +65,9 @@ fn as_ordered(whole: &Whole, cpu: u16) -> usize {
     stores.len()
 }
 
-/// Lets root work until it has told the host something. (It also wakes for threads that it ended itself.)
+/// What root tells the host next.
 fn reported(whole: &'static Whole, root: &mut Root<'static, Sight<'static>>) -> Vec<Report> {
-    for _ in 0..8 {
-        root.step(&whole.body(0, 0));
-        let mut seen = whole.reports();
-        // What the CPU did before is another story.
-        seen.retain(|report| !matches!(report, Report::Last { .. }));
-        if !seen.is_empty() {
-            return seen;
-        }
-    }
-    panic!("root has nothing to say")
+    whole.told_by(root, 8)
 }
 
 fn told(whole: &Whole) -> Vec<Told> {

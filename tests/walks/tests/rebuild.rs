@@ -27,18 +27,9 @@ fn counts(whole: &Whole) -> impl PartialEq + std::fmt::Debug + use<> {
     (shared, gaps, hosted.cpus.iter().map(local).collect::<Vec<_>>())
 }
 
-/// Lets root work until it has told the host something. (It also wakes for threads that it ended itself.)
+/// What root tells the host next.
 fn told(whole: &'static Whole, root: &mut Root<'static, Sight<'static>>) -> Vec<Report> {
-    for _ in 0..4 {
-        root.step(&whole.body(0, 0));
-        let mut seen = whole.reports();
-        // What the CPU did before is another story.
-        seen.retain(|report| !matches!(report, Report::Last { .. }));
-        if !seen.is_empty() {
-            return seen;
-        }
-    }
-    panic!("root has nothing to say")
+    whole.told_by(root, 4)
 }
 
 #[test]
