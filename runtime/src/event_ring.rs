@@ -112,6 +112,12 @@ impl Writer {
     /// Writes an event, or counts it where there is no room. True: the reader had read all there was, and must be woken.
     #[inline(always)]
     pub fn put<A: Word, const N: usize, const W: usize>(&mut self, ring: &Ring<A, N, W>, event: [u64; W]) -> bool {
+        self.fill(ring, |entry| (1..W).for_each(|i| entry[i].store(event[i], Ordering::Relaxed)))
+    }
+
+    /// The same; who calls it writes the words but the first.
+    #[inline(always)]
+    fn fill<A: Word, const N: usize, const W: usize>(&mut self, ring: &Ring<A, N, W>, write: impl FnOnce(&[A; W])) -> bool {
         if ring.unread(self.written) >= N as u64 {
             self.missed = self.missed.wrapping_add(1);
             ring.writer.missed.store(self.missed, Ordering::Release);
@@ -120,9 +126,8 @@ impl Writer {
         }
         let entry = &ring.entries[self.written as usize & (N - 1)];
         self.written = self.written.wrapping_add(1);
-        for i in 0..W {
-            entry[i].store(if i == 0 { self.written } else { event[i] }, Ordering::Relaxed);
-        }
+        entry[0].store(self.written, Ordering::Relaxed);
+        write(entry);
         ring.writer.entries.store(self.written, Ordering::Release);
         A::fence();
         // The entry alone is unread. If not even that is, the reader was quicker.
@@ -181,10 +186,16 @@ impl Tells {
 
     /// Tells a session of an event of this vCPU: its number, and the words of its exit. Nobody waits for anybody.
     #[inline(always)]
-    pub fn tell(&self, system: &impl System, session: u8, vcpu: usize, number: u64, [a, b, c, d, e, f, g, h, i, j]: [u64; WORDS]) {
+    pub fn tell(&self, system: &impl System, session: u8, vcpu: usize, number: u64, words: [u64; WORDS]) {
         let Some((ring, [written, missed])) = self.ring(session, vcpu) else { return };
         let mut writer = Writer { written: written.load(Ordering::Relaxed), missed: missed.load(Ordering::Relaxed) };
-        let must_wake = writer.put(ring, [0, number, a, b, c, d, e, f, g, h, i, j]);
+        let [a, b, c, d, e, f, g, h, i, j] = words;
+        // One by one: a loop would want the words in memory, and mostly they come in registers.
+        let must_wake = writer.fill(ring, |[_, n, m0, m1, m2, m3, m4, m5, m6, m7, m8, m9]| {
+            let set = |word: &AtomicU64, value| word.store(value, Ordering::Relaxed);
+            (set(n, number), set(m0, a), set(m1, b), set(m2, c), set(m3, d), set(m4, e));
+            (set(m5, f), set(m6, g), set(m7, h), set(m8, i), set(m9, j));
+        });
         written.store(writer.written, Ordering::Relaxed);
         missed.store(writer.missed, Ordering::Relaxed);
         if must_wake {

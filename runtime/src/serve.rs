@@ -39,35 +39,35 @@ fn ask(server: &impl Server, system: &impl System, x0: u64, words: [u64; WORDS])
 pub fn serve<S: Server>(server: &S) -> ! {
     let system = Svc;
     let mut asked = system.reply_and_wait(0, [0; WORDS]);
-    loop {
+    'serving: loop {
         let Asked { badge, words } = asked;
-        asked = if badges::kind(badge) == badges::EXIT {
-            match server.exit(&system, badge, &Exit::from_words(words)) {
-                Reply::Exit(answer, words) => system.reply_and_wait(answer.0, words),
-                Reply::Forward(portal, words) => system.forward(portal, words),
-                Reply::Watched(session, words) => match system.forward(session, words) {
-                    // The words are where they were: to keep them elsewhere as well would cost every exit.
-                    asked if asked.refusal() == Some(Refusal::Gone) => unwatched(server, badge, asked.words),
-                    asked => asked,
-                },
-                Reply::Call(words) | Reply::Letter(words, _) => system.reply_and_wait(0, words),
+        let reply = 'rare: {
+            if badges::kind(badge) == badges::EXIT {
+                asked = match server.exit(&system, badge, &Exit::from_words(words)) {
+                    Reply::Value(answer, value) => system.reply_with_value(answer.0, value),
+                    Reply::Exit(answer, words) => system.reply_and_wait(answer.0, words),
+                    Reply::Forward(portal, words) => system.forward(portal, words),
+                    Reply::Watched(session, words) => match system.forward(session, words) {
+                        // The words are where they were: to keep them elsewhere as well would cost every exit.
+                        back if back.refusal() == Some(Refusal::Gone) => break 'rare unwatched(server, badge, back.words),
+                        back => back,
+                    },
+                    Reply::Call(words) | Reply::Letter(words, _) => system.reply_and_wait(0, words),
+                };
+            } else if asked.refusal().is_some() {
+                asked = after(asked);
+            } else {
+                break 'rare called(server, badge, words);
             }
-        } else if asked.refusal().is_some() {
-            after(asked)
-        } else {
-            let mut reply = Reply::Call([0; WORDS]);
-            called(server, badge, words, &mut reply);
-            let (answer, bytes, words) = match reply {
-                Reply::Exit(answer, words) => (answer.0, 0, words),
-                Reply::Call(words) => (0, 0, words),
-                Reply::Letter(words, bytes) => (0, bytes, words),
-                // A call is no event: what is refused is answered as `after` says.
-                Reply::Forward(portal, words) | Reply::Watched(portal, words) => {
-                    asked = system.forward(portal, words);
-                    continue;
-                }
-            };
-            system.reply_with_buffer(answer, words, bytes)
+            continue 'serving;
+        };
+        asked = match reply {
+            Reply::Value(answer, value) => system.reply_with_value(answer.0, value),
+            Reply::Exit(answer, words) => system.reply_and_wait(answer.0, words),
+            Reply::Call(words) => system.reply_and_wait(0, words),
+            Reply::Letter(words, bytes) => system.reply_with_buffer(0, words, bytes),
+            // A call is no event: what is refused is answered as `after` says.
+            Reply::Forward(portal, words) | Reply::Watched(portal, words) => system.forward(portal, words),
         };
     }
 }
@@ -76,19 +76,33 @@ pub fn serve<S: Server>(server: &S) -> ! {
 #[cfg(target_os = "none")]
 #[cold]
 #[inline(never)]
-fn unwatched<S: Server>(server: &S, badge: u64, words: [u64; WORDS]) -> Asked {
-    match server.unwatched(&Svc, badge, &Exit::from_words(words)) {
-        Reply::Exit(answer, words) => Svc.reply_and_wait(answer.0, words),
-        Reply::Forward(portal, words) | Reply::Watched(portal, words) => Svc.forward(portal, words),
-        Reply::Call(words) | Reply::Letter(words, _) => Svc.reply_and_wait(0, words),
-    }
+fn decides<S: Server>(server: &S, badge: u64, words: &[u64; WORDS], reply: &mut Reply) {
+    *reply = server.unwatched(&Svc, badge, &Exit::from_words(*words));
 }
 
 /// Serves a call.
 #[cfg(target_os = "none")]
 #[inline(never)]
-fn called<S: Server>(server: &S, badge: u64, words: [u64; WORDS], reply: &mut Reply) {
-    *reply = ask(server, &Svc, badge, words);
+fn serves<S: Server>(server: &S, badge: u64, words: &[u64; WORDS], reply: &mut Reply) {
+    *reply = ask(server, &Svc, badge, *words);
+}
+
+/// What these do has the words' address: it gets a copy, so that they are in memory on this way and on no other.
+#[cfg(target_os = "none")]
+#[inline(always)]
+fn unwatched<S: Server>(server: &S, badge: u64, [a, b, c, d, e, f, g, h, i, j]: [u64; WORDS]) -> Reply {
+    let mut reply = Reply::Call([0; WORDS]);
+    decides(server, badge, &[a, b, c, d, e, f, g, h, i, j], &mut reply);
+    reply
+}
+
+/// See [`unwatched`].
+#[cfg(target_os = "none")]
+#[inline(always)]
+fn called<S: Server>(server: &S, badge: u64, [a, b, c, d, e, f, g, h, i, j]: [u64; WORDS]) -> Reply {
+    let mut reply = Reply::Call([0; WORDS]);
+    serves(server, badge, &[a, b, c, d, e, f, g, h, i, j], &mut reply);
+    reply
 }
 
 /// The way on after a refused answer.

@@ -55,6 +55,13 @@ impl Svc {
         Asked { badge, words }
     }
 
+    /// The same to a vCPU of which one register changes: the other words are whatever they are, and the answer names none.
+    #[inline(always)]
+    pub(crate) fn reply_with_value(&self, answer: u64, value: u64) -> Asked {
+        let (badge, words) = answer_with(answer, value);
+        Asked { badge, words }
+    }
+
     /// The same, with so many bytes of this thread's buffer for a caller. Inlined like the others: what comes back through
     /// memory in one arm of the serve loop would do so in all of them.
     #[inline(always)]
@@ -216,6 +223,31 @@ fn ipc<const NUMBER: u16>(x0: u64, bytes: u64, words: [u64; WORDS]) -> (u64, [u6
             inlateout("x20") m1 => n1, inlateout("x21") m2 => n2, inlateout("x22") m3 => n3,
             inlateout("x23") m4 => n4, inlateout("x24") m5 => n5, inlateout("x25") m6 => n6,
             inlateout("x26") m7 => n7, inlateout("x27") m8 => n8, inlateout("x28") m9 => n9,
+            lateout("x2") _, lateout("x3") _, lateout("x4") _, lateout("x5") _, lateout("x6") _, lateout("x7") _,
+            lateout("x8") _, lateout("x10") _, lateout("x11") _, lateout("x12") _, lateout("x13") _,
+            lateout("x14") _, lateout("x15") _, lateout("x16") _, lateout("x17") _, lateout("x18") _,
+            lateout("x30") _,
+        );
+    }
+    (back, [n0, n1, n2, n3, n4, n5, n6, n7, n8, n9])
+}
+
+/// The words come, and of those that go the sixth alone is said.
+#[inline(always)]
+fn answer_with(answer: u64, value: u64) -> (u64, [u64; WORDS]) {
+    let (back, n0, n1, n2, n3, n4, n5, n6, n7, n8, n9);
+    // SAFETY: as for `ipc`; no bytes of the buffer go along.
+    unsafe {
+        asm!(
+            "stp x19, x29, [sp, #-16]!",
+            "svc #{number}",
+            "mov x9, x19",
+            "ldp x19, x29, [sp], #16",
+            number = const Op::ReplyAndWait as u16,
+            inlateout("x0") answer => back, inlateout("x1") 0u64 => _, lateout("x9") n0,
+            lateout("x20") n1, lateout("x21") n2, lateout("x22") n3,
+            lateout("x23") n4, inlateout("x24") value => n5, lateout("x25") n6,
+            lateout("x26") n7, lateout("x27") n8, lateout("x28") n9,
             lateout("x2") _, lateout("x3") _, lateout("x4") _, lateout("x5") _, lateout("x6") _, lateout("x7") _,
             lateout("x8") _, lateout("x10") _, lateout("x11") _, lateout("x12") _, lateout("x13") _,
             lateout("x14") _, lateout("x15") _, lateout("x16") _, lateout("x17") _, lateout("x18") _,

@@ -46,6 +46,8 @@ pub trait System {
 /// What a server says to the one it serves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reply {
+    /// To a vCPU: what changes, and the value of the one register that does; an answer that names nothing longer.
+    Value(Answer, u64),
     /// To a vCPU: what changes, and the words it changes to.
     Exit(Answer, [u64; WORDS]),
     /// To a caller.

@@ -205,7 +205,7 @@ impl<M: Monitor, O: Outside> Server for MonitorServer<'_, M, O> {
     fn exit(&self, system: &impl System, badge: u64, exit: &Exit) -> Reply {
         let event = Event::of(badge, exit);
         // Nobody asked to be told of that: the vCPU must not go on as if somebody had decided.
-        let Some(guest) = self.guest_of(&event) else { return Reply::Exit(Answer::STOP, [0; WORDS]) };
+        let Some(guest) = self.guest_of(&event) else { return Reply::Value(Answer::STOP, 0) };
         let verdict = self.monitor.event(system, &guest, &event);
         if let Verdict::Registers { pc, general: [a, b, c, d] } = verdict {
             return Reply::Exit(Answer::PC.with(Answer::GENERAL), [0, 0, 0, 0, pc, 0, a, b, c, d]);
@@ -215,7 +215,7 @@ impl<M: Monitor, O: Outside> Server for MonitorServer<'_, M, O> {
             Ok(answer) => (answer, 0),
             Err(order) => self.complete(system, &guest, &event, order),
         };
-        Reply::Exit(answer, [0, 0, 0, 0, 0, value, 0, 0, 0, 0])
+        Reply::Value(answer, value)
     }
 
     fn call(&self, system: &impl System, badge: u64, words: [u64; WORDS]) -> Reply {
@@ -267,10 +267,7 @@ mod tests {
 
     fn event(server: &Watchdog, fake: &Fake, page: u64, flags: u64) -> Answer {
         match server.exit(fake, badge::event(0, 1), &exit(page, flags)) {
-            Reply::Exit(answer, words) => {
-                assert_eq!(words, [0; WORDS]);
-                answer
-            }
+            Reply::Value(answer, 0) => answer,
             other => panic!("{other:?}"),
         }
     }
@@ -311,12 +308,11 @@ mod tests {
         let (fake, (server, ear)) = (Fake::default(), heard(&rules(), true));
         let said = |page, flags| server.exit(&fake, badge::event(0, 1), &exit(page, flags));
         fake.completes(Ok(Answer::ADVANCE.register(3)), 77);
-        let words = [0, 0, 0, 0, 0, 77, 0, 0, 0, 0];
         for (page, flags, order) in [
             (PAGES, ExitHeader::WRITE, Order::Do), (PAGES + 1, ExitHeader::WRITE, Order::Deny), (PAGES + 1, 0, Order::Deny),
             (PAGES + 3, ExitHeader::FETCH, Order::Deny),
         ] {
-            assert_eq!(said(page, flags), Reply::Exit(Answer::ADVANCE.register(3), words));
+            assert_eq!(said(page, flags), Reply::Value(Answer::ADVANCE.register(3), 77));
             let sent = exit(page, flags).to_words();
             let asked = [VcpuOp::Complete as u64, 1 | (order as u64) << 8, 0, 0, sent[0], sent[1], sent[2], sent[3], 0, 0];
             assert_eq!(fake.completed(), [asked]);
@@ -324,8 +320,8 @@ mod tests {
         assert_eq!(ear.heard(), []);
         // What it does not know: a step does what is allowed; for what is denied nobody knows.
         fake.completes(Err(Refusal::Unsupported), 0);
-        assert_eq!(said(PAGES, ExitHeader::WRITE), Reply::Exit(ALLOW, [0; WORDS]));
-        assert_eq!(said(PAGES + 1, ExitHeader::WRITE), Reply::Exit(Answer::STOP, [0; WORDS]));
+        assert_eq!(said(PAGES, ExitHeader::WRITE), Reply::Value(ALLOW, 0));
+        assert_eq!(said(PAGES + 1, ExitHeader::WRITE), Reply::Value(Answer::STOP, 0));
         assert_eq!(ear.heard(), [ToRoot::Stop(0)]);
         assert_eq!(call(&server, &fake, MonitorOp::Count, 1), Ok([3, 0, 2, 1, 0]));
     }
@@ -335,7 +331,7 @@ mod tests {
         let (fake, server) = (Fake::default(), server(&rules(), true));
         for badge in [badge::event(1, 0), badge::event(0, 2), badge::event(15, 15)] {
             let reply = server.exit(&fake, badge, &exit(PAGES, WRITE));
-            assert_eq!(reply, Reply::Exit(Answer::STOP, [0; WORDS]));
+            assert_eq!(reply, Reply::Value(Answer::STOP, 0));
         }
         assert_eq!(event(&server, &fake, PAGES, WRITE | 3), Answer::STOP, "no access to memory");
         assert_eq!(call(&server, &fake, MonitorOp::Count, 0), Ok([0; 5]));

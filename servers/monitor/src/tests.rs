@@ -47,13 +47,13 @@ fn each_rule_about_events_has_its_way() {
     for (kind, _, order, value) in kinds {
         let sent = exit(kind, ExitClass::Register);
         let reply = server.exit(&fake, badge::event(0, 1), &sent);
-        assert_eq!(reply, Reply::Exit(Answer::ADVANCE.register(3), [0, 0, 0, 0, 0, 77, 0, 0, 0, 0]));
+        assert_eq!(reply, Reply::Value(Answer::ADVANCE.register(3), 77));
         let [header, syndrome, physical, old, ..] = sent.to_words();
         let asked = [VcpuOp::Complete as u64, 1 | (order as u64) << 8, value, physical, header, syndrome, physical, old, 0, 0];
         assert_eq!(fake.completed(), [asked], "{kind:?}");
     }
     let stop = server.exit(&fake, badge::event(0, 0), &exit(EventKind::Breakpoint, ExitClass::Debug));
-    assert_eq!((stop, ear.heard()), (Reply::Exit(Answer::STOP, [0; WORDS]), vec![ToRoot::Stop(0)]));
+    assert_eq!((stop, ear.heard()), (Reply::Value(Answer::STOP, 0), vec![ToRoot::Stop(0)]));
     // They stand behind the rules about memory.
     let counts: Vec<_> = (0..6).map(|rule| count(&server, &fake, rule)).collect();
     let expected = [Ok([0; 5]), Ok([1, 1, 0, 0, 0]), Ok([1, 0, 1, 0, 0]), Ok([1, 0, 1, 0, 0]), Ok([1, 0, 0, 1, 0]), Err(Refusal::OutOfRange)];
@@ -65,7 +65,7 @@ fn what_an_earlier_monitor_heard_is_as_if_nobody_did() {
     let (fake, (server, _)) = (Fake::default(), hearing(&[], &[], true));
     fake.completes(Ok(Answer::ADVANCE), 0);
     let reply = server.exit(&fake, badge::event(0, 1), &exit(EventKind::Power, ExitClass::Hypercall));
-    assert_eq!(reply, Reply::Exit(Answer::ADVANCE, [0; WORDS]));
+    assert_eq!(reply, Reply::Value(Answer::ADVANCE, 0));
     assert_eq!(fake.completed()[0][1] >> 8, Order::Do as u64);
 }
 
@@ -73,7 +73,7 @@ fn what_an_earlier_monitor_heard_is_as_if_nobody_did() {
 fn an_event_whose_answer_nobody_knows_stops_its_guest() {
     let (fake, (server, ear)) = (Fake::default(), hearing(&[], &[plan(EventKind::Debug, RuleVerdict::Deny)], true));
     let reply = server.exit(&fake, badge::event(0, 1), &exit(EventKind::Debug, ExitClass::Debug));
-    assert_eq!((reply, ear.heard()), (Reply::Exit(Answer::STOP, [0; WORDS]), vec![ToRoot::Stop(0)]));
+    assert_eq!((reply, ear.heard()), (Reply::Value(Answer::STOP, 0), vec![ToRoot::Stop(0)]));
     assert_eq!(count(&server, &fake, 0), Ok([1, 0, 0, 1, 0]));
 }
 
@@ -159,6 +159,7 @@ fn every_verdict_is_one_answer_to_every_kind_of_event() {
         let say = |verdict| {
             *server.monitor().0.lock().expect("nobody panicked") = verdict;
             match server.exit(&fake, badge::event(0, 1), &sent) {
+                Reply::Value(answer, value) => (answer, [0, 0, 0, 0, 0, value, 0, 0, 0, 0]),
                 Reply::Exit(answer, words) => (answer, words),
                 other => panic!("{other:?}"),
             }
@@ -179,11 +180,11 @@ fn every_verdict_is_one_answer_to_every_kind_of_event() {
     }
     fake.refuse();
     *server.monitor().0.lock().expect("nobody panicked") = Verdict::Enter(9);
-    assert_eq!(server.exit(&fake, badge::event(0, 1), &access), Reply::Exit(Answer::STOP, [0; WORDS]), "a view that is not its own");
+    assert_eq!(server.exit(&fake, badge::event(0, 1), &access), Reply::Value(Answer::STOP, 0), "a view that is not its own");
     // What is no event stops the vCPU and asks nobody.
     for class in [ExitClass::Register, ExitClass::Hypercall, ExitClass::Device, ExitClass::Illegal] {
         let foreign = Exit { header: ExitHeader(class as u64), physical: 0x4020_0000, ..Exit::default() };
-        assert_eq!(server.exit(&fake, badge::event(0, 1), &foreign), Reply::Exit(Answer::STOP, [0; WORDS]));
+        assert_eq!(server.exit(&fake, badge::event(0, 1), &foreign), Reply::Value(Answer::STOP, 0));
     }
 }
 

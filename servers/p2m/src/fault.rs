@@ -7,7 +7,7 @@ use crate::patch::Watcher;
 use crate::view::Found;
 use crate::watch;
 use core::sync::atomic::Ordering;
-use trellis_idl::kernel::{Access, Answer, Exit, ExitClass, ExitHeader, PAGE, Refusal, WORDS};
+use trellis_idl::kernel::{Access, Answer, Exit, ExitClass, ExitHeader, PAGE, Refusal};
 use trellis_idl::layout::{badge as badges, slot};
 use trellis_runtime::{Reply, System, log};
 
@@ -30,7 +30,7 @@ impl P2m {
         let absent = exit.header.0 & (0xffff << 32 | 0xff | ExitHeader::PERMISSION) == ExitClass::Memory as u64;
         if absent && self.map.has(page) && !self.special.load(Ordering::Acquire) {
             if self.map.touch(system, page).is_ok() {
-                return Reply::Exit(Answer::RETRY, [0; WORDS]);
+                return Reply::Value(Answer::RETRY, 0);
             }
         } else if exit.header.class() == Some(ExitClass::Memory) {
             let found = if exit.header.has(ExitHeader::PERMISSION) {
@@ -50,7 +50,7 @@ impl P2m {
                     let numbered = numbered(exit, self.recent.next(badge));
                     return Reply::Watched(slot::SESSION + u64::from(watcher.session()), numbered.to_words());
                 }
-                Ok(None) => return Reply::Exit(Answer::RETRY, [0; WORDS]),
+                Ok(None) => return Reply::Value(Answer::RETRY, 0),
                 Err(_) => {}
             }
         }
@@ -115,7 +115,7 @@ impl P2m {
 #[cfg(test)]
 mod tests {
     use crate::fake::{Fake, p2m, with_devices};
-    use trellis_idl::kernel::{Answer, Exit, ExitHeader, Op, WORDS};
+    use trellis_idl::kernel::{Answer, Exit, ExitHeader, Op};
     use trellis_idl::layout::{badge, slot};
     use trellis_idl::plan::{DevicePages, Populate};
     use trellis_runtime::{Reply, Server};
@@ -130,7 +130,7 @@ mod tests {
         let p2m = p2m(&fake, Populate::Lazy);
         assert!(fake.maps().is_empty());
         let reply = p2m.exit(&fake, badge::EXIT, &access(0x4020_1234, ExitHeader::WRITE));
-        assert_eq!(reply, Reply::Exit(Answer::RETRY, [0; WORDS]));
+        assert_eq!(reply, Reply::Value(Answer::RETRY, 0));
         assert_eq!(fake.maps(), [(0x40200, 0x200, 0x200)]);
     }
 
@@ -156,7 +156,7 @@ mod tests {
         let p2m = with_devices(&fake, Populate::Eager, &[DevicePages { page: 0x9000, pages: 2 }]);
         const VIEW: u64 = 1 << 32;
         let is_tried_again = |physical, flags| {
-            p2m.exit(&fake, badge::EXIT, &access(physical, flags)) == Reply::Exit(Answer::RETRY, [0; WORDS])
+            p2m.exit(&fake, badge::EXIT, &access(physical, flags)) == Reply::Value(Answer::RETRY, 0)
         };
         assert!(is_tried_again(0x900_1008, VIEW | ExitHeader::WRITE));
         assert_eq!(fake.operations().last(), Some(&Op::ViewCopy));

@@ -9,7 +9,7 @@ use crate::map::{GUEST, Map};
 use crate::patch::{Setting, Watcher};
 use crate::view::{CHUNK, Failure, View, Views, put, range_of, wanted};
 use core::sync::atomic::{AtomicU64, Ordering};
-use trellis_idl::kernel::{Access, Answer, Exit, ExitHeader, Refusal, SESSIONS, WORDS};
+use trellis_idl::kernel::{Access, Answer, Exit, ExitHeader, Refusal, SESSIONS};
 use trellis_idl::layout::{badge as badges, slot};
 use trellis_idl::plan::{MAX_RULES, MAX_VCPUS};
 use trellis_idl::wire::ViewAccess;
@@ -179,7 +179,7 @@ impl Views {
 pub(crate) fn allowed(badge: u64, exit: &Exit) -> Reply {
     let is_sure = exit.header.width().is_some() || exit.header.has(ExitHeader::WALK) || exit.header.has(ExitHeader::FETCH);
     if is_sure {
-        return Reply::Exit(Answer::RETRY.step(0), [0; WORDS]);
+        return Reply::Value(Answer::RETRY.step(0), 0);
     }
     let header = ExitHeader(exit.header.0 | ExitHeader::ALLOWED);
     Reply::Forward(slot::VCPU_SERVER + u64::from(badges::index(badge)), Exit { header, ..*exit }.to_words())

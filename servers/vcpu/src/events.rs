@@ -32,6 +32,16 @@ pub(crate) enum Hearing {
 }
 
 impl<O: Outside> VcpuServer<'_, O> {
+    /// Whether a hypercall is a request of which a monitor is told: then that is done, and the guest goes on. In registers, as
+    /// what tells most tells often.
+    #[inline(always)]
+    pub(crate) fn is_told(&self, system: &impl System, index: u8, exit: &Exit) -> bool {
+        let Some((kind @ EventKind::Request, session)) = self.heard.told_call(exit) else { return false };
+        let number = self.heard.note(kind, index, exit);
+        self.tells.tell(system, session, index.into(), number, Exit { physical: number, ..*exit }.to_words());
+        true
+    }
+
     /// Whether somebody hears of an exit, which then says which event it is.
     #[cold]
     #[inline(never)]
@@ -62,7 +72,7 @@ impl<O: Outside> VcpuServer<'_, O> {
             Ok(said) => said,
             Err(_) => (self.crashed(system, index, exit).answer, 0),
         };
-        Reply::Exit(answer, [0, 0, 0, 0, 0, value, 0, 0, 0, 0])
+        Reply::Value(answer, value)
     }
 
     /// A monitor hears this from now on.

@@ -58,12 +58,23 @@ impl Heard {
         Some((kind, self.sessions[kind as usize].load(Ordering::Relaxed)))
     }
 
+    /// Which event a hypercall is, and whose, if its session is told and not asked: [`Heard::find`] and [`Heard::is_told`] of
+    /// one class of exits, in registers.
+    #[inline(always)]
+    pub fn told_call(&self, exit: &Exit) -> Option<(EventKind, u8)> {
+        let any = self.any.load(Ordering::Acquire);
+        let kind = call(exit).filter(|kind| any & kind.bit() != 0).unwrap_or(EventKind::Hypercall);
+        let is_told = any & self.told.load(Ordering::Relaxed) & kind.bit() != 0;
+        is_told.then(|| (kind, self.sessions[kind as usize].load(Ordering::Relaxed)))
+    }
+
     /// Whether its session is told, and not asked.
     pub fn is_told(&self, kind: EventKind) -> bool {
         self.told.load(Ordering::Relaxed) & kind.bit() != 0
     }
 
     /// The word that tells an event from this vCPU's others. One that is told again has it already.
+    #[inline(always)]
     pub fn note(&self, kind: EventKind, vcpu: u8, exit: &Exit) -> u64 {
         if EventKind::of_note(exit.physical).is_some() {
             return exit.physical;
@@ -153,6 +164,7 @@ fn kinds(exit: &Exit) -> [Option<EventKind>; 2] {
     }
 }
 
+#[inline(always)]
 fn call(exit: &Exit) -> Option<EventKind> {
     match exit.general[0] as u32 {
         // The instruction's own number is zero (SMCCC 2.9).
@@ -184,4 +196,32 @@ pub fn register(name: Encoding) -> Option<(EventKind, VcpuRegister)> {
         _ => return None,
     };
     Some((kind, register))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POWER: u64 = 0x8400_0002;
+
+    #[test]
+    fn the_short_way_of_calls_finds_what_the_long_one_does() {
+        let system = crate::fake::Fake::new(1);
+        let calls = [EventKind::Request, EventKind::Power, EventKind::Hypercall, EventKind::Firmware];
+        let chosen = |bits: u32| calls.iter().enumerate().filter(move |(place, _)| bits >> place & 1 != 0).fold(0, |all, (_, kind)| all | kind.bit());
+        let mut told = 0;
+        for (kinds, half) in (0..16).flat_map(|kinds| (0..16).map(move |half| (kinds, half & kinds))) {
+            let heard = Heard::new();
+            let wish = Wish { kinds: chosen(kinds), told: chosen(half), ..Wish::default() };
+            heard.listen(&system, 3, &wish, |_| Ok(())).expect("nobody else hears");
+            for (id, syndrome) in [REQUEST, POWER, 0xc600_0000, 0].into_iter().flat_map(|id| [(id, 0), (id, 7)]) {
+                let header = ExitHeader(ExitClass::Hypercall as u64);
+                let exit = Exit { header, syndrome, general: [id, 0, 0, 0], ..Exit::default() };
+                let long = heard.find(&exit).filter(|(kind, _)| heard.is_told(*kind));
+                assert_eq!(heard.told_call(&exit), long, "{kinds:#b} {half:#b} {id:#x} {syndrome}");
+                told += usize::from(long.is_some());
+            }
+        }
+        assert!(told > 100, "{told}: otherwise nothing was compared");
+    }
 }

@@ -153,21 +153,19 @@ impl<O: Outside> Server for VcpuServer<'_, O> {
             }
             // By value: a reference to this exit would have its words written to memory on the short ways too.
             DEVICE => self.device(system, index, *exit),
+            _ if self.heard.is_quiet() => self.other(system, index, *exit),
+            HYPERCALL if self.is_told(system, index, exit) => verdict(Answer::RETRY.register(0), 0),
             _ => {
-                if !self.heard.is_quiet() {
-                    // A copy: the words of this exit stay in registers on the short ways.
-                    let mut event = *exit;
-                    match self.event(system, index, &mut event) {
-                        Hearing::Asked(session) => return Reply::Watched(session, event.to_words()),
-                        Hearing::Answered => verdict(past(exit).register(0), 0),
-                        Hearing::Unasked => self.other(system, index, *exit),
-                    }
-                } else {
-                    self.other(system, index, *exit)
+                // A copy: the words of this exit stay in registers on the short ways.
+                let mut event = *exit;
+                match self.event(system, index, &mut event) {
+                    Hearing::Asked(session) => return Reply::Watched(session, event.to_words()),
+                    Hearing::Answered => verdict(past(exit).register(0), 0),
+                    Hearing::Unasked => self.other(system, index, *exit),
                 }
             }
         };
-        Reply::Exit(answer, [0, 0, 0, 0, 0, value, 0, 0, 0, 0])
+        Reply::Value(answer, value)
     }
 
     fn unwatched(&self, system: &impl System, badge: u64, exit: &Exit) -> Reply {

@@ -96,7 +96,7 @@ impl Allow for P2m {
             trellis_runtime::log!("{number} accesses allowed");
         }
         match exit.header.width() {
-            Some(_) => Reply::Exit(Answer::RETRY.step(0), [0; WORDS]),
+            Some(_) => Reply::Value(Answer::RETRY.step(0), 0),
             None => Reply::Forward(slot::VCPU_SERVER + u64::from(vcpu), exit.to_words()),
         }
     }
@@ -105,10 +105,10 @@ impl Allow for P2m {
 impl<O: Outside> Allow for VcpuServer<'_, O> {
     fn allow(&self, system: &impl System, vcpu: u8, exit: &Exit, number: u64) -> Reply {
         match self.complete(system, vcpu, exit, Order::Do, 0, number) {
-            Ok((answer, value)) => Reply::Exit(answer, [0, 0, 0, 0, 0, value, 0, 0, 0, 0]),
+            Ok((answer, value)) => Reply::Value(answer, value),
             Err(refusal) => {
                 trellis_runtime::log!("an access at {:#x} is not completed: {refusal:?}", exit.physical);
-                Reply::Exit(Answer::STOP, [0; WORDS])
+                Reply::Value(Answer::STOP, 0)
             }
         }
     }
@@ -122,7 +122,7 @@ impl<S: Server + Allow> Server for Stepping<S> {
             return self.server.allow(system, badge::index(badge), exit, number);
         }
         match self.own(badge::index(badge), exit) {
-            Some((answer, value)) => Reply::Exit(answer, [0, 0, 0, 0, 0, value, 0, 0, 0, 0]),
+            Some((answer, value)) => Reply::Value(answer, value),
             None => self.server.exit(system, badge, exit),
         }
     }

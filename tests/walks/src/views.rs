@@ -212,8 +212,8 @@ impl Watched {
                 *self.kernel.hosted.borrow().cpus[cpu as usize].local.vcpus.at(index).context.exit()
             };
             match self.p2m.exit(&self.kernel, badge::EXIT | vcpu, &Exit::from_words(words)) {
-                Reply::Exit(Answer::RETRY, _) => {}
-                Reply::Exit(answer, _) if answer == Answer::RETRY.step(0) => return self.happens(vcpu),
+                Reply::Value(Answer::RETRY, _) => {}
+                Reply::Value(answer, _) if answer == Answer::RETRY.step(0) => return self.happens(vcpu),
                 Reply::Forward(_, words) if ExitHeader(words[0]).has(ExitHeader::ALLOWED) => return self.happens(vcpu),
                 Reply::Forward(..) => return Went::Refused,
                 Reply::Watched(session, words) => {

@@ -627,6 +627,11 @@ impl Whole {
     /// A thread says what it has to, and waits for the next; as the serve loop does, on a board.
     fn say(&'static self, body: &Body, program: &Program, badge: u64, reply: Reply) {
         let (op, a0, bytes, words) = match reply {
+            // What a server leaves in the registers of words that it does not say is its own affair.
+            Reply::Value(answer, value) => {
+                let left = 0xdead_beef_dead_beef;
+                (Op::ReplyAndWait, answer.0, 0, [left, left, left, left, left, value, left, left, left, left])
+            }
             Reply::Exit(answer, words) => (Op::ReplyAndWait, answer.0, 0, words),
             Reply::Call(words) => (Op::ReplyAndWait, 0, 0, words),
             Reply::Letter(words, bytes) => (Op::ReplyAndWait, 0, bytes as u64, words),

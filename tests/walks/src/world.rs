@@ -163,6 +163,11 @@ impl World {
         };
         let mut hosted = self.hosted.borrow_mut();
         let (op, x0, bytes, words) = match reply {
+            // What a server leaves in the registers of words that it does not say is its own affair.
+            Reply::Value(answer, value) => {
+                let left = 0xdead_beef_dead_beef;
+                (Op::ReplyAndWait, answer.0, 0, [left, left, left, left, left, value, left, left, left, left])
+            }
             Reply::Exit(answer, words) => (Op::ReplyAndWait, answer.0, 0, words),
             Reply::Call(words) => (Op::ReplyAndWait, 0, 0, words),
             Reply::Letter(words, bytes) => (Op::ReplyAndWait, 0, bytes as u64, words),

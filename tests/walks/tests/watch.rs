@@ -66,7 +66,7 @@ fn a_walk_of_the_guests_tables_in_a_watched_page_is_an_event_whatever_it_is_for(
         }
     }
     watched.monitor(0, P2mOp::Watch, &[at(VIEW, PAGE), 1, DEFAULT]).expect("its own page");
-    assert!(matches!(watched.tell(1, VIEW, PAGE, ExitHeader::FETCH | ExitHeader::WALK), Reply::Exit(..)));
+    assert!(matches!(watched.tell(1, VIEW, PAGE, ExitHeader::FETCH | ExitHeader::WALK), Reply::Value(..)));
 }
 
 #[test]

@@ -47,7 +47,7 @@ fn header(class: ExitClass, length: u64) -> u64 {
 
 fn exit(server: &VcpuServer<'_, Desk>, system: &Fake, index: u64, exit: Exit) -> (Answer, u64) {
     match dispatch(server, system, badges::EXIT | index, exit.to_words()) {
-        Reply::Exit(answer, words) => (answer, words[5]),
+        Reply::Value(answer, value) => (answer, value),
         other => panic!("{other:?}"),
     }
 }
