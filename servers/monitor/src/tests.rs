@@ -3,12 +3,12 @@
 
 use crate::fake::{Ear, Fake, MEMORY, WEB, Watchdog, hearing};
 use crate::guest::{Here, WatchedGuest};
-use crate::tools::{Area, Kind};
+use crate::tools::{Area, Kind, VECTOR_WORDS};
 use crate::{Event, Monitor, MonitorServer, What};
 use std::cell::Cell;
 use std::sync::Mutex;
 use trellis_idl::event::{EventKind, Injected, REQUEST};
-use trellis_idl::kernel::{Answer, Exit, ExitClass, ExitHeader, Op, PAUSE, Refusal, VcpuRegister, WORDS};
+use trellis_idl::kernel::{Answer, Exit, ExitClass, ExitHeader, Op, PAUSE, Refusal, VcpuRegister, WORDS, float_register};
 use trellis_idl::layout::{badge, watched};
 use trellis_idl::plan::{EventPlan, MAX_EVENT_RULES, MAX_RULES, MonitorConfig, RulePlan, RuleVerdict};
 use trellis_idl::wire::{MonitorOp, Order, P2mOp, ToRoot, VcpuOp, Verdict, from_answer};
@@ -221,6 +221,28 @@ fn a_virtual_address_is_walked_in_the_guests_memory() {
     assert_eq!(guest.translate(&fake, &regime, 0x4000_4123).err(), Some(WalkError::Absent));
     let elsewhere = trellis_runtime::stage1::Regime { ttbr0: 0x9000_0000, ..regime };
     assert_eq!(guest.translate(&fake, &elsewhere, 0x4000_3123).err(), Some(WalkError::Unreadable));
+}
+
+#[test]
+fn vector_registers_are_as_long_as_the_guests() {
+    let (fake, guest) = (Fake::default(), WatchedGuest::new(0, &WEB));
+    let mut words = [0; VECTOR_WORDS];
+    assert_eq!(guest.vector(&fake, 1, 3, &mut words), Err(Refusal::BadState), "it runs");
+    for lanes in [0, 1, 4, 16] {
+        let there = |register, value| fake.registers.borrow_mut().insert((watched::vcpu(0, 1), register), value);
+        there(float_register::LENGTH, lanes);
+        let count = 2 * lanes.max(1);
+        (0..count).for_each(|word| drop(there(float_register::VECTORS + 32 * 3 + word, 100 * lanes + word)));
+        words.fill(0);
+        assert_eq!(guest.vector(&fake, 1, 3, &mut words), Ok(count as usize));
+        let expected: Vec<u64> = (0..32).map(|word| if word < count { 100 * lanes + word } else { 0 }).collect();
+        assert_eq!(words[..], expected, "{lanes} lanes");
+    }
+    assert_eq!(guest.vector(&fake, 1, 32, &mut words), Err(Refusal::OutOfRange));
+    for (register, value) in [(float_register::FPSR, 5), (float_register::FPCR, 6)] {
+        fake.registers.borrow_mut().insert((watched::vcpu(0, 0), register), value);
+    }
+    assert_eq!(guest.float_status(&fake, 0), Ok([5, 6]));
 }
 
 #[test]

@@ -4,11 +4,14 @@
 //! Registers are those of a vCPU that stands still: in an event, paused, or never started (`BadState` otherwise).
 
 use crate::guest::{Here, WatchedGuest};
-use trellis_idl::kernel::{Refusal, VcpuRegister};
+use trellis_idl::kernel::{Refusal, VcpuRegister, float_register};
 use trellis_idl::layout::platform;
 use trellis_idl::wire::P2mOp;
 use trellis_runtime::System;
 use trellis_runtime::stage1::{Regime, Translation, WalkError};
+
+/// Words of the longest vector register: 2048 bits (Arm ARM A1.4).
+pub const VECTOR_WORDS: usize = 32;
 
 /// What stands at a part of a guest's physical addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,6 +74,28 @@ impl WatchedGuest<'_> {
             *value = self.vcpu(vcpu).get_general(system, number)?;
         }
         Ok(all)
+    }
+
+    /// The vector register of this number: 128 bits, or as many as its scalable vectors have, the lowest word first. Back: how
+    /// many words. `OutOfRange`: there is no such register.
+    pub fn vector(&self, system: &impl System, vcpu: usize, number: u8, words: &mut [u64; VECTOR_WORDS]) -> Result<usize, Refusal> {
+        if number > 31 {
+            return Err(Refusal::OutOfRange);
+        }
+        let vcpu = self.vcpu(vcpu);
+        // Without scalable vectors it has one lane.
+        let count = 2 * vcpu.get_float(system, float_register::LENGTH)?.max(1) as usize;
+        let first = float_register::VECTORS + 32 * u64::from(number);
+        for (register, word) in (first..).zip(words.iter_mut().take(count)) {
+            *word = vcpu.get_float(system, register)?;
+        }
+        Ok(count.min(VECTOR_WORDS))
+    }
+
+    /// FPSR and FPCR.
+    pub fn float_status(&self, system: &impl System, vcpu: usize) -> Result<[u64; 2], Refusal> {
+        let get = |register| self.vcpu(vcpu).get_float(system, register);
+        Ok([get(float_register::FPSR)?, get(float_register::FPCR)?])
     }
 
     /// Writes one. `MissingRight`: the manifest does not say `writes-registers`.
