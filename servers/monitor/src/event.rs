@@ -25,6 +25,8 @@ pub struct Event {
     pub vcpu: usize,
     /// The exit itself.
     pub exit: Exit,
+    /// It was decided before, here or by the monitor before this one, and is told again: it is counted already.
+    pub again: bool,
 }
 
 impl Event {
@@ -32,7 +34,7 @@ impl Event {
     #[inline(always)]
     pub fn of(badge: u64, exit: &Exit) -> Event {
         let (guest, vcpu) = badge::of_event(badge);
-        Event { guest, vcpu, exit: *exit }
+        Event { guest, vcpu, exit: *exit, again: false }
     }
 
     /// What was tried. None: nothing that anybody is told of.

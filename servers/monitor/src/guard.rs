@@ -138,7 +138,9 @@ impl Guard {
 
     /// A page is written or executed.
     fn used(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, index: usize, rule: &RulePlan) -> Verdict {
-        self.rules.count(event.vcpu, index);
+        if !event.again {
+            self.rules.count(event.vcpu, index);
+        }
         let wanted = if event.access() == Access::EXECUTE { Use::Code } else { Use::Data };
         match self.claim(index, event.page(), wanted) {
             (Use::Fresh, now) if now == wanted => {
@@ -155,6 +157,9 @@ impl Guard {
 
     #[cold]
     fn violated(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, index: usize, rule: &RulePlan) -> Verdict {
+        if event.again {
+            return rule.verdict.into();
+        }
         if let Some(violations) = self.violations.get(index) {
             violations.fetch_add(1, Ordering::Relaxed);
         }
@@ -226,7 +231,7 @@ impl Guard {
 
 impl Monitor for Guard {
     type State = State;
-    const VERSION: u32 = 3 << 16 | 1;
+    const VERSION: u32 = 3 << 16 | 2;
 
     fn begin(&self, system: &impl System, guest: &WatchedGuest<'_>, anew: bool) -> Result<(), Refusal> {
         let here = Here::Control;

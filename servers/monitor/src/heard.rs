@@ -74,11 +74,16 @@ impl Ears {
         self.readers.lock(system).iter_mut().for_each(|open| open.is_open = false);
     }
 
-    fn next(&self, system: &impl System, (place, finder, vcpu): (usize, usize, usize)) -> Option<Found<ENTRY_WORDS>> {
+    /// Reads one, and has it heard before another monitor can read on: who closes knows that all that was read was heard.
+    fn next(
+        &self, system: &impl System, (place, finder, vcpu): (usize, usize, usize), hear: &mut impl FnMut(usize, usize, Told),
+    ) -> Option<()> {
         let ring = &self.pages.get(place)?.get(finder)?.get(vcpu)?.0;
         let mut all = self.readers.lock(system);
         let open = all.get_mut(place).filter(|open| open.is_open)?;
-        open.readers.get_mut(finder)?.get_mut(vcpu)?.next(ring)
+        let found = open.readers.get_mut(finder)?.get_mut(vcpu)?.next(ring)?;
+        hear(place, vcpu, told((place, vcpu), found));
+        Some(())
     }
 
     /// Reads every ring to its end, but not more than it holds. True: there is more.
@@ -87,8 +92,8 @@ impl Ears {
         for place in 0..MAX_WATCHED {
             for finder in 0..FINDERS {
                 for vcpu in 0..self.pages[place][finder].len() {
-                    let found = core::iter::from_fn(|| self.next(system, (place, finder, vcpu))).take(ENTRIES);
-                    let count = found.map(|found| hear(place, vcpu, told((place, vcpu), found))).count();
+                    let at = (place, finder, vcpu);
+                    let count = (0..ENTRIES).take_while(|_| self.next(system, at, &mut hear).is_some()).count();
                     is_more |= count == ENTRIES;
                 }
             }

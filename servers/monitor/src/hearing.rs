@@ -45,12 +45,12 @@ impl Hearing {
     /// A rule was used for a vCPU.
     pub fn count(&self, vcpu: usize, rule: usize) {
         let seen = &self.seen[vcpu % MAX_VCPUS][rule % MAX_EVENT_RULES];
-        seen.store(seen.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        seen.store(seen.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
     }
 
     /// How often a rule was used.
     pub fn seen(&self, rule: usize) -> u64 {
-        let of = |row: &[AtomicU64; MAX_EVENT_RULES]| row[rule % MAX_EVENT_RULES].load(Ordering::Relaxed);
+        let of = |row: &[AtomicU64; MAX_EVENT_RULES]| row[rule % MAX_EVENT_RULES].load(Ordering::Acquire);
         self.seen.iter().map(of).fold(0, u64::wrapping_add)
     }
 

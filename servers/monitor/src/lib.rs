@@ -12,6 +12,7 @@
 
 #[cfg(target_os = "none")]
 pub mod board;
+pub mod decided;
 pub mod event;
 #[cfg(test)]
 mod fake;

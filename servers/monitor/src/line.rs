@@ -123,7 +123,7 @@ mod tests {
 
     fn line(flags: u64, physical: u64, verdict: Verdict, spared: u64, is_many: bool) -> String {
         let exit = Exit { header: ExitHeader(flags), physical, pc: 0x4008_0124, ..Exit::default() };
-        let event = Event { guest: 0, vcpu: 1, exit };
+        let event = Event { guest: 0, vcpu: 1, exit, again: false };
         Line { guest: "web", is_many, event: &event, rule: 0, verdict, spared }.to_string()
     }
 
@@ -156,7 +156,7 @@ mod tests {
                 header: ExitHeader(2), syndrome, physical: kind.note(1), virtual_address: 0x4000_0000, pc: 0x4008_0124, value: 0x4100_0000,
                 general,
             };
-            let event = Event { guest: 0, vcpu: 0, exit };
+            let event = Event { guest: 0, vcpu: 0, exit, again: false };
             Line { guest: "web", is_many: false, event: &event, rule: 1, verdict: Verdict::Allow, spared: 0 }.to_string()
         };
         let line = |what: &str| format!("web {what} (heard by rule 2 of events), pc 0x4008_0124, allowed");

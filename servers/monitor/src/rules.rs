@@ -50,12 +50,13 @@ impl Rules {
     #[inline(always)]
     pub fn count(&self, vcpu: usize, rule: usize) {
         let seen = &self.seen[vcpu % MAX_VCPUS][rule % MAX_RULES];
-        seen.store(seen.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        // Whoever sees this sees that the event was begun with ([`Decided`](crate::decided::Decided)).
+        seen.store(seen.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
     }
 
     /// How often a rule was used.
     pub fn seen(&self, rule: usize) -> u64 {
-        let of = |row: &[AtomicU64; MAX_RULES]| row[rule % MAX_RULES].load(Ordering::Relaxed);
+        let of = |row: &[AtomicU64; MAX_RULES]| row[rule % MAX_RULES].load(Ordering::Acquire);
         self.seen.iter().map(of).fold(0, u64::wrapping_add)
     }
 

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A monitor as a server: events come from the guests' sessions, root's calls to the control thread.
 
+use crate::decided::{Decided, Numbers};
 use crate::event::{Event, What};
 use crate::guest::WatchedGuest;
 use crate::heard::{Ears, Told};
 use crate::monitor::Monitor;
 use crate::reports::Outside;
 use heapless::Vec;
+use serde::{Deserialize, Serialize};
 use trellis_idl::interface::{self, ATTACH};
 use trellis_idl::kernel::{Access, Answer, Exit, Refusal, WORDS};
 use trellis_idl::layout::{badge as badges, monitor_signal};
@@ -22,6 +24,16 @@ const ALLOW: Answer = Answer::RETRY.step(0);
 /// and finder, for about a fiftieth of its CPU.
 const READS: u64 = 2_000;
 
+/// Times that an export looks whether an event is being decided, a ten-thousandth of a second apart.
+const LOOKS: u32 = 20;
+
+/// What is handed over: what the monitor knows, and up to which event of each vCPU.
+#[derive(Serialize, Deserialize)]
+struct Known<S> {
+    state: S,
+    decided: Numbers,
+}
+
 /// The server.
 #[derive(Debug)]
 pub struct MonitorServer<'a, M, O> {
@@ -32,13 +44,14 @@ pub struct MonitorServer<'a, M, O> {
     monitor: M,
     outside: O,
     ears: Ears,
+    decided: Decided,
 }
 
 impl<'a, M: Monitor, O: Outside> MonitorServer<'a, M, O> {
     /// The server of this monitor.
     pub fn new(config: &MonitorConfig<'a>, monitor: M, outside: O) -> MonitorServer<'a, M, O> {
         let control = usize::from(config.threads).saturating_sub(1);
-        MonitorServer { guests: config.guests.clone(), hands_over: config.hands_over, control, monitor, outside, ears: Ears::deaf() }
+        MonitorServer { guests: config.guests.clone(), hands_over: config.hands_over, control, monitor, outside, ears: Ears::deaf(), decided: Decided::NOTHING }
     }
 
     /// The same, that is told of what it is not asked.
@@ -127,21 +140,39 @@ impl<'a, M: Monitor, O: Outside> MonitorServer<'a, M, O> {
 
     fn begin(&self, system: &impl System, index: u64, anew: bool) -> Result<(), Refusal> {
         let guest = usize::try_from(index).ok().and_then(|index| self.guest(index)).ok_or(Refusal::OutOfRange)?;
+        if anew {
+            self.decided.forget(guest.index());
+        }
         self.monitor.begin(system, &guest, anew)?;
         self.ears.open(system, guest.index(), anew);
         Ok(())
     }
 
     fn export(&self, system: &impl System) -> Result<MonitorState, Refusal> {
+        // What comes now the next one reads, unless root has this one go on. What was read until now is counted.
+        self.ears.close(system);
         if !self.hands_over {
             return Err(Refusal::Unsupported);
         }
         let mut bytes = [0; MAX_STATE];
-        let used = postcard::to_slice(&self.monitor.export(system), &mut bytes).map_err(|_| Refusal::OutOfRange)?;
+        let used = postcard::to_slice(&self.known(system), &mut bytes).map_err(|_| Refusal::OutOfRange)?;
         let body = Vec::from_slice(used).map_err(|_| Refusal::OutOfRange)?;
-        // What comes now the next one reads, unless root has this one go on.
-        self.ears.close(system);
         Ok(MonitorState { version: M::VERSION, body })
+    }
+
+    /// What is counted, up to which events. Nobody is asked about anything new meanwhile; a thread that does not come to the end
+    /// of what it decides is not waited for, and its event may count twice.
+    fn known(&self, system: &impl System) -> Known<M::State> {
+        for _ in 0..LOOKS {
+            let (decided, is_whole) = self.decided.numbers(&self.guests);
+            let known = Known { state: self.monitor.export(system), decided };
+            if is_whole && self.decided.numbers(&self.guests) == (known.decided.clone(), true) {
+                return known;
+            }
+            let (now, hertz) = clock(system);
+            system.wait(0, now + hertz / 10_000 + 1);
+        }
+        Known { state: self.monitor.export(system), decided: self.decided.numbers(&self.guests).0 }
     }
 
     fn import(&self, system: &impl System, state: &MonitorState) -> Result<(), Refusal> {
@@ -149,7 +180,10 @@ impl<'a, M: Monitor, O: Outside> MonitorServer<'a, M, O> {
             return Err(Refusal::Unsupported);
         }
         match postcard::take_from_bytes(&state.body) {
-            Ok((state, [])) => self.monitor.import(system, state),
+            Ok((Known { state, decided }, [])) => {
+                self.decided.recall(&self.guests, &decided);
+                self.monitor.import(system, state)
+            }
             _ => Err(Refusal::BadArgument),
         }
     }
@@ -206,7 +240,10 @@ impl<M: Monitor, O: Outside> Server for MonitorServer<'_, M, O> {
         let event = Event::of(badge, exit);
         // Nobody asked to be told of that: the vCPU must not go on as if somebody had decided.
         let Some(guest) = self.guest_of(&event) else { return Reply::Value(Answer::STOP, 0) };
+        let (last, number) = (self.decided.last(event.guest, event.vcpu), event.number());
+        let event = Event { again: last.begin(number), ..event };
         let verdict = self.monitor.event(system, &guest, &event);
+        last.end(number);
         if let Verdict::Registers { pc, general: [a, b, c, d] } = verdict {
             return Reply::Exit(Answer::PC.with(Answer::GENERAL), [0, 0, 0, 0, pc, 0, a, b, c, d]);
         }
@@ -419,6 +456,23 @@ mod tests {
         assert_eq!(call(&new, &fake, MonitorOp::Count, 0).map(|counts| counts[0]), Ok(301));
     }
 
+    /// The same event comes again where the answer to it found nobody: to this monitor, or to the one that comes after it.
+    #[test]
+    fn an_event_that_is_told_again_counts_once_also_after_it_was_handed_over() {
+        let (fake, old, new) = (Fake::default(), server(&rules(), true), server(&rules(), true));
+        let tell = |server: &Watchdog, vcpu, number| {
+            let told = Exit { general: [0, 0, 0, number], ..exit(PAGES + 1, WRITE) };
+            assert_eq!(server.exit(&fake, badge::event(0, vcpu), &told), Reply::Value(Answer::ADVANCE, 0));
+            call(server, &fake, MonitorOp::Count, 1).map(|counts| counts[0])
+        };
+        assert_eq!([(0, 1), (0, 1), (1, 1), (0, 2), (0, 2), (1, 1)].map(|(vcpu, number)| tell(&old, vcpu, number)), [1, 1, 2, 3, 3, 3].map(Ok));
+        assert_eq!(hand_over(&fake, &old, &new), Ok(()));
+        assert_eq!([(0, 2), (1, 1), (1, 2), (0, 3)].map(|(vcpu, number)| tell(&new, vcpu, number)), [3, 3, 4, 5].map(Ok));
+        // One that begins anew counts its events from 1 on.
+        assert_eq!(call(&new, &fake, MonitorOp::Begin, 0), Ok([0; 5]));
+        assert_eq!(tell(&new, 0, 3), Ok(6));
+    }
+
     #[test]
     fn nothing_is_handed_over_that_is_not_to_be() {
         let (fake, old, new) = (Fake::default(), server(&rules(), false), server(&rules(), true));
@@ -433,12 +487,12 @@ mod tests {
         event(&server, &fake, PAGES, WRITE);
         let body = |bytes: &[u8]| heapless::Vec::from_slice(bytes).expect("short");
         let version = <Standard as crate::Monitor>::VERSION;
-        let empty = MonitorState { version, body: body(&[0, 0]) };
+        let empty = MonitorState { version, body: body(&[0, 0, 0]) };
         let cases = [
-            (MonitorState { version: version + 1, body: body(&[0, 0]) }, Err(Refusal::Unsupported)),
+            (MonitorState { version: version + 1, body: body(&[0, 0, 0]) }, Err(Refusal::Unsupported)),
             (MonitorState { version, body: body(&[]) }, Err(Refusal::BadArgument)),
-            (MonitorState { version, body: body(&[0]) }, Err(Refusal::BadArgument)),
-            (MonitorState { version, body: body(&[0, 0, 0]) }, Err(Refusal::BadArgument)),
+            (MonitorState { version, body: body(&[0, 0]) }, Err(Refusal::BadArgument)),
+            (MonitorState { version, body: body(&[0, 0, 0, 0]) }, Err(Refusal::BadArgument)),
             (MonitorState { version, body: body(&[33, 1, 2, 3]) }, Err(Refusal::BadArgument)),
             (MonitorState { version, body: body(&[0xff; 100]) }, Err(Refusal::BadArgument)),
             (empty.clone(), Ok(())),

@@ -84,6 +84,11 @@ impl<W: Witness> Standard<W> {
         }
     }
 
+    /// Events that it was to be told of and was not.
+    pub fn missed_so_far(&self) -> u64 {
+        self.missed.load(Ordering::Relaxed)
+    }
+
     /// No rule speaks of this: the page is as an earlier monitor, with other rules, left it.
     #[cold]
     #[inline(never)]
@@ -111,8 +116,11 @@ impl<W: Witness> Standard<W> {
     #[inline(never)]
     fn heard(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, kind: EventKind) -> Verdict {
         let Some((index, rule)) = self.hearing.find(event.guest, kind) else { return Verdict::Allow };
-        self.hearing.count(event.vcpu, index);
         let verdict = rule.verdict.into();
+        if event.again {
+            return verdict;
+        }
+        self.hearing.count(event.vcpu, index);
         if rule.log {
             self.write(system, guest, event, (MAX_RULES + index, index), verdict);
         }
@@ -189,7 +197,7 @@ fn seen(event: &Event, rule: usize, verdict: Verdict, time: u64) -> Seen {
 
 impl<W: Witness> Monitor for Standard<W> {
     type State = State;
-    const VERSION: u32 = 1 << 16 | 2;
+    const VERSION: u32 = 1 << 16 | 3;
 
     fn begin(&self, system: &impl System, guest: &WatchedGuest<'_>, anew: bool) -> Result<(), Refusal> {
         let here = Here::Control;
@@ -225,8 +233,11 @@ impl<W: Witness> Monitor for Standard<W> {
             found => found,
         };
         let Some((index, rule)) = found else { return self.put_right(system, guest, event) };
-        self.rules.count(event.vcpu, index);
         let verdict = rule.verdict.into();
+        if event.again {
+            return verdict;
+        }
+        self.rules.count(event.vcpu, index);
         if rule.log {
             self.write(system, guest, event, (index, index), verdict);
         }

@@ -10,8 +10,8 @@ use std::sync::Mutex;
 use trellis_idl::event::{EventKind, Injected, REQUEST};
 use trellis_idl::kernel::{Answer, Exit, ExitClass, ExitHeader, Op, PAUSE, Refusal, VcpuRegister, WORDS, float_register};
 use trellis_idl::layout::{badge, watched};
-use trellis_idl::plan::{EventPlan, MAX_EVENT_RULES, MAX_RULES, MonitorConfig, RulePlan, RuleVerdict};
-use trellis_idl::wire::{MonitorOp, Order, P2mOp, ToRoot, VcpuOp, Verdict, from_answer};
+use trellis_idl::plan::{EventPlan, MAX_EVENT_RULES, MAX_RULES, MAX_VCPUS, MAX_WATCHED, MonitorConfig, RulePlan, RuleVerdict};
+use trellis_idl::wire::{MAX_STATE, MonitorOp, Order, P2mOp, ToRoot, VcpuOp, Verdict, from_answer};
 use trellis_runtime::stage1::WalkError;
 use trellis_runtime::{Reply, Server, System};
 
@@ -107,6 +107,9 @@ fn the_largest_state_fits_and_is_taken_over() {
     let mut words = [0; WORDS];
     words[0] = MonitorOp::Export as u64;
     let Reply::Letter(mut words, bytes) = old.call(&fake, badge::ROOT, words) else { panic!("it does not fit") };
+    // It watches one guest of two vCPUs, which have decided nothing; there may be as many as a monitor watches.
+    let numbers = 10 * MAX_WATCHED * MAX_VCPUS;
+    assert!(bytes + numbers <= MAX_STATE, "{bytes} + {numbers}");
     words[0] = MonitorOp::Import as u64;
     let Reply::Call([0, ..]) = new.letter(&fake, badge::ROOT, words, bytes) else { panic!("it is not taken") };
     assert_eq!(count(&new, &fake, MAX_RULES as u64).map(|counts| counts[0]), Ok(u64::MAX - 1), "the rule stands elsewhere");

@@ -137,7 +137,7 @@ impl core::fmt::Display for Line<'_> {
 
 impl Monitor for Tracer {
     type State = Vec<Followed, MAX_RULES>;
-    const VERSION: u32 = 2 << 16 | 1;
+    const VERSION: u32 = 2 << 16 | 2;
 
     fn begin(&self, system: &impl System, guest: &WatchedGuest<'_>, anew: bool) -> Result<(), Refusal> {
         let here = Here::Control;
@@ -161,6 +161,7 @@ impl Monitor for Tracer {
     fn event(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event) -> Verdict {
         let Some(What::Access(access)) = event.what() else { return Verdict::Allow };
         match self.rules.find(event.guest, event.page(), access) {
+            Some(_) if event.again => {}
             Some((rule, _)) => self.follow(system, guest, event, rule),
             // As an earlier monitor, with other rules, left it.
             None => {

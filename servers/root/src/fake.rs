@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use trellis_idl::control::Control;
 use trellis_idl::interface::ATTACH;
-use trellis_idl::kernel::{Access, Op, PAGE, PAUSE, Refusal, Rights, WORDS};
+use trellis_idl::kernel::{Access, Op, PAGE, PAUSE, Refusal, Rights, Seat, WORDS};
 use trellis_idl::layout::{PROGRAM, ring, root_slot};
 use trellis_idl::plan::*;
 use trellis_idl::trace::{MOST_READ, RECORDS, Record, TraceKind, Who};
@@ -287,7 +287,8 @@ impl State {
             }
             (Op::SessionSettle, _) => {
                 session.settled.push((a[1], session.seat));
-                session.owed &= !(1 << a[1]);
+                // While nobody is asked it stays owed.
+                session.owed &= if session.seat == Seat::Held as u64 { u64::MAX } else { !(1 << a[1]) };
             }
             _ => return Ok([session.epoch, session.seat, session.owed]),
         }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 use trellis_idl::kernel::{Exit, ExitHeader, PAGE};
 use trellis_idl::layout::badge;
-use trellis_idl::plan::RuleVerdict;
+use trellis_idl::plan::{MAX_VCPUS, MAX_WATCHED, RuleVerdict};
 use trellis_idl::wire::{MAX_STATE, P2mOp};
 
 const FIRST: u64 = 0x4_0200;
@@ -118,7 +118,9 @@ fn the_largest_state_fits() {
     for alike in &mut state.pages {
         (alike.first, alike.pages) = (u16::MAX, u16::MAX);
     }
-    assert!(postcard::to_slice(&state, &mut [0; MAX_STATE]).is_ok());
+    // And which event of each vCPU was decided last.
+    let numbers: crate::decided::Numbers = core::iter::repeat_n(u64::MAX, MAX_WATCHED * MAX_VCPUS).collect();
+    assert!(postcard::to_slice(&(&state, numbers), &mut [0; MAX_STATE]).is_ok());
     assert_eq!(guard.import(&fake, state), Ok(()), "pages that are nowhere change nothing");
 }
 

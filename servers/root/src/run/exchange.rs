@@ -185,6 +185,10 @@ impl<B: Board> Root<'_, B> {
             let _ = old.map(|old| old.be_patient(system, BRIEF));
             system.wait(0, now + hz * DRAIN / 1_000_000 + 1);
         }
+        // What it still holds it decides no more: so nothing is decided that it does not know when it is asked what it knows.
+        for guest in self.watched_now(exchange.number) {
+            guest.settle(system).map_err(|_| Refused::Fails(Stage::TakeOver))?;
+        }
         Ok(None)
     }
 
