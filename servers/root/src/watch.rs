@@ -452,6 +452,8 @@ impl Instance {
         guest.commit(system, self.seat())?;
         let owed = guest.owed(system)?;
         guest.settle(system)?;
+        // Whoever finds events wakes a reader that has read everything. This one has read nothing of what came while nobody did.
+        let _ = self.ear.raise(system);
         Ok(owed)
     }
 }

@@ -75,6 +75,7 @@ fn another_one_is_made_beside_it_takes_over_and_is_asked() {
         upload(&mut root, &fake, &board, offer(MONITOR_NAME, &file), &file);
         fake.calls.borrow_mut().clear();
         fake.owe(1, 0, 0b11);
+        let before = fake.count(Op::Signal);
         let parts = swap(&mut root, &fake, &board);
         let [Part::Replaced(replaced), Part::Done] = parts.as_slice() else { panic!("{parts:?}") };
         assert_eq!((replaced.guests, replaced.owed, replaced.state), (1, 2, Handed::Taken(3)));
@@ -85,7 +86,10 @@ fn another_one_is_made_beside_it_takes_over_and_is_asked() {
         let (session, seat) = (fake.session(1, 0), (life + 1) % 2);
         assert_eq!(session.commits[session.commits.len() - 2..], [Seat::Held as u64, seat]);
         assert_eq!(session.places[&(1, seat)], Object::Portal(new, 0, badge::event(0, 1)));
-        assert_eq!(session.settled[session.settled.len() - 2..], [(0, seat), (1, seat)]);
+        // What the old one still held was taken from it before it was asked what it knows.
+        let held = Seat::Held as u64;
+        assert_eq!(session.settled[session.settled.len() - 4..], [(0, held), (1, held), (0, seat), (1, seat)]);
+        assert_eq!(fake.count(Op::Signal) - before, 2, "the console is woken, and who reads what it is told");
         let made = fake.domain(new);
         assert_eq!(made.started.iter().map(|(entry, ..)| *entry).collect::<std::vec::Vec<_>>(), [PROGRAM + 8; 3]);
         // Its threads have little time of their own, and that behind root.
