@@ -19,6 +19,9 @@ pub struct Body {
 
 impl Body {
     fn syscall(&self, op: Op, a: [u64; 6], words: [u64; WORDS]) -> Result<[u64; 3], Refusal> {
+        if self.whole.is_dead(self.cpu, self.thread) {
+            return Err(Refusal::Gone);
+        }
         self.whole.hosted.borrow_mut().syscall(self.cpu, op as u16, a, words);
         if !self.whole.run_until(self.cpu, self.thread) {
             return Err(Refusal::Gone);

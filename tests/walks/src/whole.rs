@@ -7,16 +7,17 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use trellis_core::local::Running;
+use trellis_core::machine::VcpuContext;
 use trellis_core::thread::FaultRecord;
 use trellis_core::trap::Trap;
 use trellis_hosted::guest::Touch;
 use trellis_hosted::{Hosted, Now, Settings, laws};
 use trellis_idl::control::{self, Answer, Ask, FromHost};
-use trellis_idl::kernel::{Access, Exit, ExitClass, Op, PAGE, Refusal, WORDS};
+use trellis_idl::kernel::{Access, Exit, ExitClass, Op, PAGE, Refusal, VcpuRegister, WORDS};
 use trellis_idl::layout::{PROGRAM, RINGS, SCRATCH, badge, ring, slot};
 use trellis_idl::plan::*;
 use trellis_idl::wire::Report;
-use trellis_monitor::{Ears, Monitor, MonitorServer, Reports, Standard};
+use trellis_monitor::{Ears, Guard, Monitor, MonitorServer, Reports, Standard, Tracer};
 use trellis_p2m::P2m;
 use trellis_root::events::Events;
 use trellis_root::{Board, Root};
@@ -51,6 +52,14 @@ pub enum Fate {
     Hang,
     /// It does what [`Whole::misdeeds`] says, and then crashes.
     Misbehave,
+    /// It begins to decide, and crashes at so many things that it asks the kernel for, or before it answers.
+    CrashIn(u32),
+    /// It answers what no answer is, and goes on for ever.
+    Garbage,
+    /// It takes so long to begin, as if its CPU were slow.
+    SlowToDecide(u32),
+    /// It has decided, and takes so long to say so.
+    SlowToAnswer(u32),
 }
 
 /// What a monitor does with what root asks of it, instead of answering.
@@ -62,6 +71,20 @@ pub enum Whim {
     Hang,
     /// It says what means nothing.
     Garbage,
+    /// It begins to do it, and crashes at so many things that it asks the kernel for, or before it answers.
+    CrashIn(u32),
+}
+
+/// Which monitor watches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Kind {
+    /// The standard one.
+    #[default]
+    Standard,
+    /// The one that follows execution.
+    Tracer,
+    /// The one that lets no page be both written and executed.
+    Guard,
 }
 
 /// What a server does that nobody wrote as it should be.
@@ -83,6 +106,10 @@ pub enum Act {
     Store(u64),
     /// Such a store that has been tried, by the instruction at this program counter.
     Storing(u64, u64),
+    /// Executes the instruction at this address, or goes on behind it.
+    Execute(u64),
+    /// Such an instruction that has been tried.
+    Executing(u64),
 }
 
 /// What became of a store.
@@ -100,11 +127,25 @@ type Rings3 = Rings<&'static RingPage>;
 enum Program {
     P2m(P2m),
     Vcpu(Box<VcpuServer<'static, Rings3>>),
-    Monitor(Box<Watchdog>),
+    Standard(Box<Watching<Standard>>),
+    Tracer(Box<Watching<Tracer>>),
+    Guard(Box<Watching<Guard>>),
     Console,
 }
 
-type Watchdog = MonitorServer<'static, Standard, Reports<&'static RingPage>>;
+type Watching<M> = MonitorServer<'static, M, Reports<&'static RingPage>>;
+
+/// Does the same with a monitor, whichever it is.
+macro_rules! monitor {
+    ($program:expr, $server:ident => $done:expr, $other:expr) => {
+        match $program {
+            Program::Standard($server) => $done,
+            Program::Tracer($server) => $done,
+            Program::Guard($server) => $done,
+            _ => $other,
+        }
+    };
+}
 
 /// An event as a monitor was told it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -139,7 +180,7 @@ pub struct Whole {
     /// What threads that root was let go before still have to say.
     unsaid: RefCell<BTreeMap<u64, (u64, Reply)>>,
     scripts: RefCell<[VecDeque<Act>; CPUS as usize]>,
-    /// What became of each CPU's stores, by address.
+    /// What became of each CPU's stores and executed instructions, by address.
     pub stores: RefCell<[Vec<(u64, Stored)>; CPUS as usize]>,
     /// What monitors were told, in order, whether they answered or not.
     pub told: RefCell<Vec<Told>>,
@@ -149,6 +190,18 @@ pub struct Whole {
     pub fate: Cell<Option<(u8, Fate)>>,
     /// What befalls the next monitor that is asked for an operation, by its number; none of them = as it begins.
     pub whims: RefCell<BTreeMap<Option<u64>, Whim>>,
+    /// Whether a thread of the next monitor that begins is doomed ([`Whole::doom_next`]).
+    will_doom: Cell<bool>,
+    /// That thread.
+    doomed: Cell<Option<u64>>,
+    /// Whether its hour has come.
+    is_time: Cell<bool>,
+    /// Threads that take their time: how long still, and whether they have been told of it.
+    slow: RefCell<BTreeMap<u64, u32>>,
+    /// Threads that will crash at so many things that they ask the kernel for.
+    dying: RefCell<BTreeMap<u64, u32>>,
+    /// Which monitor watches.
+    pub kind: Cell<Kind>,
     /// What [`Fate::Misbehave`] means.
     pub misdeeds: RefCell<Option<Misdeeds>>,
     payload: &'static [u8],
@@ -348,6 +401,12 @@ impl Whole {
             found: RefCell::default(),
             fate: Cell::new(None),
             whims: RefCell::default(),
+            will_doom: Cell::new(false),
+            doomed: Cell::new(None),
+            is_time: Cell::new(false),
+            slow: RefCell::default(),
+            dying: RefCell::default(),
+            kind: Cell::default(),
             misdeeds: RefCell::new(None),
             payload: payload(),
             rings: [(); 2].map(|()| -> &'static [EventPage] {
@@ -385,6 +444,13 @@ impl Whole {
         let body = self.body(0, 0);
         let (now, hz) = trellis_runtime::handle::clock(&body);
         body.wait(0, now + hz / 1000);
+    }
+
+    /// The same for a moment, in which little can be done.
+    pub fn moment(&'static self) {
+        let body = self.body(0, 0);
+        let (now, hz) = trellis_runtime::handle::clock(&body);
+        body.wait(0, now + hz / 500_000);
     }
 
     /// Whether somebody has woken root.
@@ -465,9 +531,12 @@ impl Whole {
     fn someone_works(&'static self) -> bool {
         let free = |cpu: &u16| {
             let name = self.name(*cpu);
-            name.is_some_and(|name| !self.busy.borrow().contains(&name) && name as u32 != 0)
+            name.is_some_and(|name| !self.busy.borrow().contains(&name) && name as u32 != 0 && !self.takes_its_time(*cpu, name))
         };
-        let Some(cpu) = (0..CPUS).find(free) else { return false };
+        // Time passes for everybody. Who took it goes first, whatever the others do.
+        let all: Vec<u16> = (0..CPUS).filter(free).collect();
+        let was_slow = |cpu: &&u16| self.name(**cpu).is_some_and(|name| self.slow.borrow().contains_key(&name));
+        let Some(cpu) = all.iter().find(was_slow).or(all.first()).copied() else { return false };
         let Some(name) = self.name(cpu) else { return false };
         self.busy.borrow_mut().insert(name);
         let ended = self.activate(cpu, name);
@@ -475,6 +544,71 @@ impl Whole {
             self.busy.borrow_mut().remove(&name);
         }
         true
+    }
+
+    /// Whether a thread does nothing just now. Its time passes.
+    fn takes_its_time(&self, cpu: u16, name: u64) -> bool {
+        if self.doomed.get() == Some(name) {
+            if self.is_time.get() {
+                self.doomed.set(None);
+                self.crash(cpu);
+            }
+            return true;
+        }
+        let mut slow = self.slow.borrow_mut();
+        let Some(left) = slow.get_mut(&name).filter(|left| **left > 0) else { return false };
+        *left -= 1;
+        true
+    }
+
+    /// Of the next monitor that begins the second CPU's thread does not serve, and crashes when it is told to.
+    pub fn doom_next(&self) {
+        self.will_doom.set(true);
+        self.is_time.set(false);
+    }
+
+    /// It crashes as soon as it has the CPU.
+    pub fn doom(&self) {
+        self.is_time.set(true);
+    }
+
+    /// Whether it has not crashed yet.
+    pub fn is_doomed(&self) -> bool {
+        self.will_doom.get() || self.doomed.get().is_some()
+    }
+
+    /// The thread that has this CPU touches what it may not.
+    fn crash(&self, cpu: u16) {
+        let record = FaultRecord { syndrome: 0x9200_0046, address: 0xdead };
+        self.hosted.borrow_mut().trap(cpu, Trap::Fault(record));
+    }
+
+    /// Whether a thread is no more, or is no more from now on: it asks the kernel for something. It is then told that all is gone,
+    /// and what it says is not said.
+    pub(crate) fn is_dead(&self, cpu: u16, thread: u16) -> bool {
+        let name = self.hosted.borrow().cpus[usize::from(cpu)].local.threads.name_at(thread).0;
+        let mut dying = self.dying.borrow_mut();
+        match dying.get_mut(&name) {
+            None => return false,
+            Some(0) => {}
+            Some(left) => {
+                *left -= 1;
+                return false;
+            }
+        }
+        if self.name(cpu) == Some(name) {
+            self.crash(cpu);
+        }
+        true
+    }
+
+    /// A thread that was to crash in the middle of something, and came to its end, does so now. False: it was not to.
+    fn dies(&self, cpu: u16, name: u64) -> bool {
+        let was_to = self.dying.borrow_mut().remove(&name).is_some();
+        if was_to && self.name(cpu) == Some(name) {
+            self.crash(cpu);
+        }
+        was_to
     }
 
     /// A vCPU takes its next act.
@@ -508,6 +642,15 @@ impl Whole {
                 Touch::Reached(_) => stored(address, Stored::Done),
                 Touch::Stopped(_) => again(Act::Storing(address, pc)),
             },
+            Act::Executing(address) if address != pc => stored(address, Stored::Skipped),
+            Act::Execute(address) | Act::Executing(address) => {
+                let context = &mut hosted.cpus[usize::from(cpu)].local.vcpus.at_mut(index).context;
+                context.set(VcpuRegister::Pc as u64, address).expect("an address");
+                match hosted.touch(cpu, address, Access::EXECUTE) {
+                    Touch::Reached(_) => stored(address, Stored::Done),
+                    Touch::Stopped(_) => again(Act::Executing(address)),
+                }
+            }
             Act::Hypercall(x0) => drop(hosted.exit(cpu, ExitClass::Hypercall, hypercall([x0, 0, 0, 0]))),
             Act::Call(x) => drop(hosted.exit(cpu, ExitClass::Hypercall, hypercall(x))),
             Act::Stop(class, mut words) => {
@@ -535,9 +678,16 @@ impl Whole {
         };
         let body = self.body(cpu, index);
         let serves = self.threads.borrow().get(&name).is_some_and(|thread| thread.number <= CPUS.into());
-        if rank == MONITOR && badge::kind(x0) == badge::EXIT && serves {
+        let is_late = self.slow.borrow_mut().remove(&name).is_some();
+        let is_event = rank == MONITOR && badge::kind(x0) == badge::EXIT && serves;
+        if is_event && !is_late && !self.unsaid.borrow().contains_key(&name) {
             let (_, vcpu) = badge::of_event(x0);
             self.told.borrow_mut().push(Told { domain, vcpu, exit: Exit::from_words(words) });
+            if let Some((MONITOR, Fate::SlowToDecide(time))) = self.fate.get() {
+                self.fate.set(None);
+                self.slow.borrow_mut().insert(name, time);
+                return true;
+            }
         }
         if let Some((badge, reply)) = self.unsaid.borrow_mut().remove(&name) {
             let thread = self.threads.borrow().get(&name).cloned().expect("it has begun");
@@ -550,40 +700,74 @@ impl Whole {
             if rank == MONITOR && x0 == CPUS.into() && let Some(whim) = self.whims.borrow_mut().remove(&None) {
                 return self.errs(&body, whim);
             }
+            if rank == MONITOR && x0 == 1 && self.will_doom.replace(false) {
+                self.doomed.set(Some(name));
+                return true;
+            }
             let program = self.program(domain, rank);
             self.threads.borrow_mut().insert(name, Thread { number: x0, program: program.clone() });
             self.rest(&body, &program, x0);
             return true;
         };
+        if rank == MONITOR && thread.number > CPUS.into() {
+            monitor!(&*thread.program, server => { server.attend(&body); }, ());
+            return self.rest(&body, &thread.program, thread.number);
+        }
+        let mut late = None;
         let reply = match &*thread.program {
             Program::Console => return self.rest(&body, &thread.program, thread.number),
-            Program::Monitor(server) if thread.number > CPUS.into() => {
-                server.attend(&body);
-                return self.rest(&body, &thread.program, thread.number);
-            }
             Program::Vcpu(server) if thread.number > CPUS.into() => {
                 server.attend(&body);
                 return self.rest(&body, &thread.program, thread.number);
             }
-            _ if badge::kind(x0) == badge::EXIT && self.fate.get().is_some_and(|(whose, _)| whose == rank) => {
+            _ if badge::kind(x0) == badge::EXIT && self.is_fated(rank, |fate| !matches!(fate, Fate::CrashIn(_) | Fate::SlowToDecide(_) | Fate::SlowToAnswer(_))) => {
                 let fate = self.fate.take().map(|(_, fate)| fate);
+                if fate == Some(Fate::Garbage) {
+                    for answer in [u64::MAX, 1 << 40, 1 << 7] {
+                        self.hosted.borrow_mut().syscall(cpu, Op::ReplyAndWait as u16, [answer, 0, 0, 0, 0, 0], [u64::MAX; WORDS]);
+                        assert_eq!(self.name(cpu), Some(name), "that is no answer");
+                    }
+                    return false;
+                }
                 if let (Some(Fate::Misbehave), Some(misdeeds)) = (fate, &*self.misdeeds.borrow()) {
                     misdeeds(&body);
                 }
                 if fate != Some(Fate::Hang) {
-                    let record = FaultRecord { syndrome: 0x9200_0046, address: 0xdead };
-                    self.hosted.borrow_mut().trap(cpu, Trap::Fault(record));
+                    self.crash(cpu);
                 }
                 return fate != Some(Fate::Hang);
             }
             _ if rank == MONITOR && badge::kind(x0) != badge::EXIT && self.whims.borrow().contains_key(&Some(words[0])) => {
                 let whim = self.whims.borrow_mut().remove(&Some(words[0])).expect("it is there");
-                return self.errs(&body, whim);
+                match whim {
+                    Whim::CrashIn(at) => {
+                        self.dying.borrow_mut().insert(name, at);
+                        monitor!(&*thread.program, server => dispatch(&**server, &body, x0, words), return true)
+                    }
+                    other => return self.errs(&body, other),
+                }
             }
             Program::P2m(server) => dispatch(server, &body, x0, words),
             Program::Vcpu(server) => dispatch(&**server, &body, x0, words),
-            Program::Monitor(server) => dispatch(&**server, &body, x0, words),
+            program => {
+                if is_event && self.is_fated(MONITOR, |fate| matches!(fate, Fate::CrashIn(_) | Fate::SlowToAnswer(_))) {
+                    match self.fate.take() {
+                        Some((_, Fate::CrashIn(at))) => drop(self.dying.borrow_mut().insert(name, at)),
+                        Some((_, Fate::SlowToAnswer(time))) => late = Some(time),
+                        _ => {}
+                    }
+                }
+                monitor!(program, server => dispatch(&**server, &body, x0, words), return true)
+            }
         };
+        if self.dies(cpu, name) {
+            return true;
+        }
+        if let Some(time) = late {
+            self.slow.borrow_mut().insert(name, time);
+            self.unsaid.borrow_mut().insert(name, (x0, reply));
+            return true;
+        }
         if self.waking.borrow_mut().remove(&name) && self.name(cpu) == Some(name) {
             self.hosted.borrow_mut().syscall(cpu, Op::Signal as u16, [slot::ROOT, 0, 0, 0, 0, 0], [0; WORDS]);
             if self.name(cpu) != Some(name) {
@@ -597,14 +781,16 @@ impl Whole {
         true
     }
 
+    /// Whether something of this sort befalls the server of this rank at its next exit.
+    fn is_fated(&self, rank: u8, of: impl Fn(Fate) -> bool) -> bool {
+        self.fate.get().is_some_and(|(whose, fate)| whose == rank && of(fate))
+    }
+
     /// A monitor's thread does what nobody asked it for. False: it will never be done.
     fn errs(&self, body: &Body, whim: Whim) -> bool {
         match whim {
             Whim::Hang => return false,
-            Whim::Crash => {
-                let record = FaultRecord { syndrome: 0x9200_0046, address: 0xdead };
-                self.hosted.borrow_mut().trap(body.cpu, Trap::Fault(record));
-            }
+            Whim::Crash | Whim::CrashIn(_) => self.crash(body.cpu),
             Whim::Garbage => {
                 let words = [0, 7, u64::MAX, 3, u64::MAX, 5, 6, 7, 8, 9];
                 self.hosted.borrow_mut().syscall(body.cpu, Op::ReplyAndWait as u16, [0; 6], words);
@@ -646,7 +832,7 @@ impl Whole {
             let own = match program {
                 Program::P2m(server) => server.unwatched(body, badge, &exit),
                 Program::Vcpu(server) => server.unwatched(body, badge, &exit),
-                Program::Monitor(_) | Program::Console => panic!("they forward nothing"),
+                _ => panic!("they forward nothing"),
             };
             self.say(body, program, badge, own);
         }
@@ -656,8 +842,8 @@ impl Whole {
     fn rest(&self, body: &Body, program: &Program, number: u64) -> bool {
         let waits = match program {
             Program::Console => true,
-            Program::Vcpu(_) | Program::Monitor(_) => number > CPUS.into(),
             Program::P2m(_) => false,
+            _ => number > CPUS.into(),
         };
         let (op, a0) = if waits { (Op::Wait, 7) } else { (Op::ReplyAndWait, 0) };
         self.hosted.borrow_mut().syscall(body.cpu, op as u16, [a0, 0, 0, 0, 0, 0], [0; WORDS]);
@@ -670,7 +856,7 @@ impl Whole {
             Rc::new(match rank {
                 P2M => Program::P2m(self.p2m()),
                 VCPU => Program::Vcpu(Box::new(self.vcpu())),
-                MONITOR => Program::Monitor(Box::new(self.watchdog(domain))),
+                MONITOR => self.watchdog(domain),
                 _ => Program::Console,
             })
         };
@@ -692,7 +878,7 @@ impl Whole {
     }
 
     /// The monitor that this domain is.
-    fn watchdog(&self, domain: u64) -> Watchdog {
+    fn watchdog(&self, domain: u64) -> Program {
         let hosted = self.hosted.borrow();
         let ring = |domain: usize, page: usize| {
             let root = hosted.shared.domains[domain % hosted.shared.domains.len()].lock().space.root;
@@ -707,8 +893,16 @@ impl Whole {
         });
         let (session, page) = found.expect("root listens to it");
         let config = &self.monitors[session];
-        let server = MonitorServer::new(config, Standard::new(&config.rules, &config.events), Reports::new(&self.pages[page]));
-        server.hearing(Ears::new(config, |_, vcpus| self.rings.map(|pages| &pages[session * vcpus..][..vcpus])))
+        let page = &self.pages[page];
+        let ears = Ears::new(config, |_, vcpus| self.rings.map(|pages| &pages[session * vcpus..][..vcpus]));
+        match self.kind.get() {
+            Kind::Standard => Program::Standard(Box::new(of(config, Standard::new(&config.rules, &config.events), page, ears))),
+            Kind::Tracer => Program::Tracer(Box::new(of(config, Tracer::new(&config.rules), page, ears))),
+            Kind::Guard => {
+                let guard = Guard::new(&config.rules).expect("no more pages than it guards");
+                Program::Guard(Box::new(of(config, guard, page, ears)))
+            }
+        }
     }
 
     /// Lets root work until it has told the host something, in so many steps at most. (It also wakes for threads that it ended
@@ -726,19 +920,29 @@ impl Whole {
         panic!("root has nothing to say")
     }
 
-    /// What the monitor that was made last says of a rule.
+    /// What the living monitor that was made last says of a rule.
     pub fn count(&'static self, rule: u64) -> [u64; 5] {
         let programs = self.programs.borrow();
-        let of = |program: &Rc<Program>| match &**program {
-            Program::Monitor(server) => server.monitor().count(&self.body(0, 0), rule).ok(),
-            _ => None,
-        };
+        let of = |program: &Rc<Program>| monitor!(&**program, server => server.monitor().count(&self.body(0, 0), rule).ok(), None);
+        let domains: Vec<u64> = self.hosted.borrow().shared.control.lock().domains.names().map(|id| id.0).collect();
+        let living = programs.iter().filter(|(domain, _)| domains.contains(domain));
         // A name of a later life is a larger number.
-        programs.values().rev().find_map(of).expect("it counts")
+        living.rev().find_map(|(_, program)| of(program)).expect("it counts")
+    }
+
+    /// Events that standard monitors were to be told of and were not, all of them together.
+    pub fn missed(&self) -> u64 {
+        let of = |program: &Rc<Program>| if let Program::Standard(server) = &**program { server.monitor().missed_so_far() } else { 0 };
+        self.programs.borrow().values().map(of).sum()
     }
 
     /// Every law holds.
     pub fn lawful(&self) {
         laws::full(&self.hosted.borrow()).expect("the laws hold");
     }
+}
+
+/// A monitor as a server.
+fn of<M: Monitor>(config: &MonitorConfig<'static>, monitor: M, page: &'static RingPage, ears: Ears) -> Watching<M> {
+    MonitorServer::new(config, monitor, Reports::new(page)).hearing(ears)
 }

@@ -1,24 +1,26 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The oracle: monitors that are replaced, ended and lost in every way while two vCPUs store to watched pages as fast as they can,
 //! with the real root, p2m, vcpu and monitors through the real kernel. Each store has just the effect that was ordered, once and
-//! in order, and each was asked about.
+//! in order, and each was asked about, or told of. What a monitor has counted its successor goes on from, one by one.
 //!
 //! `TRELLIS_SWAPS` says how many rounds (10,000).
 
 use ed25519_dalek::{Signer, SigningKey};
 use sha2::{Digest, Sha256};
-use trellis_idl::control::{Ask, Control, Handed, Name, Offer, Part, Piece, Proof, Refused, Step, UPLOAD_PIECE, statement};
+use trellis_idl::control::{Ask, Control, Handed, Name, Offer, Part, Piece, Proof, Refused, Step, UPLOAD_PIECE, Unfit, statement};
 use trellis_idl::interface::ATTACH;
 use trellis_idl::kernel::Access;
 use trellis_idl::layout::PROGRAM;
 use trellis_idl::plan::{OnReset, RulePlan, RuleVerdict, SwapPlan, Without};
-use trellis_idl::wire::MonitorOp;
+use trellis_idl::wire::{MonitorOp, Report};
 use trellis_root::Root;
 use trellis_walks::whole::{Act, BASE, CPUS, ENTRY, Fate, Sight, Stored, Told, Whim, Whole, watched_plan};
 
 /// Pages that are not in the block that the image was loaded into.
 const ALLOWED: u64 = BASE + (2 << 20) + 0x3000;
 const DENIED: u64 = ALLOWED + 0x1000;
+/// Of that one nobody is asked: it happens, and is told.
+const TOLD: u64 = ALLOWED + 0x2000;
 /// PSCI 5.1: CPU_ON, in 64 bits.
 const CPU_ON: u64 = 0xc400_0003;
 /// Rank of monitors.
@@ -43,8 +45,8 @@ impl Random {
 }
 
 /// A program's file: a page of code and one of data.
-fn file(spoilt: bool) -> Vec<u8> {
-    let mut file = vec![0x7f, b'E', b'L', b'F', 2, if spoilt { 9 } else { 1 }, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+fn file() -> Vec<u8> {
+    let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     file.extend([2u16, 183].map(u16::to_le_bytes).concat());
     file.extend(1u32.to_le_bytes());
     file.extend([PROGRAM, 64, 0].map(u64::to_le_bytes).concat());
@@ -55,6 +57,21 @@ fn file(spoilt: bool) -> Vec<u8> {
         file.extend([offset, address, address, 200, 300, 0x1000].map(u64::to_le_bytes).concat());
     }
     file.resize(700, 0x5a);
+    file
+}
+
+/// Where a file says what, and what makes it none (System V gABI 4, 5): its kind, its machine, where it begins, how much memory
+/// its data take, and where they go.
+const SPOILT: [(usize, u64, Unfit); 5] = [
+    (5, 9, Unfit::Format), (18, 62, Unfit::Machine), (24, PROGRAM + 0x1000, Unfit::Entry), (64 + 56 + 40, 1 << 20, Unfit::Memory),
+    (64 + 56 + 16, PROGRAM - 0x1000, Unfit::Outside),
+];
+
+/// The same, with that said otherwise.
+fn spoilt((at, value, _): (usize, u64, Unfit)) -> Vec<u8> {
+    let (mut file, bytes) = (file(), value.to_le_bytes());
+    let length = if at < 24 { 1 } else { 8 };
+    file[at..at + length].copy_from_slice(&bytes[..length]);
     file
 }
 
@@ -79,11 +96,18 @@ struct Oracle {
     lowest: u64,
     number: u32,
     signed: bool,
+    /// What the monitors must have counted, by rule, and what they had missed when that was last looked at.
+    counted: [u64; 3],
+    missed: u64,
+    /// What was counted may be lost in this round.
+    is_lossy: bool,
+    /// It takes its time for a verdict in this round, perhaps too long.
+    is_slow: bool,
 }
 
 impl Oracle {
     fn new(seed: u64, signed: bool) -> Oracle {
-        let rules = [vec![rule(ALLOWED, RuleVerdict::Allow), rule(DENIED, RuleVerdict::Deny)]];
+        let rules = [vec![rule(ALLOWED, RuleVerdict::Allow), rule(DENIED, RuleVerdict::Deny), rule(TOLD, RuleVerdict::Report)]];
         let whole = Whole::watched(&rules);
         let mut plan = watched_plan(OnReset::End, Without::Hold, &rules);
         plan.control = Control::Full;
@@ -95,7 +119,7 @@ impl Oracle {
         whole.does([Act::Call([CPU_ON, 1, ENTRY, 0])]);
         (0..100).take_while(|_| whole.left() > 0).for_each(|_| whole.go_on());
         let random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        Oracle { whole, root, random, stores: Default::default(), at: 0, counter: 0, lowest: 0, number: 0, signed }
+        Oracle { whole, root, random, stores: Default::default(), at: 0, counter: 0, lowest: 0, number: 0, signed, counted: [0; 3], missed: 0, is_lossy: false, is_slow: false }
     }
 
     /// Both vCPUs are given stores to do: to pages of their own halves, in order.
@@ -103,7 +127,7 @@ impl Oracle {
         for cpu in 0..CPUS {
             let count = 1 + self.random.below(6);
             let stores: Vec<u64> = (0..count)
-                .map(|n| self.random.one_of(&[ALLOWED, DENIED]) + u64::from(cpu) * 2048 + (self.at + n) % 250 * 8)
+                .map(|n| self.random.one_of(&[ALLOWED, DENIED, TOLD]) + u64::from(cpu) * 2048 + (self.at + n) % 250 * 8)
                 .collect();
             self.whole.does_on(cpu, stores.iter().map(|address| Act::Store(*address)));
             self.stores[usize::from(cpu)].extend(stores);
@@ -143,19 +167,42 @@ impl Oracle {
         }
     }
 
-    fn swap(&mut self) -> Vec<Part> {
-        // In the middle of it all.
+    /// Puts what was uploaded into its place, in the middle of it all. Before a step the old one may be just deciding, or about to
+    /// answer; after one a thread of the new one may crash.
+    fn swap(&mut self, crash: Option<u64>) -> Vec<Part> {
         self.store();
-        self.ask(Ask::Swap(Name::try_from("watchdog").expect("short")))
+        self.number += 1;
+        self.whole.ask(self.number, Ask::Swap(Name::try_from("watchdog").expect("short")));
+        // Mostly before nobody is asked any more.
+        let slow = if self.is_slow { self.random.one_of(&[1, 2, 3, 3, 3, 4, 5]) } else { 0 };
+        let mut parts = Vec::new();
+        for step in 1..100 {
+            if step == slow {
+                let time = self.random.below(12) as u32;
+                self.whole.fate.set(Some((MONITOR, self.random.one_of(&[Fate::SlowToDecide(time), Fate::SlowToAnswer(time)]))));
+                self.store();
+                self.whole.moment();
+            }
+            self.root.step(&self.whole.body(0, 0));
+            parts.extend(self.whole.answers());
+            if crash == Some(step) {
+                self.whole.doom();
+                self.whole.go_on();
+            }
+            if step >= crash.unwrap_or(0) && matches!(parts.last(), Some(Part::Done | Part::Refused(_))) {
+                return parts;
+            }
+        }
+        panic!("no answer: {parts:?}")
     }
 
     /// One that is as it should be, but for what befalls it.
     fn attempt(&mut self, whims: &[(Option<u64>, Whim)], is_fresh: bool) -> Vec<Part> {
-        let (file, counter) = (file(false), self.counter);
+        let (file, counter) = (file(), self.counter);
         let offer = self.offer(&file, counter, is_fresh);
         self.upload(offer, &file);
         self.whole.whims.borrow_mut().extend(whims.iter().copied());
-        let parts = self.swap();
+        let parts = self.swap(None);
         self.whole.whims.borrow_mut().clear();
         if let [Part::Replaced(_), Part::Done] = parts.as_slice() {
             self.lowest = counter;
@@ -177,7 +224,7 @@ impl Oracle {
 
     /// What comes is not what it should be: everything is as it was.
     fn spoilt(&mut self) {
-        let (good, kinds) = (file(false), if self.signed { 5 } else { 3 });
+        let (good, kinds) = (file(), if self.signed { 7 } else { 4 });
         let mut offer = self.offer(&good, self.counter, false);
         let (file, why) = match self.random.below(kinds) {
             0 => (good[..400].to_vec(), Refused::CutOff(400)),
@@ -186,12 +233,23 @@ impl Oracle {
                 (good, Refused::Digest)
             }
             2 => {
-                let file = file(true);
+                let how = self.random.one_of(&SPOILT);
+                let file = spoilt(how);
                 offer = self.offer(&file, self.counter, false);
-                (file, Refused::Unfit(trellis_idl::control::Unfit::Format))
+                (file, Refused::Unfit(how.2))
             }
             3 => {
+                // More than the manifest keeps for it.
+                offer.bytes = 4 * 4096 + 1;
+                assert_eq!(self.ask(Ask::Upload(offer)), [Part::Refused(Refused::TooLarge(4 * 4096))]);
+                return;
+            }
+            4 => {
                 offer.proof = None;
+                (good, Refused::Signature)
+            }
+            5 => {
+                offer.proof = offer.proof.map(|proof| Proof { counter: proof.counter + 1, ..proof });
                 (good, Refused::Signature)
             }
             _ if self.lowest > 0 => {
@@ -201,7 +259,28 @@ impl Oracle {
             _ => return,
         };
         self.upload(offer, &file);
-        assert_eq!(self.swap(), [Part::Refused(why)]);
+        assert_eq!(self.swap(None), [Part::Refused(why)]);
+    }
+
+    /// A thread of the new one crashes between two steps, or when all are done.
+    fn doomed(&mut self) {
+        let (file, counter, steps) = (file(), self.counter, 1 + self.random.below(7));
+        let offer = self.offer(&file, counter, false);
+        self.upload(offer, &file);
+        self.whole.doom_next();
+        let parts = self.swap(Some(steps));
+        match parts.as_slice() {
+            [Part::Refused(why)] => assert_eq!(*why, Refused::Fails(Step::Begin), "at step {steps}"),
+            [Part::Replaced(_), Part::Done] => {
+                assert!(steps >= 5, "it crashed at step {steps}");
+                (self.lowest, self.is_lossy) = (counter, true);
+                (0..100).take_while(|_| self.whole.is_doomed()).for_each(|_| self.whole.go_on());
+                assert!(!self.whole.is_doomed());
+                self.root.step(&self.whole.body(0, 0));
+            }
+            other => panic!("at step {steps}: {other:?}"),
+        }
+        self.whole.later(61);
     }
 
     /// Something happens while the guest stores.
@@ -210,15 +289,21 @@ impl Oracle {
         let op = |op: MonitorOp| Some(op as u64);
         self.counter += self.random.below(2);
         self.store();
+        let amid = Whim::CrashIn(self.random.below(10) as u32);
         let bad = self.random.one_of(&[Whim::Crash, Whim::Hang]);
-        let kind = self.random.below(12);
+        let kind = self.random.below(14);
+        self.is_slow = self.random.below(3) == 0;
         if std::env::var_os("TRELLIS_SWAPS_SHOWN").is_some() {
-            eprintln!("{kind} {bad:?}");
+            eprintln!("{kind} {bad:?} {amid:?} {}", self.is_slow);
         }
         match kind {
             0 | 1 => self.is_replaced(&[], false, |state| matches!(state, Handed::Taken(_))),
-            2 => self.is_replaced(&[], true, |state| state == Handed::NotWanted),
+            2 => {
+                self.is_lossy = true;
+                self.is_replaced(&[], true, |state| state == Handed::NotWanted);
+            }
             3 => {
+                self.is_lossy = true;
                 let parts = self.ask(Ask::Kill(Name::try_from("watchdog").expect("short")));
                 assert!(matches!(parts[..], [Part::Replaced(_), Part::Done]), "{parts:?}");
             }
@@ -228,23 +313,39 @@ impl Oracle {
                 self.is_refused(&[(Some(ATTACH), whim)], |why| matches!(why, Refused::Interface | Refused::Fails(Step::Begin)));
             }
             6 => {
-                let whim = self.random.one_of(&[Whim::Crash, Whim::Hang, Whim::Garbage]);
+                let whim = self.random.one_of(&[Whim::Crash, Whim::Hang, Whim::Garbage, amid]);
                 self.is_refused(&[(op(Import), whim)], |why| matches!(why, Refused::State(_) | Refused::Fails(Step::TakeOver)));
             }
-            7 => self.is_refused(&[(op(Adopt), bad)], |why| why == Refused::Fails(Step::Watch)),
-            8 => self.is_replaced(&[(op(Export), bad)], false, |state| state == Handed::Lost),
-            9 => self.is_replaced(&[(op(Export), Whim::Garbage)], false, |state| matches!(state, Handed::NotGiven(_))),
+            7 => {
+                let whim = self.random.one_of(&[bad, amid]);
+                self.is_refused(&[(op(Adopt), whim)], |why| why == Refused::Fails(Step::Watch));
+            }
+            8 => {
+                self.is_lossy = true;
+                let whim = self.random.one_of(&[bad, amid]);
+                self.is_replaced(&[(op(Export), whim)], false, |state| state == Handed::Lost);
+            }
+            9 => {
+                self.is_lossy = true;
+                self.is_replaced(&[(op(Export), Whim::Garbage)], false, |state| matches!(state, Handed::NotGiven(_)));
+            }
             10 => self.spoilt(),
+            11 | 12 => self.doomed(),
             _ => {
                 // It dies with an event in its hands, which is its own fault: often in a row would end the guest.
-                let fate = self.random.one_of(&[Fate::Crash, Fate::Hang]);
+                let fate = self.random.one_of(&[Fate::Crash, Fate::Hang, Fate::Garbage, Fate::CrashIn(0)]);
+                self.is_lossy = true;
                 self.whole.fate.set(Some((MONITOR, fate)));
                 self.store();
                 self.root.step(&self.whole.body(0, 0));
                 self.whole.later(61);
             }
         }
+        if !self.is_lossy {
+            self.whole.fate.set(None);
+        }
         self.done();
+        self.whole.fate.set(None);
     }
 
     /// All that was stored had its effect, once, in order, and was asked about.
@@ -262,21 +363,49 @@ impl Oracle {
         for cpu in 0..usize::from(CPUS) {
             let ordered = std::mem::take(&mut self.stores[cpu]);
             let done = std::mem::take(&mut self.whole.stores.borrow_mut()[cpu]);
+            for address in &ordered {
+                self.counted[((address - ALLOWED) >> 12) as usize] += 1;
+            }
             let expected: Vec<_> = ordered.iter().map(|address| (*address, if address & !0xfff == DENIED { Stored::Skipped } else { Stored::Done })).collect();
             assert_eq!(done, expected, "vCPU {cpu}");
             for (address, what) in done {
                 let word = self.whole.word(address);
                 assert!(what == Stored::Done && word == Some(address) || what == Stored::Skipped && word.is_none_or(|word| word == 0), "{address:#x}");
             }
-            // Whoever is asked again is asked the same.
-            let mut asked: Vec<u64> = told.iter().filter(|told| told.vcpu == cpu).map(|told| told.exit.physical).collect();
+            // Whoever is asked again is asked the same, by its number.
+            let mut asked: Vec<_> = told.iter().filter(|told| told.vcpu == cpu).map(|told| (told.exit.general[3], told.exit.physical)).collect();
             asked.dedup();
-            let mut expected = ordered;
-            expected.dedup();
+            assert!(asked.windows(2).all(|pair| pair[0].0 < pair[1].0), "vCPU {cpu} was asked about in order: {asked:x?}");
+            let asked: Vec<u64> = asked.into_iter().map(|(_, address)| address).collect();
+            let expected: Vec<u64> = ordered.into_iter().filter(|address| address & !0xfff != TOLD).collect();
             assert_eq!(asked, expected, "vCPU {cpu} was asked about, in order");
         }
-        let ended = self.whole.reports().into_iter().find(|report| matches!(report, trellis_idl::wire::Report::GuestEnded { .. }));
+        let reports = self.whole.reports();
+        let is_lost = |report: &Report| matches!(report, Report::ServerLate { server: 3, .. } | Report::ServerFaulted { server: 3, .. });
+        if reports.iter().any(is_lost) {
+            assert!(self.is_lossy || self.is_slow, "it has done nothing wrong: {reports:?}");
+            self.is_lossy = true;
+            // It is not given up for that.
+            self.whole.later(61);
+        }
+        let ended = reports.into_iter().find(|report| matches!(report, Report::GuestEnded { .. }));
         assert_eq!(ended, None, "no guest is disturbed");
+        self.counts();
+    }
+}
+
+impl Oracle {
+    /// What was decided is counted, once, whoever decided it; what was told is counted or is known to be missed.
+    fn counts(&mut self) {
+        // The thread that reads has time of its own.
+        self.whole.go_on();
+        let counts = [0, 1, 2].map(|rule| self.whole.count(rule)[0]);
+        let missed = self.whole.missed();
+        if !std::mem::take(&mut self.is_lossy) {
+            let [allowed, denied, told] = counts;
+            assert_eq!([allowed, denied, told + missed - self.missed], self.counted, "what was counted");
+        }
+        (self.counted, self.missed) = (counts, missed);
     }
 }
 
@@ -292,6 +421,69 @@ impl Steps for Root<'static, Sight<'static>> {
             self.step(&whole.body(0, 0));
         }
     }
+}
+
+/// The old one is just deciding when it is asked what it knows, or about to answer: the event is decided once, and counted once.
+#[test]
+fn a_verdict_in_the_middle_of_a_swap_is_counted_once() {
+    let mut oracle = Oracle::new(1, false);
+    let (file, mut done) = (file(), 0);
+    let cases = (0..14).flat_map(|time| [Fate::SlowToDecide(time), Fate::SlowToAnswer(time)]);
+    for (vcpu, fate) in cases.flat_map(|fate| [(0, fate), (1, fate)]) {
+        let offer = oracle.offer(&file, 0, false);
+        oracle.upload(offer, &file);
+        oracle.number += 1;
+        oracle.whole.ask(oracle.number, Ask::Swap(Name::try_from("watchdog").expect("short")));
+        let mut parts = Vec::new();
+        for step in 1.. {
+            // Nobody is asked from the third on.
+            if step == 3 {
+                oracle.whole.fate.set(Some((MONITOR, fate)));
+                oracle.whole.does_on(vcpu, [Act::Store(ALLOWED + 8 * done)]);
+                oracle.whole.moment();
+                assert_eq!(oracle.whole.fate.get(), None, "it is being asked");
+                done += 1;
+            }
+            oracle.root.step(&oracle.whole.body(0, 0));
+            parts.extend(oracle.whole.answers());
+            if parts.last() == Some(&Part::Done) {
+                break;
+            }
+        }
+        assert!(matches!(parts[..], [Part::Replaced(replaced), Part::Done] if matches!(replaced.state, Handed::Taken(_))), "{parts:?}");
+        oracle.whole.go_on();
+        assert_eq!((oracle.whole.left(), oracle.whole.count(0)[0]), (0, done), "{fate:?}");
+    }
+}
+
+/// What is told while the old one reads no more, and the new one not yet, is read, though nothing else is told afterwards.
+#[test]
+fn what_is_told_in_the_middle_of_a_swap_is_read_by_the_next() {
+    let mut oracle = Oracle::new(1, false);
+    let (file, mut told) = (file(), 0);
+    for step in 1..=8 {
+        let offer = oracle.offer(&file, 0, false);
+        oracle.upload(offer, &file);
+        oracle.number += 1;
+        oracle.whole.ask(oracle.number, Ask::Swap(Name::try_from("watchdog").expect("short")));
+        let mut parts = Vec::new();
+        for now in 1..10 {
+            match parts.last() {
+                Some(Part::Done) => oracle.whole.go_on(),
+                _ => oracle.root.step(&oracle.whole.body(0, 0)),
+            }
+            parts.extend(oracle.whole.answers());
+            if now == step {
+                oracle.whole.does((0..3).map(|n| Act::Store(TOLD + 64 * step + 8 * n)));
+                oracle.whole.moment();
+                told += 3;
+            }
+        }
+        assert!(matches!(parts[..], [Part::Replaced(_), Part::Done]), "{parts:?}");
+        oracle.whole.go_on();
+        assert_eq!((oracle.whole.left(), oracle.whole.count(2)[0]), (0, told), "at step {step}");
+    }
+    assert_eq!(oracle.whole.missed(), 0);
 }
 
 #[test]
