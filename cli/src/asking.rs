@@ -217,6 +217,10 @@ pub fn refused(why: Refused, ask: &Ask) -> Failure {
             format!("monitor {guest} could not be made again; what becomes of its guests stands in the manifest"),
             "why stands in the log of root, where `./trellis run` writes",
         ),
+        Refused::StillPaused => Failure::hinted(
+            format!("your pause of guest {guest} is over, but a monitor pauses it too"),
+            "it goes on when that one resumes it, or is no more (`./trellis ctl kill MONITOR`)",
+        ),
         why => not_swapped(why, guest),
     }
 }
@@ -317,7 +321,7 @@ mod tests {
             Refused::Kernel(3), Refused::Kernel(200), Refused::Server, Refused::NoMonitor, Refused::NothingWatched,
             Refused::GivenUp, Refused::Lost, Refused::NoSwap, Refused::TooLarge(1), Refused::CutOff(1), Refused::Digest,
             Refused::Signature, Refused::Older(3), Refused::Unfit(Unfit::Format), Refused::Unfit(Unfit::Memory),
-            Refused::Fails(Step::Begin), Refused::Fails(Step::Watch), Refused::Interface, Refused::State(2),
+            Refused::Fails(Step::Begin), Refused::Fails(Step::Watch), Refused::Interface, Refused::State(2), Refused::StillPaused,
         ];
         let ask = Ask::Reboot(name("web").expect("a short name"));
         let mut sentences: Vec<String> = refusals.iter().map(|why| refused(*why, &ask).text(false)).collect();

@@ -229,6 +229,8 @@ pub enum Refused {
     Interface,
     /// It does not take over what the old one knows: a [`Refusal`]'s number.
     State(u8),
+    /// The host's pause of the guest is over, but a monitor pauses it too.
+    StillPaused,
 }
 
 /// Why a file is no program for a server.

@@ -94,7 +94,8 @@ pub enum Op {
     SignalCreate = 0x29,
 
     /// Copies a capability into another domain's table: `x0` the caller's slot, `x1` domain, `x2` slot there,
-    /// `x3` rights to keep (never more than the source has).
+    /// `x3` rights to keep (never more than the source has), `x4` a badge for one that has none, which needs
+    /// [`Rights::CONTROL`]; 0 = as it is.
     Grant = 0x30,
     /// Drops the capability in slot `x0`.
     Drop = 0x31,
@@ -140,12 +141,14 @@ pub enum Op {
     /// Writes a register of a stopped vCPU: `x0` vCPU, `x1` [`VcpuRegister`], `x2` value. Bits a guest may not have are refused.
     VcpuSet = 0x44,
     /// Makes a stopped vCPU run. `x0` vCPU. Refused `BadState` when it is not stopped. `x1` = [`PAUSE`]: ends a pause
-    /// instead, whether there is one or not.
+    /// instead, whether there is one or not; `x2` = whose: 0, the capability's own, else a bit for each badge (see
+    /// [`PAUSERS`]), which needs [`Rights::CONTROL`]. Back: `x0` = who keeps it paused still, a bit for each.
     VcpuStart = 0x45,
     /// Puts a vCPU's registers to their architectural reset values. `x0` vCPU, stopped. It stays in its view.
     VcpuReset = 0x46,
     /// Stops a vCPU: `x0` vCPU. It stays until [`Op::VcpuStart`]. `x1` = [`PAUSE`]: keeps it from running until the pause is
-    /// ended, unseen by its servers: an exit is served to its end, and a start or a stop in between counts afterwards.
+    /// ended, unseen by its servers: an exit is served to its end, and a start or a stop in between counts afterwards. In the
+    /// name of the capability's badge: while several pause it, it runs when the last has ended its pause.
     /// Back: `x0` = 1 while a pause finds an exit being served.
     VcpuStop = 0x47,
     /// Enters an exception in a stopped vCPU at EL1: `x0` vCPU, `x1` syndrome, `x2` fault address.
@@ -328,6 +331,9 @@ impl Seat {
 
 /// Argument of [`Op::VcpuStop`] and [`Op::VcpuStart`]: begins or ends a pause.
 pub const PAUSE: u64 = 1;
+
+/// How many can pause a vCPU, each for itself: its capability's badge, modulo this, says in whose name.
+pub const PAUSERS: u64 = 16;
 
 /// Most views of a guest, its host map among them.
 pub const MAX_VIEWS: u64 = 512;

@@ -331,6 +331,22 @@ pub mod badge {
     pub const fn index(badge: u64) -> u8 {
         badge as u8
     }
+
+    /// Badges of capabilities to a vCPU: in whose name it is paused ([`PAUSERS`](crate::kernel::PAUSERS)). Root's have none, which is 0.
+    pub mod pauser {
+        /// The guest's vcpu server.
+        pub const VCPU_SERVER: u64 = 1;
+
+        /// The monitor that has this session, in one of its two halves.
+        pub const fn monitor(session: u64, half: u64) -> u64 {
+            2 + 2 * session + half
+        }
+
+        /// Both halves of it, a bit each.
+        pub const fn monitors(session: u64) -> u64 {
+            1 << monitor(session, 0) | 1 << monitor(session, 1)
+        }
+    }
 }
 
 #[cfg(test)]

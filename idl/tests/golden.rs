@@ -124,6 +124,7 @@ fn answers_keep_their_bytes() {
     is(&[Refused::NoSwap, Refused::TooLarge(5), Refused::CutOff(6), Refused::Digest, Refused::Signature], "0c0d050e060f10");
     is(&[Refused::Older(7), Refused::Unfit(Unfit::Entry), Refused::Fails(Step::Watch), Refused::Interface, Refused::State(3)], "110712061303141503");
     is(&[Refused::NoMonitor, Refused::NothingWatched, Refused::GivenUp, Refused::Lost], "08090a0b");
+    is(&[Refused::StillPaused], "16");
     is(&answer(Part::Refused(Refused::Ended)), "01050105");
     let system = SystemState {
         name: name("box"), control: Control::Full, up: 200, clock_hz: 62_500_000, cpus: 2, kernel_bytes: 4096, free_bytes: 0,
@@ -235,7 +236,7 @@ fn interfaces_keep_their_schema() {
         (VCPU, Interface { number: 2, version: 1, schema: 0xbed3_fa9e_9e6e_57b1 }),
         (IRQFWD, Interface { number: 4, version: 1, schema: 0xc537_20ca_90bf_82b7 }),
         (MONITOR, Interface { number: 5, version: 1, schema: 0xdc33_40e9_c202_3588 }),
-        (CONTROL, Interface { number: 8, version: 1, schema: 0xe46a_8fb5_c39a_b1a2 }),
+        (CONTROL, Interface { number: 8, version: 1, schema: 0xc0f6_c19e_abb1_9e63 }),
         (HOST, Interface { number: 3, version: 1, schema: 0x69dc_5bdc_224c_0b85 }),
     ];
     for (now, then) in golden {

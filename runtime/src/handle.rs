@@ -6,7 +6,7 @@
 use crate::system::System;
 use core::marker::PhantomData;
 use trellis_idl::kernel::{
-    ANY_VIEW, Access, ExitClass, Fact, Groups, Inside, LineField, LineState, Op, PAUSE, PLACE, Refusal, Rights, Seat,
+    ANY_VIEW, Access, ExitClass, Fact, Groups, Inside, LineField, LineState, Op, PAUSE, PAUSERS, PLACE, Refusal, Rights, Seat,
     Service, ThreadFault, Traps, VcpuRegister, WORDS,
 };
 
@@ -141,6 +141,11 @@ impl<K> Handle<K> {
     /// [`Op::Grant`]: a copy into another domain's table.
     pub fn grant(self, system: &impl System, to: Domain, slot: u64, keep: Rights) -> Done {
         tell(system, Op::Grant, [self.slot, to.slot, slot, keep.0.into()])
+    }
+
+    /// The same with a badge, where this has none.
+    pub fn grant_badged(self, system: &impl System, to: Domain, slot: u64, keep: Rights, badge: u64) -> Done {
+        tell(system, Op::Grant, [self.slot, to.slot, slot, keep.0.into(), badge])
     }
 
     /// [`Op::Drop`]: the slot is empty afterwards.
@@ -537,9 +542,20 @@ impl Vcpu {
         ask(system, Op::VcpuStop, [self.slot, PAUSE]).map(|[served, ..]| served == 1)
     }
 
-    /// [`Op::VcpuStart`] with [`PAUSE`]: that is over.
-    pub fn resume(self, system: &impl System) -> Done {
-        tell(system, Op::VcpuStart, [self.slot, PAUSE])
+    /// [`Op::VcpuStart`] with [`PAUSE`]: that is over. Back: who else pauses it, a bit for each badge.
+    pub fn resume(self, system: &impl System) -> Result<u64, Refusal> {
+        self.resume_for(system, 0)
+    }
+
+    /// Who pauses it, a bit for each badge; asked by who controls it.
+    pub fn paused_by(self, system: &impl System) -> Result<u64, Refusal> {
+        // The end of a pause that nobody has changes nothing.
+        self.resume_for(system, 1 << (PAUSERS - 1))
+    }
+
+    /// The same for these badges, a bit each: who controls it may say that their pauses are over.
+    pub fn resume_for(self, system: &impl System, badges: u64) -> Result<u64, Refusal> {
+        ask(system, Op::VcpuStart, [self.slot, PAUSE, badges]).map(|[others, ..]| others)
     }
 
     /// [`Op::VcpuDestroy`].

@@ -56,6 +56,11 @@ impl CapWord {
         }
     }
 
+    /// The same with a badge, where it has none.
+    pub const fn badged(self, badge: u64) -> Self {
+        if self.badge() == 0 { CapWord(self.0 | badge << 16) } else { self }
+    }
+
     /// The same with fewer rights; never with more.
     pub const fn shrink(self, keep: Rights) -> Self {
         CapWord(self.0 & !(!(keep.0 as u64) << 8 & 0xff00))

@@ -99,6 +99,8 @@ pub struct Vcpu<M: Machine> {
     pub stop_wanted: bool,
     /// Somebody keeps it from running.
     pub pause: Pause,
+    /// Who does: a bit for each badge of its capabilities ([`trellis_idl::kernel::PAUSERS`]).
+    pub pausers: u16,
     /// Counts exits that were cancelled.
     pub turn: u32,
     /// One route a class.
@@ -158,6 +160,7 @@ impl<M: Machine> Empty for Vcpu<M> {
         hazard: false,
         stop_wanted: false,
         pause: Pause::No,
+        pausers: 0,
         turn: 0,
         routes: Route::NONE,
         windows: [Window { first: 0, count: 0, class: 0 }; WINDOWS],

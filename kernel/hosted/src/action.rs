@@ -117,7 +117,7 @@ fn shape(op: Op) -> [Shape; 6] {
         Op::ThreadFloat => of(&[Of(Kind::Thread), Of(Kind::Frames)]),
         Op::PortalCreate => of(&[Of(Kind::Thread), Word, Empty]),
         Op::SignalCreate => of(&[Of(Kind::Thread), Below(8), Empty]),
-        Op::Grant => of(&[Used, Of(Kind::Domain), Below(64), Bits]),
+        Op::Grant => of(&[Used, Of(Kind::Domain), Below(64), Bits, Below(3)]),
         Op::Drop | Op::Revoke => of(&[Used]),
         Op::GuestCreate => of(&[Of(Kind::Frames), Below(6), Empty, Below(6), Below(4), Below(4)]),
         Op::GuestMap => of(&[Of(Kind::Guest), GuestPage, Of(Kind::Frames), Offset, Pages, Bits]),
@@ -146,7 +146,7 @@ fn shape(op: Op) -> [Shape; 6] {
         Op::VcpuGet => of(&[Of(Kind::Vcpu), Register]),
         Op::VcpuSet => of(&[Of(Kind::Vcpu), Register, Word]),
         Op::VcpuLaunch => of(&[Of(Kind::Vcpu), GuestPage, Word]),
-        Op::VcpuStart | Op::VcpuStop => of(&[Of(Kind::Vcpu), Below(2)]),
+        Op::VcpuStart | Op::VcpuStop => of(&[Of(Kind::Vcpu), Below(2), Below(4)]),
         Op::VcpuReset | Op::VcpuDestroy | Op::VcpuMove => of(&[Of(Kind::Vcpu)]),
         Op::VcpuException => of(&[Of(Kind::Vcpu), Word, Word]),
         Op::LinesWrite => of(&[Of(Kind::Vcpu), Below(7), Line(32), Half, Half, Below(10)]),
@@ -394,7 +394,11 @@ fn after(hosted: &Hosted, cpu: u16, caller: &Caller, op: Op, a: &[u64; 6]) -> Re
             let index = (domain.name & 0xffff) as usize;
             let target = table.read(hosted.shared.domains[index % DOMAINS].lock().table, a[2]);
             let grew = target.word.rights().0 & !(source.word.rights().0 & a[3] as u8) != 0;
-            if grew || target.name != source.name || target.word.badge() != source.word.badge() {
+            // A badge comes to what has none, by who controls it; none that is there changes.
+            let badge = target.word.badge();
+            let may_badge = source.word.badge() == 0 && source.word.rights().covers(Rights::CONTROL);
+            let is_own = badge == source.word.badge() || may_badge && badge == source.word.badged(a[4]).badge();
+            if grew || target.name != source.name || !is_own {
                 return Err(format!("{source:x?} became {target:x?}"));
             }
         }

@@ -30,7 +30,7 @@ fn cpu(hasher: &mut DefaultHasher, cpu: &Cpu) {
         let name = local.vcpus.name_at(index).0;
         if name != 0 {
             let v = local.vcpus.at(index);
-            add(hasher, (name, v.state, (v.stop_wanted, v.pause), v.turn, &v.routes, &v.windows, v.window_count, v.guest, v.next));
+            add(hasher, (name, v.state, (v.stop_wanted, v.pause, v.pausers), v.turn, &v.routes, &v.windows, v.window_count, v.guest, v.next));
             add(hasher, (v.number, v.lines, v.float.lanes, v.float.area));
             add(hasher, (v.views, v.notice, v.context.root, v.context.view));
             add(hasher, (v.view(), v.step.is_active(), v.context.step, v.context.traps.0));

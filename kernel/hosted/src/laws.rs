@@ -294,6 +294,9 @@ fn budgets(local: &LocalState) -> Result<(), Broken> {
     for (index, _, t) in threads(local).filter(|(_, _, t)| t.state == ThreadState::Ready) {
         law!(on.contains_key(&(false, index)), "thread {index} can run and no budget has it (its: {})", t.budget);
     }
+    for (index, _, v) in vcpus(local) {
+        law!((v.pause == Pause::No) == (v.pausers == 0), "vCPU {index} is paused by {:#b} and is {:?}", v.pausers, v.pause);
+    }
     for (index, _, v) in vcpus(local).filter(|(_, _, v)| matches!(v.state, VcpuState::Running | VcpuState::Waiting)) {
         law!(v.pause == Pause::No, "vCPU {index} runs in spite of a pause");
     }

@@ -10,7 +10,8 @@ use trellis_core::vcpu::{Pause, VcpuState};
 use trellis_hosted::guest::Touch;
 use trellis_hosted::small::{self, CLIENT, INNER, OUTER, PORTAL_BADGES, ROOT, inner_slot, must, slot};
 use trellis_hosted::{Now, Settings};
-use trellis_idl::kernel::{Access, Answer, BADGE_BITS, ExitClass, Groups, Op, PAUSE, Refusal, VcpuRegister};
+use trellis_idl::kernel::{Access, Answer, BADGE_BITS, ExitClass, Groups, Op, PAUSE, Refusal, Rights, VcpuRegister};
+use trellis_idl::layout::root_slot;
 
 #[test]
 fn a_call_reaches_its_server_and_the_answer_comes_back_without_locks_or_shared_writes() {
@@ -373,6 +374,58 @@ fn what_servers_start_and_stop_during_a_pause_counts_after_it() {
         assert_eq!(state(&hosted) == VcpuState::Running, after, "{before} {meanwhile:?}");
         assert_eq!(wait(&mut hosted), if after { Now::Guest(0) } else { Now::Idle });
         lawful(&hosted);
+    }
+}
+
+/// What the vCPU's capabilities with these badges begin and end, in turn; and whether it runs afterwards.
+#[test]
+fn a_vcpu_that_several_pause_runs_when_the_last_has_ended_its_pause() {
+    let (begin, end) = (Op::VcpuStop, Op::VcpuStart);
+    let pause = |slot: u64, whose: u64| [slot, PAUSE, whose, 0, 0, 0];
+    let mut hosted = system();
+    let named = |badge: u64| 900 + badge;
+    for badge in [1, 2, 15] {
+        let weak = Rights::READ.with(Rights::EXECUTE).0.into();
+        must(&mut hosted, Op::Grant, [slot::VCPU, root_slot::DOMAIN, named(badge), weak, badge, 0]);
+    }
+    must(&mut hosted, Op::VcpuStart, [slot::VCPU, 0, 0, 0, 0, 0]);
+    let state = |hosted: &trellis_hosted::Hosted| hosted.cpus[0].local.vcpus.at(0).state;
+    // Two begin and end, in any order, each as often as it likes.
+    for (first, second) in [(slot::VCPU, named(2)), (named(2), slot::VCPU), (named(1), named(2)), (named(15), named(1))] {
+        for (op, slot) in [(begin, first), (begin, second), (begin, first), (end, first), (end, first)] {
+            must(&mut hosted, op, pause(slot, 0));
+            assert_eq!(state(&hosted), VcpuState::Stopped, "{op:?} {slot}");
+            lawful(&hosted);
+        }
+        assert_eq!(must(&mut hosted, end, pause(second, 0))[0], 0, "nobody pauses it any more");
+        assert_eq!(state(&hosted), VcpuState::Running);
+    }
+    // Nobody ends another's pause but who controls the vCPU, and who that is it says itself.
+    must(&mut hosted, begin, pause(named(2), 0));
+    must(&mut hosted, begin, pause(named(15), 0));
+    assert_eq!(hosted.invoke(0, end, pause(named(1), 1 << 2)), Err(Refusal::MissingRight));
+    assert_eq!(must(&mut hosted, end, pause(named(1), 0))[0], 1 << 2 | 1 << 15);
+    assert_eq!(must(&mut hosted, end, pause(slot::VCPU, 1 << 2))[0], 1 << 15);
+    assert_eq!(state(&hosted), VcpuState::Stopped);
+    assert_eq!(must(&mut hosted, end, pause(slot::VCPU, u64::MAX))[0], 0);
+    assert_eq!(state(&hosted), VcpuState::Running);
+    lawful(&hosted);
+}
+
+#[test]
+fn a_badge_is_given_once_and_by_who_controls() {
+    let mut hosted = system();
+    let grant = |from, to, rights: Rights, badge| [from, root_slot::DOMAIN, to, rights.0.into(), badge, 0];
+    must(&mut hosted, Op::Grant, grant(slot::VCPU, 900, Rights::GRANT.with(Rights::EXECUTE), 3));
+    assert_eq!(hosted.invoke(0, Op::Grant, grant(900, 901, Rights::EXECUTE, 4)), Err(Refusal::MissingRight));
+    must(&mut hosted, Op::Grant, grant(900, 901, Rights::EXECUTE, 0));
+    must(&mut hosted, Op::Grant, grant(slot::VCPU, 902, Rights::ALL, 5));
+    must(&mut hosted, Op::Grant, grant(902, 903, Rights::ALL, 6));
+    must(&mut hosted, Op::VcpuStart, [slot::VCPU, 0, 0, 0, 0, 0]);
+    for (slot, bit) in [(901, 3), (903, 5)] {
+        must(&mut hosted, Op::VcpuStop, [slot, PAUSE, 0, 0, 0, 0]);
+        assert_eq!(must(&mut hosted, Op::VcpuStart, [slot::VCPU, PAUSE, 0, 0, 0, 0])[0], 1 << bit);
+        must(&mut hosted, Op::VcpuStart, [slot, PAUSE, 0, 0, 0, 0]);
     }
 }
 

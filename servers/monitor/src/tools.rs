@@ -129,9 +129,9 @@ impl WatchedGuest<'_> {
         Ok(served)
     }
 
-    /// That is over, for all of them.
+    /// That is over, for all of them. They go on unless the host or another monitor pauses them too.
     pub fn resume(&self, system: &impl System) -> Result<(), Refusal> {
-        (0..usize::from(self.vcpus())).try_for_each(|vcpu| self.vcpu(vcpu).resume(system))
+        (0..usize::from(self.vcpus())).try_for_each(|vcpu| self.vcpu(vcpu).resume(system).map(drop))
     }
 
     /// [`P2mOp::ViewAccess`]: what the view in which it is watched lets it do with a page; and whether that is the view's default.

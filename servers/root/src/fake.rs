@@ -22,7 +22,7 @@ const MEMORY_BASE: u64 = 0x40123;
 const MEMORY_PAGES: u64 = 0x40000;
 
 /// What a capability names.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Object {
     Domain(usize),
     /// Domain and number in it.
@@ -100,6 +100,8 @@ struct State {
     serving: u32,
     /// Records that each read of the trace leaves there.
     noisy: u64,
+    /// Who pauses each vCPU: a bit for each badge.
+    paused: BTreeMap<Object, u64>,
 }
 
 /// The kernel.
@@ -219,10 +221,24 @@ impl Fake {
         self.state.borrow_mut().serving = pauses;
     }
 
+    /// Whoever has these badges pauses the vCPU in this slot of root's.
+    pub fn pause(&self, slot: u64, badges: u64) {
+        let mut state = self.state.borrow_mut();
+        let vcpu = state.cap(slot).expect("a vCPU");
+        *state.paused.entry(vcpu).or_default() |= badges;
+    }
+
+    /// Who pauses it.
+    pub fn paused(&self, slot: u64) -> u64 {
+        let state = self.state.borrow();
+        state.paused.get(&state.cap(slot).expect("a vCPU")).copied().unwrap_or(0)
+    }
+
     /// Pauses of vCPUs that were begun (`VcpuStop`) or ended (`VcpuStart`), by their slots; forgotten afterwards.
     pub fn take_pauses(&self) -> Vec<(Op, u64)> {
         let mut state = self.state.borrow_mut();
-        let is_pause = |(op, a): &(Op, [u64; 6])| matches!(op, Op::VcpuStop | Op::VcpuStart) && a[1] == PAUSE;
+        // Whoever asks who pauses it ends nobody's.
+        let is_pause = |(op, a): &(Op, [u64; 6])| matches!(op, Op::VcpuStop | Op::VcpuStart) && a[1] == PAUSE && a[2] != 1 << 15;
         let pauses = state.log.iter().filter(|entry| is_pause(entry)).map(|(op, a)| (*op, a[0])).collect();
         state.log.retain(|entry| !is_pause(entry));
         pauses
@@ -465,8 +481,13 @@ impl State {
                 self.read = words.flat_map(u64::to_le_bytes).collect();
                 Ok([count, (from + count) % RECORDS, next])
             }
+            Op::VcpuStart if a[1] == PAUSE => {
+                let paused = self.paused.entry(self.cap(a[0])?).or_default();
+                *paused &= !if a[2] == 0 { 1 } else { a[2] };
+                Ok([*paused, 0, 0])
+            }
             Op::VcpuStop if a[1] == PAUSE => {
-                self.cap(a[0])?;
+                *self.paused.entry(self.cap(a[0])?).or_default() |= 1;
                 self.serving = self.serving.saturating_sub(1);
                 Ok([u64::from(self.serving > 0), 0, 0])
             }

@@ -6,7 +6,7 @@ use crate::supply::Supply;
 use crate::{Board, StartError, Step};
 use heapless::Vec;
 use trellis_idl::kernel::{Access, ExitClass, Fact, Groups, Inside, PAGE, Rights};
-use trellis_idl::layout::{PAYLOAD, badge, platform, root_slot, slot, vcpu_signal};
+use trellis_idl::layout::{PAYLOAD, badge, badge::pauser, platform, root_slot, slot, vcpu_signal};
 use trellis_idl::plan::{GuestPlan, MAX_VCPUS, ServerPlan, Sve, VcpuConfig};
 use trellis_idl::wire::GuestEnd;
 use trellis_runtime::handle::{GuestShape, VcpuSetup, budget};
@@ -96,8 +96,8 @@ pub fn make(
         let setup = VcpuSetup { cpu: *cpu, number: index, priority: plan.priority.min(MAX_PRIORITY), budget: time(plan) };
         let slot = supply.slot();
         let one = Vcpu::create(system, guest, setup, slot).step("make a vCPU")?;
-        one.grant(system, vcpu.domain, slot::VCPU + u64::from(index), READ_WRITE_EXECUTE.with(Rights::LINES))
-            .step("grant a vCPU")?;
+        let rights = READ_WRITE_EXECUTE.with(Rights::LINES);
+        one.grant_badged(system, vcpu.domain, slot::VCPU + u64::from(index), rights, pauser::VCPU_SERVER).step("grant a vCPU")?;
         exits(system, supply, one, index, gic, plan, p2m, vcpu)?;
         vcpus.push(one).map_err(|_| StartError::Plan("too many vCPUs"))?;
     }

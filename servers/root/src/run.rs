@@ -391,7 +391,8 @@ impl<'a, B: Board> Root<'a, B> {
         guest.p2m.order(system, P2mOp::Reset as u64, []).step("reset maps")?;
         self.launch(system, index)?;
         // Whoever paused it paused what it was before.
-        self.resume(system, index).map_err(|_| StartError::Refused("end a pause", Refusal::BadState))
+        let ended = self.resume(system, index, u64::MAX);
+        ended.map(drop).map_err(|_| StartError::Refused("end a pause", Refusal::BadState))
     }
 
     /// Makes a guest and its servers anew, of the same memory, and starts it.

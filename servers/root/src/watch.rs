@@ -386,7 +386,8 @@ impl Instance {
         }
         let more = some(guest.watcher.sets, Rights::WRITE).with(some(guest.watcher.pauses, Rights::EXECUTE));
         for (number, vcpu) in (0..).zip(&guest.made.vcpus) {
-            vcpu.grant(system, built.domain, watched::vcpu(place, number), Rights::READ.with(more)).step("grant a vCPU")?;
+            let (at, whose) = (watched::vcpu(place, number), badge::pauser::monitor(guest.session as u64, self.half as u64));
+            vcpu.grant_badged(system, built.domain, at, Rights::READ.with(more), whose).step("grant a vCPU")?;
         }
         for thread in 0..=guest.made.vcpus.len() as u64 {
             let [p2m, vcpu] = guest.ways.portals(guest.session, thread).ok_or(StartError::Plan("no such session"))?;
@@ -419,6 +420,12 @@ impl Instance {
             patiently(system, || self.ear.grant(system, *domain, at, Rights::USE)).step("grant a signal")?;
         }
         Ok(())
+    }
+
+    /// It is gone. What it paused goes on: nobody else knows why it did.
+    pub fn unpause(&self, system: &impl System, guest: &Subject<'_>) -> Result<(), StartError> {
+        let whose = 1 << badge::pauser::monitor(guest.session as u64, self.half as u64);
+        guest.made.vcpus.iter().try_for_each(|vcpu| patiently(system, || vcpu.resume_for(system, whose)).map(drop)).step("end a pause")
     }
 
     /// Where its portals are in its guests' sessions.

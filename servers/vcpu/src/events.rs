@@ -9,10 +9,10 @@ use crate::server::{Outside, UNDEFINED, VcpuServer, Verdict, class_of, past, vcp
 use crate::sysreg::Trapped;
 use crate::watched::{Said, Stopped};
 use trellis_idl::event::{EventKind, Injected, REQUEST, Wish};
-use trellis_idl::kernel::{Answer, Exit, ExitClass, ExitHeader, Refusal, VcpuRegister, WORDS};
+use trellis_idl::kernel::{Answer, Exit, ExitClass, ExitHeader, Refusal, Traps, VcpuRegister, WORDS};
 use trellis_idl::layout::{badge as badges, slot};
 use trellis_idl::wire::Order;
-use trellis_runtime::{Guest, Reply, System};
+use trellis_runtime::{Guest, Reply, System, Vcpu};
 
 /// ESR_EL1 of BRK: class 0x3c, 32-bit instruction (Arm ARM D24.2.40).
 const BREAKPOINT: u64 = 0x3c << 26 | 1 << 25;
@@ -80,19 +80,7 @@ impl<O: Outside> VcpuServer<'_, O> {
         let [_, a, b, c, d, e, f, g, h, _] = *words;
         let wish = Wish::from_words([a, b, c, d, e, f, g, h])?;
         self.heard.listen(system, badges::session(badge), &wish, |traps| {
-            (0..self.vcpus()).try_for_each(|index| {
-                let vcpu = vcpu_at(index);
-                match vcpu.set_traps(system, traps) {
-                    // It runs: for a moment it does not, and nobody inside sees that.
-                    Err(Refusal::BadState) => {
-                        vcpu.pause(system)?;
-                        let done = vcpu.set_traps(system, traps);
-                        vcpu.resume(system)?;
-                        done
-                    }
-                    done => done,
-                }
-            })
+            (0..self.vcpus()).try_for_each(|index| arm(system, vcpu_at(index), traps))
         })
     }
 
@@ -161,6 +149,23 @@ impl<O: Outside> VcpuServer<'_, O> {
         vcpu.exception(system, syndrome, address)?;
         Ok((Answer::RETRY, 0))
     }
+}
+
+/// Times that a vCPU is paused to change what traps in it: another thread here may end the pause for its own reasons.
+const PAUSES: u32 = 8;
+
+/// Changes what traps in a vCPU. While it runs: for a moment it does not, and nobody inside sees that.
+fn arm(system: &impl System, vcpu: Vcpu, traps: Traps) -> Result<(), Refusal> {
+    let mut done = vcpu.set_traps(system, traps);
+    for _ in 0..PAUSES {
+        if done != Err(Refusal::BadState) {
+            break;
+        }
+        vcpu.pause(system)?;
+        done = vcpu.set_traps(system, traps);
+        vcpu.resume(system)?;
+    }
+    done
 }
 
 /// Why a memory access cannot be completed, to whoever asked.

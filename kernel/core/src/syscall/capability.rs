@@ -16,11 +16,13 @@ impl<M: Machine> Call<'_, M> {
     pub(super) fn grant(&mut self) -> Done {
         let control = self.shared.control.lock();
         // Read under the lock: whoever revokes finds either the source or the copy.
-        let cap = self.any(Rights::GRANT)?;
+        let need = if self.a[4] == 0 { Rights::GRANT } else { Rights::GRANT.with(Rights::CONTROL) };
+        let cap = self.any(need)?;
         let index = self.domain_in(&control, 1, Rights::EDIT)?;
         let to = self.shared.domains[index].lock().table;
         self.check_empty(to, self.a[2])?;
-        self.shared.table.put(to, self.a[2], Cap { word: cap.word.shrink(Rights(self.a[3] as u8)), name: cap.name })?;
+        let word = cap.word.shrink(Rights(self.a[3] as u8)).badged(self.a[4]);
+        self.shared.table.put(to, self.a[2], Cap { word, name: cap.name })?;
         Ok(0)
     }
 

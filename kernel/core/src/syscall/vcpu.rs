@@ -16,7 +16,7 @@ use crate::session;
 use crate::shared::{GUEST_VCPUS, GUESTS};
 use crate::vcpu::{self, Pause, Route, Vcpu, VcpuState, WINDOWS, Window};
 use core::sync::atomic::Ordering;
-use trellis_idl::kernel::{EXIT_CLASSES, ExitClass, Kind, Op, PAUSE, PLACE, Refusal, Rights, Traps};
+use trellis_idl::kernel::{EXIT_CLASSES, ExitClass, Kind, Op, PAUSE, PAUSERS, PLACE, Refusal, Rights, Traps};
 
 impl<M: Machine> Call<'_, M> {
     pub(super) fn vcpu_create(&mut self) -> Done {
@@ -209,9 +209,24 @@ impl<M: Machine> Call<'_, M> {
         if self.a[1] == PAUSE { self.unpause(index) } else { self.start_stopped(index) }
     }
 
-    /// A pause is over: it goes on if it would be running now.
+    /// What the capability says that names the vCPU: its rights, and in whose name it pauses.
+    fn pauser(&self) -> (Rights, u16) {
+        let word = self.shared.table.read(self.table, self.a[0]).word;
+        (word.rights(), 1 << (word.badge() % PAUSERS))
+    }
+
+    /// A pause is over: it goes on if nobody else pauses it and it would be running now. Back: who else does.
     fn unpause(&mut self, index: u16) -> Done {
+        let (rights, own) = self.pauser();
+        let who = if self.a[2] == 0 { own } else { self.a[2] as u16 };
+        if who != own && !rights.covers(Rights::CONTROL) {
+            return Err(Refusal::MissingRight);
+        }
         let vcpu = self.local.vcpus.at_mut(index);
+        vcpu.pausers &= !who;
+        if vcpu.pausers != 0 {
+            return Ok(vcpu.pausers.into());
+        }
         let runs = core::mem::replace(&mut vcpu.pause, Pause::No) == Pause::Runs;
         if runs && vcpu.state == VcpuState::Stopped {
             return self.start_stopped(index);
@@ -305,7 +320,9 @@ impl<M: Machine> Call<'_, M> {
 
     /// Keeps a vCPU from running. An exit is served to its end, so that nothing is done twice. Back: 1 while it is.
     fn pause(&mut self, index: u16) -> Done {
+        let (_, own) = self.pauser();
         let vcpu = self.local.vcpus.at_mut(index);
+        vcpu.pausers |= own;
         let is_served = matches!(vcpu.state, VcpuState::Awaiting | VcpuState::Queued | VcpuState::Owed);
         if vcpu.pause == Pause::No {
             let stops = vcpu.stop_wanted || vcpu.state == VcpuState::Stopped;

@@ -9,6 +9,7 @@ use trellis_idl::control::{
     ViewState,
 };
 use trellis_idl::kernel::PAGE;
+use trellis_idl::layout::badge::pauser;
 use trellis_idl::wire::ViewAccess;
 use trellis_runtime::ring::MAX_RECORD;
 
@@ -83,7 +84,7 @@ impl<B: Board> Root<'_, B> {
             Ok(Ask::Views(name)) => self.named(name).map_or_else(refused, |guest| self.view(system, guest, step)),
             Ok(Ask::Load(window)) => self.load(system, *window, step),
             Ok(Ask::Pause(name)) => done(self.named(name).and_then(|guest| self.pause(system, guest))),
-            Ok(Ask::Resume(name)) => done(self.named(name).and_then(|guest| self.resume(system, guest))),
+            Ok(Ask::Resume(name)) => done(self.named(name).and_then(|guest| self.let_go(system, guest))),
             Ok(Ask::Reboot(name)) => done(self.named(name).and_then(|guest| self.order_reboot(system, guest))),
             Ok(Ask::Events(from)) => self.event(system, *from, step),
             Ok(Ask::Upload(offer)) => done(self.offered(offer)),
@@ -127,7 +128,7 @@ impl<B: Board> Root<'_, B> {
     fn pause(&mut self, system: &impl System, guest: usize) -> Result<(), Refused> {
         if let Err(refusal) = self.hold(system, guest) {
             // The refusal is what counts.
-            let _ = self.resume(system, guest);
+            let _ = self.resume(system, guest, 0);
             return Err(refusal.into());
         }
         self.host.set_paused(guest, true);
@@ -143,13 +144,26 @@ impl<B: Board> Root<'_, B> {
         Ok(serves)
     }
 
-    /// Lets a guest go on.
-    pub(super) fn resume(&mut self, system: &impl System, guest: usize) -> Result<(), Refused> {
+    /// Ends the host's pause of a guest, which goes on if no monitor pauses it too.
+    fn let_go(&mut self, system: &impl System, guest: usize) -> Result<(), Refused> {
+        if self.resume(system, guest, 0)? == 0 { Ok(()) } else { Err(Refused::StillPaused) }
+    }
+
+    /// Ends pauses of a guest: root's own, or of these badges. Back: whose are left.
+    pub(super) fn resume(&mut self, system: &impl System, guest: usize, whose: u64) -> Result<u64, Refused> {
         self.host.set_paused(guest, false);
         let vcpus = self.guests.get(guest).into_iter().flat_map(|guest| &guest.vcpus);
         // Each of them, even if one is refused.
-        let results = vcpus.map(|vcpu| insist(system, || vcpu.resume(system)));
-        results.fold(Ok(()), |all: Result<(), Refusal>, one| all.and(one)).map_err(Refused::from)
+        let results = vcpus.map(|vcpu| insist(system, || vcpu.resume_for(system, whose)));
+        let all = results.fold(Ok(0), |all: Result<u64, Refusal>, one| Ok(all? | one?));
+        all.map_err(Refused::from)
+    }
+
+    /// Whether anybody pauses it.
+    fn is_paused(&self, system: &impl System, guest: usize) -> bool {
+        let first = self.guests.get(guest).and_then(|guest| guest.vcpus.first());
+        let monitors = first.map_or(Ok(0), |vcpu| vcpu.paused_by(system)).unwrap_or(0) & !(1 << pauser::VCPU_SERVER);
+        self.host.has_paused(guest) || monitors != 0
     }
 
     /// Starts a guest again: no exit shall be in the middle when its platform is forgotten.
@@ -158,7 +172,7 @@ impl<B: Board> Root<'_, B> {
     fn order_reboot(&mut self, system: &impl System, guest: usize) -> Result<(), Refused> {
         if let Err(refusal) = self.settle_exits(system, guest) {
             // The refusal is what counts.
-            let _ = self.resume(system, guest);
+            let _ = self.resume(system, guest, 0);
             return Err(refusal.into());
         }
         // What the guest itself asked for before that comes first.
@@ -242,7 +256,7 @@ impl<B: Board> Root<'_, B> {
         let (ended, reboots) = self.policy.life(guest);
         let life = match ended {
             Some(ended) => Life::Ended(ended),
-            None if self.host.has_paused(guest) => Life::Paused,
+            None if self.is_paused(system, guest) => Life::Paused,
             None => Life::Runs,
         };
         let on = match ended {

@@ -7,6 +7,7 @@ use crate::fake::{Fake, FakeBoard, MONITOR, MONITOR_NAME, Object, plan, plan_wit
 use crate::host::TURN;
 use trellis_idl::control::{Answer, Ask, Control, Ended, FromHost, Handed, Head, Life, Name, Part, Refused, VERSION};
 use trellis_idl::kernel::{Op, Seat};
+use trellis_idl::layout::badge::pauser;
 use trellis_idl::plan::Without;
 use trellis_idl::wire::Seen;
 
@@ -109,6 +110,55 @@ fn a_guest_is_paused_and_goes_on_and_a_status_says_so() {
     assert_eq!(answer(&mut root, &fake, &board, Ask::Resume(name("b"))), [Part::Done]);
     assert_eq!(fake.take_pauses(), slots.iter().map(|slot| (Op::VcpuStart, *slot)).collect::<std::vec::Vec<_>>());
     assert_eq!(life(&mut root), [Life::Runs, Life::Runs]);
+}
+
+/// The only guest with a monitor, which this pauses; then what `ends` does.
+fn paused_by_its_monitor() -> (Fake, Root<'static, FakeBoard>, FakeBoard, std::vec::Vec<u64>) {
+    let fake = Fake::new();
+    let mut plan = plan_with_monitor(&[1], Without::Hold);
+    (plan.control, plan.guests[1].name) = (Control::Full, "b");
+    let (root, board) = start_plan(&fake, plan);
+    reports(&board);
+    let slots: std::vec::Vec<u64> = root.guests[1].vcpus.iter().map(|vcpu| vcpu.slot()).collect();
+    slots.iter().for_each(|slot| fake.pause(*slot, 1 << pauser::monitor(0, 0)));
+    (fake, root, board, slots)
+}
+
+fn life(root: &mut Root<'_, FakeBoard>, fake: &Fake, board: &FakeBoard) -> Life {
+    let parts = answer(root, fake, board, Ask::Status);
+    let guests = parts.into_iter().filter_map(|part| if let Part::Guest(guest) = part { Some(guest.life) } else { None });
+    guests.last().expect("a guest")
+}
+
+#[test]
+fn a_guest_that_host_and_monitor_pause_goes_on_when_both_have_ended_that() {
+    let (fake, mut root, board, slots) = paused_by_its_monitor();
+    let monitors = 1 << pauser::monitor(0, 0);
+    let paused = |fake: &Fake| slots.iter().map(|slot| fake.paused(*slot)).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(life(&mut root, &fake, &board), Life::Paused, "whoever does it");
+    assert_eq!(answer(&mut root, &fake, &board, Ask::Pause(name("b"))), [Part::Done]);
+    assert_eq!(paused(&fake), [monitors | 1].into());
+    assert_eq!(answer(&mut root, &fake, &board, Ask::Resume(name("b"))), [Part::Refused(Refused::StillPaused)]);
+    assert_eq!((paused(&fake), life(&mut root, &fake, &board)), ([monitors].into(), Life::Paused));
+    // The other way round.
+    assert_eq!(answer(&mut root, &fake, &board, Ask::Pause(name("b"))), [Part::Done]);
+    slots.iter().for_each(|slot| root.guests[1].vcpus.iter().find(|vcpu| vcpu.slot() == *slot).map(|vcpu| vcpu.resume_for(&fake, monitors)).map_or((), drop));
+    assert_eq!((paused(&fake), life(&mut root, &fake, &board)), ([1].into(), Life::Paused));
+    assert_eq!(answer(&mut root, &fake, &board, Ask::Resume(name("b"))), [Part::Done]);
+    assert_eq!((paused(&fake), life(&mut root, &fake, &board)), ([0].into(), Life::Runs));
+}
+
+#[test]
+fn what_a_monitor_paused_goes_on_when_it_is_lost_or_its_guest_starts_again() {
+    for ask in [Ask::Kill(name(MONITOR_NAME)), Ask::Reboot(name("b"))] {
+        let (fake, mut root, board, slots) = paused_by_its_monitor();
+        assert_eq!(answer(&mut root, &fake, &board, Ask::Pause(name("b"))), [Part::Done]);
+        let parts = answer(&mut root, &fake, &board, ask.clone());
+        assert_eq!(parts.last(), Some(&Part::Done), "{parts:?}");
+        // The host's own pause outlives a monitor, and no start of the guest.
+        let left = u64::from(matches!(ask, Ask::Kill(_)));
+        assert!(slots.iter().all(|slot| fake.paused(*slot) == left), "{ask:?}");
+    }
 }
 
 #[test]

@@ -250,6 +250,7 @@ impl<B: Board> Root<'_, B> {
         if let Some(server) = self.servers.get_mut(number) {
             *server = monitor.now.built.clone();
         }
+        self.unpause(system, number, &old);
         self.clear_half(system, place);
         log!("{} is replaced", self.name(number));
         // What it said while it was not asked is heard now.
@@ -284,6 +285,7 @@ impl<B: Board> Root<'_, B> {
         {
             log!("a monitor that was not taken cannot be ended: {why:?}");
         }
+        self.unpause(system, exchange.number, &exchange.new);
         self.clear_half(system, exchange.place);
         // Whether the old one still lives is looked at again.
         self.unheard |= root_signal::server(exchange.number);

@@ -76,7 +76,11 @@ fn another_one_is_made_beside_it_takes_over_and_is_asked() {
         fake.calls.borrow_mut().clear();
         fake.owe(1, 0, 0b11);
         let before = fake.count(Op::Signal);
+        // What the old one paused goes on without it, and nothing else does.
+        let (first, others) = (root.guests[1].vcpus[0].slot(), 1 | 1 << badge::pauser::monitor(0, 1 - life % 2));
+        fake.pause(first, others | 1 << badge::pauser::monitor(0, life % 2));
         let parts = swap(&mut root, &fake, &board);
+        assert_eq!(fake.paused(first), others);
         let [Part::Replaced(replaced), Part::Done] = parts.as_slice() else { panic!("{parts:?}") };
         assert_eq!((replaced.guests, replaced.owed, replaced.state), (1, 2, Handed::Taken(3)));
         let (old, new) = (OLD + life as usize, NEW + life as usize);

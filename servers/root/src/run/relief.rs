@@ -3,7 +3,7 @@
 //! guests were doing then is owed to them, and asked again.
 
 use super::*;
-use crate::watch::{Subject, watched_by};
+use crate::watch::{Instance, Subject, watched_by};
 use trellis_idl::control::{EventState, Handed, Refused, Replaced};
 use trellis_idl::plan::{MAX_WATCHED, Without};
 use trellis_idl::wire::{MonitorOp, Seen};
@@ -155,6 +155,7 @@ impl<'a, B: Board> Root<'a, B> {
         let console = self.servers.first().ok_or(missing)?;
         let ends = Ends { console, output: self.console[0] };
         let monitor = self.monitors.get_mut(place).ok_or(missing)?;
+        let old = monitor.now.clone();
         monitor.again(system, &self.board, &mut self.supply, self.plan, ends)?;
         let new = monitor.now.clone();
         if let Some(server) = self.servers.get_mut(number) {
@@ -164,6 +165,7 @@ impl<'a, B: Board> Root<'a, B> {
         new.attach(system)?;
         let (mut guests, mut owed) = (0, 0);
         for guest in self.subjects(number) {
+            old.unpause(system, &guest)?;
             new.admit(system, &guest)?;
             if self.running >> guest.index & 1 == 1 {
                 owed += new.watch(system, MonitorOp::Adopt, &guest)?;
@@ -218,6 +220,15 @@ impl<'a, B: Board> Root<'a, B> {
         self.subjects(number).next().map(|_| number).ok_or(Refused::NothingWatched)
     }
 
+    /// Guests that an instance had paused, which is no more, go on.
+    pub(super) fn unpause(&self, system: &impl System, number: usize, instance: &Instance) {
+        for guest in self.subjects(number) {
+            if let Err(why) = instance.unpause(system, &guest) {
+                log!("guest {} stays paused: {why:?}", guest.plan.name);
+            }
+        }
+    }
+
     /// There is no monitor any more: its guests end, or go on as if there had been none.
     pub(super) fn abandon(&mut self, system: &impl System, number: usize) {
         self.condemn(system, number, |without| without != Without::Allow);
@@ -230,6 +241,9 @@ impl<'a, B: Board> Root<'a, B> {
         for thread in self.servers.get(number).into_iter().flat_map(|server| &server.threads) {
             // Those that are no more need not be stopped.
             let _ = thread.destroy(system);
+        }
+        if let Some(monitor) = self.monitors.iter().find(|monitor| monitor.number == number) {
+            self.unpause(system, number, &monitor.now);
         }
     }
 }
