@@ -132,6 +132,8 @@ fn heard(kind: EventKind) -> String {
         EventKind::Breakpoint => "ran into a breakpoint",
         EventKind::Power => "switched a vCPU or itself on or off",
         EventKind::Hypercall => "called the hypervisor (HVC)",
+        EventKind::Start => "was switched on",
+        EventKind::Stop => "was switched off",
         _ => "had a debug exception",
     };
     did.into()

@@ -61,6 +61,11 @@ pub enum EventKind {
     Power = 11,
     /// A call to the hypervisor: HVC, but for [`EventKind::Request`].
     Hypercall = 12,
+    /// A vCPU begins to run at an entry: the guest's first, or one that is switched on. It is told alone ([`EventKind::is_only_told`]), as if by the
+    /// vCPU itself, before its first instruction: `pc` and `x0` are those it begins with, `m3` is its number.
+    Start = 13,
+    /// A vCPU runs no more: it has gone off, or the guest has ended. Told alone, by whoever switched it off: `m3` is which, and `pc` where it stood.
+    Stop = 14,
 }
 
 /// Kinds of events.
@@ -73,11 +78,16 @@ pub const REQUEST: u64 = 0xc600_0001;
 
 impl EventKind {
     /// Every kind, in order of number.
-    pub const ALL: [EventKind; 13] = [
+    pub const ALL: [EventKind; 15] = [
         EventKind::SystemControl, EventKind::Tables0, EventKind::Tables1, EventKind::Translation, EventKind::Attributes,
         EventKind::Context, EventKind::Identity, EventKind::Firmware, EventKind::Request, EventKind::Breakpoint,
-        EventKind::Debug, EventKind::Power, EventKind::Hypercall,
+        EventKind::Debug, EventKind::Power, EventKind::Hypercall, EventKind::Start, EventKind::Stop,
     ];
+
+    /// Whether it has happened when it is found: a session may be told of it, and is never asked.
+    pub const fn is_only_told(self) -> bool {
+        matches!(self, EventKind::Start | EventKind::Stop)
+    }
 
     /// The kind with this number.
     pub fn from_number(number: u64) -> Option<EventKind> {
@@ -143,11 +153,13 @@ impl Wish {
         [self.kinds as u64 | (self.told as u64) << 32, self.only_changes as u64, a, b, c, d, e, f]
     }
 
-    /// From them. Refused `BadArgument`: a kind that there is not, one that is told and not heard, or what is no register.
+    /// From them. Refused `BadArgument`: a kind that there is not, one that is told and not heard, one that can only be told and
+    /// is not, or what is no register.
     pub fn from_words(words: [u64; 2 + EVENT_REGISTERS]) -> Result<Wish, Refusal> {
         let [both, only_changes, ignored @ ..] = words;
         let (kinds, told) = (both & 0xffff_ffff, both >> 32);
-        if kinds >> EVENT_KINDS != 0 || told & !kinds != 0 || only_changes >> EVENT_REGISTERS != 0 {
+        let only_told = u64::from(EventKind::Start.bit() | EventKind::Stop.bit());
+        if kinds >> EVENT_KINDS != 0 || told & !kinds != 0 || kinds & only_told & !told != 0 || only_changes >> EVENT_REGISTERS != 0 {
             return Err(Refusal::BadArgument);
         }
         Ok(Wish { kinds: kinds as u32, only_changes: only_changes as u32, ignored, told: told as u32 })
@@ -168,7 +180,7 @@ mod tests {
         }
         assert_eq!(EventKind::from_number(EVENT_KINDS as u64), None);
         // A guest-physical address is no note, and a note of no kind is none.
-        for word in [0, 0x4020_0000, u64::MAX >> 1, u64::MAX, 1 << 63 | 13 << 48] {
+        for word in [0, 0x4020_0000, u64::MAX >> 1, u64::MAX, 1 << 63 | 15 << 48] {
             assert_eq!(EventKind::of_note(word), None, "{word:#x}");
         }
         for (number, injected) in (0..).zip([Injected::Undefined, Injected::Abort, Injected::Breakpoint]) {
@@ -181,7 +193,9 @@ mod tests {
     fn a_wish_is_its_words_and_what_means_nothing_is_refused() {
         let wish = Wish { kinds: 0x1fff, only_changes: 0x3f, ignored: [1, 2, 3, 4, 5, u64::MAX], told: 0x1001 };
         assert_eq!(Wish::from_words(wish.to_words()), Ok(wish));
-        for words in [[1 << 13, 0], [1 << 32, 0], [1 | 2 << 32, 0], [0, 1 << 6], [u64::MAX, 0], [0, u64::MAX]] {
+        let both = Wish { kinds: 3 << 13, told: 3 << 13, ..Wish::default() };
+        assert_eq!(Wish::from_words(both.to_words()), Ok(both));
+        for words in [[1 << 13, 0], [3 << 13 | 1 << 45, 0], [1 << 15, 0], [1 << 32, 0], [1 | 2 << 32, 0], [0, 1 << 6], [u64::MAX, 0], [0, u64::MAX]] {
             let [a, b] = words;
             assert_eq!(Wish::from_words([a, b, 0, 0, 0, 0, 0, 0]), Err(Refusal::BadArgument), "{words:x?}");
         }

@@ -381,6 +381,8 @@ pub struct WatchedPlan<'a> {
     pub pages: u64,
     /// Version of its interrupt controller, which says where that is ([`crate::layout::platform`]).
     pub gic: u8,
+    /// Events that are read of it in a second at most, of those of which the monitor is told; 0 = all.
+    pub reports: u32,
 }
 
 /// What a monitor watches.
@@ -392,12 +394,17 @@ pub struct RulePlan {
     pub first: u64,
     /// Pages.
     pub pages: u64,
-    /// Accesses that are watched: bits of [`crate::kernel::Access`] (read, write, execute).
+    /// Accesses that are watched: bits of [`crate::kernel::Access`] (read, write, execute), and [`RulePlan::NO_WALKS`].
     pub access: u8,
     /// What is said to each.
     pub verdict: RuleVerdict,
     /// Each is written to the log.
     pub log: bool,
+}
+
+impl RulePlan {
+    /// In `access`: what the guest's own walks of its tables do to these pages is none.
+    pub const NO_WALKS: u8 = 1 << 7;
 }
 
 /// What a monitor hears of a guest beside accesses to memory.

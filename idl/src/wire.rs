@@ -354,7 +354,7 @@ pub enum P2mOp {
     WatchJoin = 48,
     /// Allows only the access `m3` to `m2` pages at *where* `m1`; whatever else the guest tries is an event of the session.
     /// `DEFAULT`: watches them no more. With [`P2mOp::TOLD`] in `m3` the access happens at once, and the session is told of
-    /// it through its ring. Back: `m1` = pages done; go on behind them. Refused: `MissingRight` (no such view,
+    /// it through its ring; with [`P2mOp::NO_WALKS`] what the guest's own table walks do happens, and nobody hears. Back: `m1` = pages done; go on behind them. Refused: `MissingRight` (no such view,
     /// or not one that this session watches in), `Occupied` (the page is another session's, or has something of its own),
     /// `BadArgument` (an access with a name, or one that the CPU cannot give), `Quota`.
     Watch = 49,
@@ -571,6 +571,8 @@ impl VcpuOp {
 impl P2mOp {
     /// Of [`P2mOp::Watch`]: nobody is asked, the monitor is told.
     pub const TOLD: u64 = 1 << 16;
+    /// Of [`P2mOp::Watch`]: walks of the guest's own tables are none.
+    pub const NO_WALKS: u64 = 1 << 17;
 
     /// The operation with this number.
     pub const fn from_number(number: u64) -> Option<P2mOp> {

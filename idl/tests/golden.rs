@@ -187,7 +187,7 @@ fn the_longest_answers_fit_a_frame() {
 
 #[test]
 fn a_monitors_configuration_keeps_its_bytes() {
-    let guest = WatchedPlan { name: "web", session: 0, view: 1, vcpus: 2, first_page: 0x4_0000, pages: 512, gic: 3 };
+    let guest = WatchedPlan { name: "web", session: 0, view: 1, vcpus: 2, first_page: 0x4_0000, pages: 512, gic: 3, reports: 300 };
     let rule = RulePlan { guest: 0, first: 0x4_0200, pages: 1, access: 2, verdict: RuleVerdict::Deny, log: true };
     let event =
         EventPlan { guest: 0, kind: EventKind::Tables0, only_changes: true, ignored: 1, verdict: RuleVerdict::Allow, log: false };
@@ -201,7 +201,7 @@ fn a_monitors_configuration_keeps_its_bytes() {
     let mut buffer = [0; 64];
     let bytes = postcard::to_slice(&config, &mut buffer).expect("it fits");
     let hex: std::string::String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(hex, "0103776562000102808010800403010080841001020101010001010100000103");
+    assert_eq!(hex, "0103776562000102808010800403ac02010080841001020101010001010100000103");
     assert_eq!(postcard::from_bytes(bytes), Ok(config));
 }
 
@@ -233,7 +233,7 @@ fn operations_keep_their_numbers() {
 fn interfaces_keep_their_schema() {
     let golden = [
         (P2M, Interface { number: 1, version: 1, schema: 0x0135_024b_772c_d1a9 }),
-        (VCPU, Interface { number: 2, version: 1, schema: 0xbed3_fa9e_9e6e_57b1 }),
+        (VCPU, Interface { number: 2, version: 1, schema: 0x81b9_ad91_46f6_8a3d }),
         (IRQFWD, Interface { number: 4, version: 1, schema: 0xc537_20ca_90bf_82b7 }),
         (MONITOR, Interface { number: 5, version: 1, schema: 0xdc33_40e9_c202_3588 }),
         (CONTROL, Interface { number: 8, version: 1, schema: 0xc0f6_c19e_abb1_9e63 }),

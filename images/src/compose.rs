@@ -175,12 +175,14 @@ impl System {
                 first_page: Guest::MEMORY_BASE / PAGE,
                 pages: guest.memory_bytes / PAGE,
                 gic: guest.gic,
+                reports: guest.monitors.get(usize::from(*session)).map_or(0, |entry| entry.reports),
             }
         };
         let place = |name: &str| monitor.guests.iter().position(|(index, _)| self.guests[*index].name == name);
         let rule = |rule: &RuleEntry| {
             let (first, pages) = rule.pages.value;
-            let (access, verdict) = (rule.access.value.0 as u8, rule.verdict.value);
+            let walks = if rule.ignores_walks() { RulePlan::NO_WALKS } else { 0 };
+            let (access, verdict) = (rule.access.value.0 as u8 | walks, rule.verdict.value);
             Some(RulePlan { guest: place(&rule.guest.value)? as u8, first, pages, access, verdict, log: rule.log })
         };
         let event = |rule: &EventEntry| {

@@ -16,11 +16,11 @@ const EVENT_KEYS: [&str; 6] = ["guest", "on", "only-changes", "ignore", "verdict
 pub const EXAMPLE: &str = "events = [{ guest = \"web\", on = \"ttbr0\", verdict = \"allow\" }]";
 
 /// Words for what is heard.
-const KINDS: [(&str, EventKind); 13] = [
+const KINDS: [(&str, EventKind); 15] = [
     ("sctlr", EventKind::SystemControl), ("ttbr0", EventKind::Tables0), ("ttbr1", EventKind::Tables1), ("tcr", EventKind::Translation),
     ("mair", EventKind::Attributes), ("contextidr", EventKind::Context), ("id-register", EventKind::Identity),
     ("smc", EventKind::Firmware), ("hvc", EventKind::Hypercall), ("request", EventKind::Request), ("power", EventKind::Power),
-    ("breakpoint", EventKind::Breakpoint), ("debug", EventKind::Debug),
+    ("breakpoint", EventKind::Breakpoint), ("debug", EventKind::Debug), ("vcpu-start", EventKind::Start), ("vcpu-stop", EventKind::Stop),
 ];
 
 /// Registers whose writes trap one by one only with FEAT_FGT (Arm ARM D24.2.60, HFGWTR_EL2); HCR_EL2.TVM has none of them.
@@ -55,6 +55,8 @@ impl EventEntry {
             (EventKind::Request, _) => "a request to its monitor".into(),
             (EventKind::Power, _) => "a vCPU or the guest switched on or off".into(),
             (EventKind::Breakpoint, _) => "a breakpoint instruction".into(),
+            (EventKind::Start, _) => "a vCPU that begins to run".into(),
+            (EventKind::Stop, _) => "a vCPU that runs no more".into(),
             _ => "another debug exception".to_string(),
         };
         let changes = if self.only_changes { " that changes it" } else { "" };
@@ -113,6 +115,14 @@ fn kind(table: &Table<'_, '_>, problems: &mut Problems) -> Option<Placed<EventKi
         );
         return None;
     }
+    if value.value.as_str() == Some("interrupt") {
+        problems.push(
+            Problem::new(Code::NotThereYet, "interrupts that a guest takes cannot be heard")
+                .at(value.span, "no instruction traps there")
+                .hint("watch the execution of the page with its interrupt vectors: access = \"x\" (VBAR_EL1 + 0x280, and + 0x480 from the user level)"),
+        );
+        return None;
+    }
     table.choice("on", &KINDS, problems)
 }
 
@@ -145,6 +155,13 @@ pub fn check(manifest: &Manifest, problems: &mut Problems) {
                     Problem::new(Code::BadChoice, "a breakpoint that is denied comes again for ever")
                         .at(rule.verdict.span.clone(), "cannot be skipped")
                         .hint("let it happen (\"allow\"), or end the guest (\"stop\")"),
+                );
+            }
+            if rule.kind.value.is_only_told() && rule.verdict.value != RuleVerdict::Report {
+                problems.push(
+                    Problem::new(Code::BadChoice, format!("nobody can be asked about \"{}\"", word(rule.kind.value)))
+                        .at(rule.verdict.span.clone(), "it has happened when it is found")
+                        .hint("write verdict = \"report\", or decide about the calls that ask for it: on = \"power\""),
                 );
             }
             let same = |other: &&EventEntry| (&other.guest.value, other.kind.value) == (&rule.guest.value, rule.kind.value);

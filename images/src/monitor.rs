@@ -35,9 +35,12 @@ const SERVER_KEYS: [&str; 3] = ["image", "config", "swap"];
 const SERVER_LATER: [Later; 1] = [
     ("interfaces", "a look at a program's interfaces before it boots (root compares them when it starts)"),
 ];
-const MONITOR_KEYS: [&str; 7] = [
+const MONITOR_KEYS: [&str; 8] = [
     "server", "verdict-deadline", "without-monitor", "reads-memory", "writes-memory", "writes-registers", "pauses",
+    "reports-per-second",
 ];
+/// Reports that may be read in a second: more than the reading thread has time for need no limit.
+const REPORTS: std::ops::Range<u64> = 1..1_000_001;
 const WITHOUT_KEYS: [&str; 1] = ["memory"];
 const WITHOUT_LATER: [Later; 1] = [("register", "a policy of its own for each kind of event")];
 
@@ -58,6 +61,8 @@ pub struct MonitorEntry {
     pub sets: bool,
     /// `pauses`.
     pub pauses: bool,
+    /// `reports-per-second`; 0 = no limit.
+    pub reports: u32,
 }
 
 /// What a server's program is.
@@ -124,7 +129,8 @@ impl MonitorEntry {
         ];
         let rights: Vec<_> = rights.into_iter().filter(|(has, _)| *has).map(|(_, right)| right).collect();
         let rights = if rights.is_empty() { String::new() } else { format!("; it {}", rights.join(", ")) };
-        format!("a verdict within {}; {without}{rights}", show_time(self.deadline))
+        let reports = if self.reports == 0 { String::new() } else { format!("; at most {} reports a second are read", self.reports) };
+        format!("a verdict within {}; {without}{rights}{reports}", show_time(self.deadline))
     }
 }
 
@@ -161,6 +167,7 @@ fn one(table: &Table<'_, '_>, problems: &mut Problems) -> Option<MonitorEntry> {
         writes,
         sets,
         pauses,
+        reports: table.number("reports-per-second", REPORTS, problems).map_or(0, |reports| reports.value as u32),
     })
 }
 

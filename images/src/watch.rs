@@ -19,7 +19,7 @@ const MAX_CPUS: usize = 8;
 /// Most pages of a guard.
 const GUARDED: u64 = 1 << 14;
 
-const RULE_KEYS: [&str; 5] = ["guest", "pages", "access", "verdict", "log"];
+const RULE_KEYS: [&str; 6] = ["guest", "pages", "access", "verdict", "log", "walks"];
 const PAGES: &str = "pages = \"0x40200000..0x40280000\"";
 
 /// Words for the accesses that a rule watches.
@@ -64,15 +64,23 @@ pub struct RuleEntry {
     pub verdict: Placed<RuleVerdict>,
     /// `log`.
     pub log: bool,
+    /// `walks`, if it is there.
+    pub walks: Option<Placed<bool>>,
 }
 
 impl RuleEntry {
+    /// Whether what the guest's own walks of its tables do is none.
+    pub fn ignores_walks(&self) -> bool {
+        self.walks.as_ref().is_some_and(|walks| !walks.value)
+    }
+
     /// Its pages and accesses in one sentence.
     pub fn describe(&self) -> String {
         let (first, pages) = self.pages.value;
         let access = ACCESSES.iter().find(|(_, known)| *known == self.access.value).map_or("?", |(word, _)| word);
         let said = said(self.verdict.value, self.log);
-        format!("{:#x}..{:#x} {access}: {said}", first * PAGE, (first + pages) * PAGE)
+        let walks = if self.ignores_walks() { " but for table walks" } else { "" };
+        format!("{:#x}..{:#x} {access}{walks}: {said}", first * PAGE, (first + pages) * PAGE)
     }
 
     /// Whether both speak of the same page.
@@ -83,7 +91,8 @@ impl RuleEntry {
 
     /// Whether both speak of the same access, and say different things.
     fn contradicts(&self, other: &RuleEntry) -> bool {
-        let alike = (self.verdict.value, self.log) == (other.verdict.value, other.log);
+        let says = |rule: &RuleEntry| (rule.verdict.value, rule.log, rule.ignores_walks());
+        let alike = says(self) == says(other);
         self.meets(other) && self.access.value.0 & other.access.value.0 != 0 && !alike
     }
 }
@@ -111,7 +120,8 @@ fn rule(table: &Table<'_, '_>, problems: &mut Problems) -> Option<RuleEntry> {
     let access = table.choice("access", &ACCESSES, problems);
     let verdict = table.choice("verdict", &VERDICTS, problems);
     let log = table.flag("log", problems).is_some_and(|log| log.value);
-    Some(RuleEntry { guest: guest?, pages: pages?, access: access?, verdict: verdict?, log })
+    let walks = table.flag("walks", problems);
+    Some(RuleEntry { guest: guest?, pages: pages?, access: access?, verdict: verdict?, log, walks })
 }
 
 fn pages(text: Placed<String>, problems: &mut Problems) -> Option<Placed<(u64, u64)>> {
@@ -154,6 +164,13 @@ fn kind_of_monitor(server: &ServerEntry, problems: &mut Problems) {
         Shipped::Guard => (Access::WRITE.with(Access::EXECUTE), "the guard keeps writing and execution apart"),
     };
     let word = if *shipped == Shipped::Tracer { "x" } else { "wx" };
+    for walks in server.rules.iter().filter_map(|rule| rule.walks.as_ref()) {
+        problems.push(
+            Problem::new(Code::KeyDoesNotApply, what)
+                .at(walks.span.clone(), "walks of the guest's tables are no matter of it")
+                .hint("leave `walks` out, or have \"monitor-standard\" watch these pages"),
+        );
+    }
     for rule in server.rules.iter().filter(|rule| rule.access.value != wanted) {
         problems.push(Problem::new(Code::BadChoice, what).at(rule.access.span.clone(), "another access").hint(format!("write it as: access = \"{word}\"")));
     }
@@ -276,6 +293,14 @@ fn unknown(monitor: &MonitorEntry, guest: &GuestEntry, manifest: &Manifest) -> P
 fn one(rule: &RuleEntry, server: &ServerEntry, manifest: &Manifest, problems: &mut Problems) {
     let Some(guest) = rule_guest(&rule.guest, server, manifest, problems) else { return };
     outside(rule, guest, problems);
+    if let Some(walks) = rule.walks.as_ref().filter(|_| rule.access.value == Access::EXECUTE) {
+        problems.push(
+            Problem::new(Code::KeyDoesNotApply, "`walks` means nothing for execution")
+                .at(walks.span.clone(), "a walk reads its table, or marks it")
+                .at(rule.access.span.clone(), "this is neither")
+                .hint("leave `walks` out"),
+        );
+    }
     if rule.verdict.value == RuleVerdict::Deny && rule.access.value.covers(Access::EXECUTE) {
         problems.push(
             Problem::new(Code::BadChoice, "execution cannot be denied")

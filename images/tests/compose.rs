@@ -273,7 +273,7 @@ fn root_finds_monitors_through_plan_and_configurations() {
     assert_eq!(plan.guests[1].watchers[..], [watcher(6, 1, 1_000_000, Without::Allow, false)]);
     assert_eq!((plan.guests[0].views, plan.guests[1].views), (4, 2), "one more, to be watched in");
 
-    let watched = |name, session, view, vcpus| WatchedPlan { name, session, view, vcpus, first_page: 0x4_0000, pages: 0x1000, gic: 3 };
+    let watched = |name, session, view, vcpus| WatchedPlan { name, session, view, vcpus, first_page: 0x4_0000, pages: 0x1000, gic: 3, reports: 0 };
     let rule = |guest, first, pages, access, verdict, log| RulePlan { guest, first, pages, access, verdict, log };
     let standard: MonitorConfig<'_> = postcard::from_bytes(config(&image, plan.servers[5].config)).expect("a configuration");
     assert_eq!(standard.guests[..], [watched("web", 1, 2, 3)]);

@@ -258,16 +258,22 @@ impl Reader {
         ring.reader.entries.store(self.taken, Ordering::Release);
     }
 
+    /// How many events found no room since this was said last, of those before and behind what is still to be read.
+    pub fn missed<A: Word, const N: usize, const W: usize>(&mut self, ring: &Ring<A, N, W>) -> u64 {
+        let missed = ring.writer.missed.load(Ordering::Acquire);
+        let news = missed.wrapping_sub(self.known);
+        self.known = missed;
+        self.tell(ring);
+        news
+    }
+
     /// What comes next, unless there is nothing more. After that the writer wakes the reader when there is.
     pub fn next<A: Word, const N: usize, const W: usize>(&mut self, ring: &Ring<A, N, W>) -> Option<Found<W>> {
         A::fence();
         let written = ring.writer.entries.load(Ordering::Acquire);
         let waiting = written.wrapping_sub(self.taken);
         if waiting == 0 {
-            let missed = ring.writer.missed.load(Ordering::Acquire);
-            let news = missed.wrapping_sub(self.known);
-            self.known = missed;
-            self.tell(ring);
+            let news = self.missed(ring);
             return (news != 0).then_some(Found::Missed(news));
         }
         if waiting > N as u64 {

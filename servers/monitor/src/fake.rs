@@ -172,7 +172,7 @@ pub fn heard(rules: &[RulePlan], hands_over: bool) -> (Watchdog, &'static Ear) {
 }
 
 /// The guest that is watched.
-pub const WEB: WatchedPlan<'static> = WatchedPlan { name: "web", session: 0, view: 1, vcpus: 2, first_page: MEMORY / 4096, pages: 0x1000, gic: 3 };
+pub const WEB: WatchedPlan<'static> = WatchedPlan { name: "web", session: 0, view: 1, vcpus: 2, first_page: MEMORY / 4096, pages: 0x1000, gic: 3, reports: 0 };
 
 /// The same, with rules about other events.
 pub fn hearing(rules: &[RulePlan], events: &[EventPlan], hands_over: bool) -> (Watchdog, &'static Ear) {

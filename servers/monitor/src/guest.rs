@@ -107,15 +107,14 @@ impl<'a> WatchedGuest<'a> {
 
     /// [`P2mOp::Watch`]: only this access is allowed to these pages without a word. To the end of the pages.
     pub fn watch(&self, system: &impl System, here: Here, pages: (u64, u64), access: ViewAccess) -> Result<(), Refusal> {
-        self.watch_so(system, here, pages, access.0.into())
+        self.watch_so(system, here, pages, access, 0)
     }
 
-    /// The same, and what else is done to them happens: this monitor is told.
-    pub fn hear_of(&self, system: &impl System, here: Here, pages: (u64, u64), access: ViewAccess) -> Result<(), Refusal> {
-        self.watch_so(system, here, pages, u64::from(access.0) | P2mOp::TOLD)
-    }
-
-    fn watch_so(&self, system: &impl System, here: Here, (first, pages): (u64, u64), how: u64) -> Result<(), Refusal> {
+    /// The same with wishes: [`P2mOp::TOLD`], [`P2mOp::NO_WALKS`].
+    pub fn watch_so(
+        &self, system: &impl System, here: Here, (first, pages): (u64, u64), access: ViewAccess, wishes: u64,
+    ) -> Result<(), Refusal> {
+        let how = u64::from(access.0) | if access == ViewAccess::DEFAULT { 0 } else { wishes };
         let mut done = 0;
         while done < pages {
             let at = self.view() << 48 | first + done;

@@ -3,6 +3,7 @@
 //! some, read by a thread that has time of its own.
 
 use crate::event::Event;
+use trellis_idl::event::EventKind;
 use trellis_idl::kernel::Exit;
 use trellis_idl::layout::badge;
 use trellis_idl::plan::{MAX_VCPUS, MAX_WATCHED, MonitorConfig};
@@ -29,32 +30,54 @@ pub enum Told {
 pub struct Ears {
     pages: [Pages; MAX_WATCHED],
     readers: Shared<[Open; MAX_WATCHED]>,
+    /// Events of each guest that are read in a second at most; 0 = all.
+    most: [u32; MAX_WATCHED],
+}
+
+/// How much of a guest is read: what is more stays where it is, and what then finds no room is counted by whoever finds it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Rate {
+    /// When the current second began, in ticks.
+    since: u64,
+    /// Events read in it.
+    read: u32,
+}
+
+impl Rate {
+    /// Begins another second, if this one is over.
+    fn look(&mut self, now: u64, hertz: u64) {
+        if self.read == 0 || now.wrapping_sub(self.since) >= hertz {
+            *self = Rate { since: now, read: 0 };
+        }
+    }
 }
 
 /// How far a guest's rings have been read.
 #[derive(Clone, Copy, Debug)]
 struct Open {
     is_open: bool,
+    rate: Rate,
     readers: [[Reader; MAX_VCPUS]; FINDERS],
 }
 
 impl Open {
-    const NEW: Open = Open { is_open: false, readers: [[Reader::NEW; MAX_VCPUS]; FINDERS] };
+    const NEW: Open = Open { is_open: false, rate: Rate { since: 0, read: 0 }, readers: [[Reader::NEW; MAX_VCPUS]; FINDERS] };
 }
 
 impl Ears {
     /// Of the guests of a configuration; `pages` says where the rings of the one at a place are.
     pub fn new(config: &MonitorConfig<'_>, pages: impl Fn(usize, usize) -> Pages) -> Ears {
-        let mut all = [[&[][..]; FINDERS]; MAX_WATCHED];
-        for ((place, guest), to) in config.guests.iter().enumerate().zip(&mut all) {
+        let (mut all, mut most) = ([[&[][..]; FINDERS]; MAX_WATCHED], [0; MAX_WATCHED]);
+        for (((place, guest), to), most) in config.guests.iter().enumerate().zip(&mut all).zip(&mut most) {
             *to = pages(place, usize::from(guest.vcpus).min(MAX_VCPUS));
+            *most = guest.reports;
         }
-        Ears { pages: all, readers: Shared::new([Open::NEW; MAX_WATCHED]) }
+        Ears { pages: all, readers: Shared::new([Open::NEW; MAX_WATCHED]), most }
     }
 
     /// Nobody tells anything.
     pub fn deaf() -> Ears {
-        Ears { pages: [[&[]; FINDERS]; MAX_WATCHED], readers: Shared::new([Open::NEW; MAX_WATCHED]) }
+        Ears { pages: [[&[]; FINDERS]; MAX_WATCHED], readers: Shared::new([Open::NEW; MAX_WATCHED]), most: [0; MAX_WATCHED] }
     }
 
     /// A guest begins (`anew`), or its rings are read on where an earlier monitor was.
@@ -81,14 +104,35 @@ impl Ears {
         let ring = &self.pages.get(place)?.get(finder)?.get(vcpu)?.0;
         let mut all = self.readers.lock(system);
         let open = all.get_mut(place).filter(|open| open.is_open)?;
-        let found = open.readers.get_mut(finder)?.get_mut(vcpu)?.next(ring)?;
+        let most = self.most.get(place).copied().unwrap_or(0);
+        let reader = open.readers.get_mut(finder)?.get_mut(vcpu)?;
+        let found = if most != 0 && open.rate.read >= most {
+            // What is lost meanwhile is told all the same: a guest that floods never lets the reader come to the end.
+            Some(reader.missed(ring)).filter(|missed| *missed != 0).map(Found::Missed)
+        } else {
+            reader.next(ring)
+        }?;
+        open.rate.read += u32::from(matches!(found, Found::Entry(_)));
         hear(place, vcpu, told((place, vcpu), found));
         Some(())
     }
 
-    /// Reads every ring to its end, but not more than it holds. True: there is more.
-    pub fn read(&self, system: &impl System, mut hear: impl FnMut(usize, usize, Told)) -> bool {
+    /// Begins another second for each guest whose last one is over.
+    fn look(&self, system: &impl System, now: u64, hertz: u64) {
+        self.readers.lock(system).iter_mut().for_each(|open| open.rate.look(now, hertz));
+    }
+
+    /// When the next guest is read again of which as much was read as may be. None: there is no such guest.
+    pub fn held_until(&self, system: &impl System, hertz: u64) -> Option<u64> {
+        let all = self.readers.lock(system);
+        let held = all.iter().zip(self.most).filter(|(open, most)| open.is_open && *most != 0 && open.rate.read >= *most);
+        held.map(|(open, _)| open.rate.since.wrapping_add(hertz)).min()
+    }
+
+    /// Reads every ring to its end, but not more than it holds, nor more of a guest than may be. True: there is more.
+    pub fn read(&self, system: &impl System, (now, hertz): (u64, u64), mut hear: impl FnMut(usize, usize, Told)) -> bool {
         let mut is_more = false;
+        self.look(system, now, hertz);
         for place in 0..MAX_WATCHED {
             for finder in 0..FINDERS {
                 for vcpu in 0..self.pages[place][finder].len() {
@@ -106,7 +150,13 @@ fn told((place, vcpu): (usize, usize), found: Found<ENTRY_WORDS>) -> Told {
     match found {
         Found::Missed(count) => Told::Missed(count),
         Found::Entry([_, _, words @ ..]) => {
-            Told::Event(Event::of(badge::event(place as u64, vcpu as u64), &Exit::from_words(words)))
+            let exit = Exit::from_words(words);
+            // One vCPU may tell of another that it has switched off. Whoever tells is not trusted.
+            let vcpu = match EventKind::of_note(exit.physical) {
+                Some(EventKind::Start | EventKind::Stop) => (exit.virtual_address as usize).min(MAX_VCPUS - 1),
+                _ => vcpu,
+            };
+            Told::Event(Event::of(badge::event(place as u64, vcpu as u64), &exit))
         }
     }
 }
@@ -133,8 +183,13 @@ mod tests {
     }
 
     fn heard(ears: &Ears) -> (Vec<(usize, usize, Option<u64>)>, bool) {
+        heard_at(ears, 0)
+    }
+
+    /// At this time, of a clock with a hundred ticks a second.
+    fn heard_at(ears: &Ears, now: u64) -> (Vec<(usize, usize, Option<u64>)>, bool) {
         let mut all = Vec::new();
-        let is_more = ears.read(&Fake::default(), |place, vcpu, told| {
+        let is_more = ears.read(&Fake::default(), (now, 100), |place, vcpu, told| {
             all.push((place, vcpu, match told {
                 Told::Event(event) => {
                     assert_eq!((event.guest, event.vcpu, event.number()), (place, vcpu, 9));
@@ -179,6 +234,74 @@ mod tests {
         assert_eq!((all.len(), all.last()), (ENTRIES + 1, Some(&(0, 1, Some(77)))));
         assert!(is_more);
         assert_eq!(heard(&ears), (vec![(0, 0, None)], false), "and then what found no room");
+    }
+
+    /// Events of the first vCPU of the first guest, and what was lost of it.
+    fn counted(ears: &Ears, now: u64) -> (usize, u64) {
+        let (mut events, mut missed) = (0, 0);
+        while ears.read(&Fake::default(), (now, 100), |_, _, told| match told {
+            Told::Event(_) => events += 1,
+            Told::Missed(count) => missed += count,
+        }) {}
+        (events, missed)
+    }
+
+    #[test]
+    fn no_more_of_a_guest_is_read_in_a_second_than_may_be_and_the_rest_is_counted() {
+        let (mut config, pages) = two_guests();
+        config.guests[0].reports = 20;
+        let ears = Ears::new(&config, |place, _| pages[place]);
+        let fake = Fake::default();
+        (0..2).for_each(|place| ears.open(&fake, place, true));
+        let mut writers = [Writer::NEW; 3];
+        let mut write = |count: u64| (0..count).for_each(|n| {
+            write(&mut writers[0], &pages[0][0][0], n);
+            write(&mut writers[1], &pages[0][1][0], n);
+        });
+        write(10);
+        assert_eq!((counted(&ears, 5), ears.held_until(&fake, 100)), ((20, 0), Some(105)));
+        // The rest waits in the rings, and what finds no room there is counted at once.
+        write(ENTRIES as u64 + 3);
+        assert_eq!(counted(&ears, 50), (0, 6));
+        assert_eq!((counted(&ears, 104), ears.held_until(&fake, 100)), ((0, 0), Some(105)));
+        let mut all = 0;
+        for second in 0..3 {
+            let (events, missed) = counted(&ears, 105 + 100 * second);
+            assert!(events <= 20 && missed == 0, "{second}: {events} and {missed}");
+            all += events;
+        }
+        assert_eq!(all, 60, "a second each");
+        assert_eq!((counted(&ears, 500), ears.held_until(&fake, 100)), ((4, 0), None));
+    }
+
+    #[test]
+    fn a_limit_is_one_guests_alone() {
+        let (mut config, pages) = two_guests();
+        config.guests[0].reports = 1;
+        let ears = Ears::new(&config, |place, _| pages[place]);
+        let fake = Fake::default();
+        (0..2).for_each(|place| ears.open(&fake, place, true));
+        let (mut held, mut free) = (Writer::NEW, Writer::NEW);
+        (0..9).for_each(|n| write(&mut held, &pages[0][0][0], n));
+        (0..9).for_each(|n| write(&mut free, &pages[1][0][0], n));
+        let (all, _) = heard_at(&ears, 0);
+        assert_eq!([0, 1].map(|place| all.iter().filter(|event| event.0 == place).count()), [1, 9]);
+    }
+
+    #[test]
+    fn what_is_told_of_another_vcpu_names_that_one() {
+        let (config, pages) = two_guests();
+        let ears = Ears::new(&config, |place, _| pages[place]);
+        ears.open(&Fake::default(), 0, true);
+        let mut writer = Writer::NEW;
+        for vcpu in [1, 0, u64::MAX] {
+            let exit = Exit { physical: EventKind::Stop.note(9), virtual_address: vcpu, ..Exit::default() };
+            let [a, b, c, d, e, f, g, h, i, j] = exit.to_words();
+            writer.put(&pages[0][1][0].0, [0, 9, a, b, c, d, e, f, g, h, i, j]);
+        }
+        let mut all = Vec::new();
+        ears.read(&Fake::default(), (0, 100), |_, _, told| if let Told::Event(event) = told { all.push(event.vcpu) });
+        assert_eq!(all, [1, 0, MAX_VCPUS - 1]);
     }
 
     #[test]

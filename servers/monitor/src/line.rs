@@ -80,6 +80,8 @@ impl Line<'_> {
             (EventKind::Hypercall, _) => write!(f, " called the hypervisor, {}", Address(function))?,
             (EventKind::Power, _) => write!(f, " asked for power, {} {}", Address(function), Address(first))?,
             (EventKind::Request, _) => write!(f, " asked {}", Address(first))?,
+            (EventKind::Start, _) => write!(f, " was switched on, with {} in x0", Address(function))?,
+            (EventKind::Stop, _) => f.write_str(" was switched off")?,
             (EventKind::Breakpoint, _) => write!(f, " came to breakpoint {:#x}", event.exit.syndrome & 0xffff)?,
             _ => f.write_str(" had a debug exception")?,
         }
@@ -167,6 +169,8 @@ mod tests {
         assert_eq!(said(K::Power, 0, [0xc400_0003, 1, 0, 0]), line("asked for power, 0xc400_0003 0x1"));
         assert_eq!(said(K::Request, 0, [0xc600_0001, 9, 0, 0]), line("asked 0x9"));
         assert_eq!(said(K::Breakpoint, 0xf200_0077, [0; 4]), line("came to breakpoint 0x77"));
+        assert_eq!(said(K::Start, 0, [0x4000_0000, 0, 0, 0]), line("was switched on, with 0x4000_0000 in x0"));
+        assert_eq!(said(K::Stop, 0, [0; 4]), line("was switched off"));
         assert_eq!(said(K::Debug, 0, [0; 4]), line("had a debug exception"));
     }
 

@@ -5,10 +5,16 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use heapless::Vec;
 use trellis_idl::kernel::Access;
 use trellis_idl::plan::{MAX_RULES, MAX_VCPUS, RulePlan, RuleVerdict};
-use trellis_idl::wire::ViewAccess;
+use trellis_idl::wire::{P2mOp, ViewAccess};
 
 /// Pages of a guest, and all that may be done to them without a word.
 pub type Stretch = ((u64, u64), ViewAccess);
+
+/// Whether a rule speaks of a page of a guest.
+#[inline(always)]
+fn is_of(rule: &RulePlan, guest: usize, page: u64) -> bool {
+    usize::from(rule.guest) == guest && page.wrapping_sub(rule.first) < rule.pages
+}
 
 /// The rules, and what each vCPU did that they speak of.
 #[derive(Debug)]
@@ -33,17 +39,30 @@ impl Rules {
     /// The first rule that speaks of such an access to a page of a guest.
     #[inline(always)]
     pub fn find(&self, guest: usize, page: u64, access: Access) -> Option<(usize, &RulePlan)> {
-        self.all.iter().enumerate().find(|(_, rule)| {
-            usize::from(rule.guest) == guest
-                && page.wrapping_sub(rule.first) < rule.pages
-                && access.0 & u64::from(rule.access) != 0
-        })
+        self.all.iter().enumerate().find(|(_, rule)| is_of(rule, guest, page) && access.0 & u64::from(rule.access) != 0)
     }
 
     /// The same of a walk of the guest's tables, of which nobody knows whether it reads its table or marks it.
     #[cold]
-    pub fn find_walk(&self, guest: usize, page: u64) -> Option<(usize, &RulePlan)> {
-        self.find(guest, page, Access::READ.with(Access::WRITE))
+    pub fn find_walk(&self, guest: usize, page: u64, access: Access) -> Option<(usize, &RulePlan)> {
+        let any = Access::READ.with(Access::WRITE);
+        let of = |access: Access| {
+            let speaks = move |rule: &RulePlan| rule.access & RulePlan::NO_WALKS == 0 && access.0 & u64::from(rule.access) != 0;
+            self.all.iter().enumerate().find(|(_, rule)| is_of(rule, guest, page) && speaks(rule))
+        };
+        of(access).or_else(|| of(any))
+    }
+
+    /// Whether nobody is to hear of walks in a page: no rule that speaks of its reads or writes speaks of walks.
+    pub fn ignores_walks(&self, guest: usize, page: u64) -> bool {
+        let data = Access::READ.with(Access::WRITE).0 as u8;
+        self.of_page(guest, page).filter(|rule| rule.access & data != 0).all(|rule| rule.access & RulePlan::NO_WALKS != 0)
+    }
+
+    /// What p2m need not ask about a page that is watched.
+    pub fn wishes(&self, guest: usize, page: u64) -> u64 {
+        let told = if self.is_told(guest, page) { P2mOp::TOLD } else { 0 };
+        told | if self.ignores_walks(guest, page) { P2mOp::NO_WALKS } else { 0 }
     }
 
     /// A rule was used for a vCPU.
@@ -62,7 +81,7 @@ impl Rules {
 
     /// The rules that speak of a page of a guest.
     fn of_page(&self, guest: usize, page: u64) -> impl Iterator<Item = &RulePlan> {
-        self.all.iter().filter(move |rule| usize::from(rule.guest) == guest && page.wrapping_sub(rule.first) < rule.pages)
+        self.all.iter().filter(move |rule| is_of(rule, guest, page))
     }
 
     /// What may be done to a page of a guest without a word.
@@ -114,6 +133,22 @@ mod tests {
         assert_eq!(found(1, 10, Access::EXECUTE), Some(2));
         assert_eq!((found(0, 10, Access::READ), found(0, 9, Access::WRITE), found(0, 16, Access::WRITE)), (None, None, None));
         assert_eq!((found(2, 10, Access::WRITE), found(0, u64::MAX, Access::WRITE)), (None, None));
+    }
+
+    #[test]
+    fn a_walk_is_a_rules_that_speaks_of_walks() {
+        let quiet = RulePlan::NO_WALKS;
+        let rules = Rules::new(&[rule(0, 10, 2, 2 | quiet), rule(0, 11, 1, 1), rule(0, 13, 1, 3 | quiet), rule(0, 13, 1, 4), rule(0, 20, 1, 2)]);
+        let walk = |page, access| rules.find_walk(0, page, access).map(|(index, _)| index);
+        // What it did to its table nobody knows for certain.
+        for access in [Access::READ, Access::WRITE] {
+            assert_eq!((walk(10, access), walk(11, access), walk(13, access), walk(20, access)), (None, Some(1), None, Some(4)));
+        }
+        assert_eq!(rules.find(0, 10, Access::WRITE).map(|(index, _)| index), Some(0), "what is no walk is its all the same");
+        let ignored = [10, 11, 12, 13, 20].map(|page| rules.ignores_walks(0, page));
+        assert_eq!(ignored, [true, false, true, true, false], "a rule about execution has no say in it");
+        assert_eq!(rules.wishes(0, 10), P2mOp::NO_WALKS);
+        assert_eq!(rules.wishes(0, 11), 0);
     }
 
     #[test]

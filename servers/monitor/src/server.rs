@@ -218,18 +218,20 @@ impl<M: Monitor, O: Outside> Attends for MonitorServer<'_, M, O> {
     fn attend(&self, system: &impl System) -> (u64, u64) {
         let mut is_any = false;
         let mut hear = |place: usize, vcpu: usize, told: Told| {
-            is_any = true;
+            is_any |= matches!(told, Told::Event(_));
             let Some(guest) = self.guest(place) else { return };
             match told {
                 Told::Event(event) => self.monitor.told(system, &guest, &event),
                 Told::Missed(count) => self.monitor.missed(system, &guest, vcpu, count),
             }
         };
-        while self.ears.read(system, &mut hear) {}
-        if !is_any {
-            return (monitor_signal::TOLD, 0);
-        }
+        while self.ears.read(system, clock(system), &mut hear) {}
         let (now, hertz) = clock(system);
+        let held = self.ears.held_until(system, hertz);
+        if !is_any {
+            // Who is not read to the end wakes nobody.
+            return (monitor_signal::TOLD, held.unwrap_or(0));
+        }
         (0, now + hertz / READS)
     }
 }

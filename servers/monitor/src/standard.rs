@@ -13,9 +13,9 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
 use trellis_idl::event::EventKind;
-use trellis_idl::kernel::Refusal;
+use trellis_idl::kernel::{Access, Refusal};
 use trellis_idl::plan::{EventPlan, MAX_EVENT_RULES, MAX_RULES, RulePlan, RuleVerdict};
-use trellis_idl::wire::{Seen, Verdict, ViewAccess};
+use trellis_idl::wire::{Seen, Verdict};
 use trellis_runtime::handle::clock;
 use trellis_runtime::{Shared, System, log};
 
@@ -105,10 +105,7 @@ impl<W: Witness> Standard<W> {
 
     /// Pages of which the rules say the same are watched as they say.
     fn watch(&self, system: &impl System, guest: &WatchedGuest<'_>, here: Here, (pages, access): Stretch) -> Result<(), Refusal> {
-        match access != ViewAccess::DEFAULT && self.rules.is_told(guest.index(), pages.0) {
-            true => guest.hear_of(system, here, pages, access),
-            false => guest.watch(system, here, pages, access),
-        }
+        guest.watch_so(system, here, pages, access, self.rules.wishes(guest.index(), pages.0))
     }
 
     /// Something else than an access. What no rule speaks of an earlier monitor heard: it is as if nobody did.
@@ -127,12 +124,19 @@ impl<W: Witness> Standard<W> {
         verdict
     }
 
+    /// The rule that speaks of an access.
+    #[inline(always)]
+    fn find(&self, event: &Event, access: Access) -> Option<(usize, &RulePlan)> {
+        match event.is_walk() {
+            true => self.rules.find_walk(event.guest, event.page(), access),
+            false => self.rules.find(event.guest, event.page(), access),
+        }
+    }
+
     /// The rule that speaks of an event: its place among all, the one in its own list, and whether it logs.
     fn rule_of(&self, event: &Event) -> Option<(usize, usize, bool)> {
         match event.what()? {
-            What::Access(access) => {
-                self.rules.find(event.guest, event.page(), access).map(|(index, rule)| (index, index, rule.log))
-            }
+            What::Access(access) => self.find(event, access).map(|(index, rule)| (index, index, rule.log)),
             What::Heard(kind) => self.hearing.find(event.guest, kind).map(|(index, rule)| (MAX_RULES + index, index, rule.log)),
         }
     }
@@ -228,11 +232,7 @@ impl<W: Witness> Monitor for Standard<W> {
             Some(What::Heard(kind)) => return self.heard(system, guest, event, kind),
             None => return Verdict::Stop,
         };
-        let found = match self.rules.find(event.guest, event.page(), access) {
-            None if event.is_walk() => self.rules.find_walk(event.guest, event.page()),
-            found => found,
-        };
-        let Some((index, rule)) = found else { return self.put_right(system, guest, event) };
+        let Some((index, rule)) = self.find(event, access) else { return self.put_right(system, guest, event) };
         let verdict = rule.verdict.into();
         if event.again {
             return verdict;

@@ -100,8 +100,9 @@ impl P2m {
             P2mOp::Ready => Ok([0; 2]),
             P2mOp::WatchJoin => views.join(system, session, a).map(done).map_err(fail),
             P2mOp::Watch => {
-                let (range, access) = ((a & ((1 << 48) - 1), b), ViewAccess::from_word(c & !P2mOp::TOLD).map_err(fail)?);
+                let (range, access) = ((a & ((1 << 48) - 1), b), ViewAccess::from_word(c & !(P2mOp::TOLD | P2mOp::NO_WALKS)).map_err(fail)?);
                 let watcher = if c & P2mOp::TOLD != 0 { Watcher::told(session) } else { Watcher::asked(session) };
+                let watcher = if c & P2mOp::NO_WALKS != 0 { watcher.without_walks() } else { watcher };
                 views.watch(system, &self.map, watcher, a >> 48, range, access).map(|pages| [pages, 0])
             }
             P2mOp::WatchEnter => views.enter(system, session, a, b).map(done).map_err(fail),

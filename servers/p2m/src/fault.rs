@@ -40,7 +40,10 @@ impl P2m {
                 self.absent(system, exit, page).map(|()| None)
             };
             match found {
-                Ok(Some(watcher)) if watcher.is_told() => {
+                Ok(Some(watcher)) if watcher.has_wishes() && watcher.ignores_walks() && exit.header.has(ExitHeader::WALK) => {
+                    return watch::allowed(badge, exit);
+                }
+                Ok(Some(watcher)) if watcher.has_wishes() && watcher.is_told() => {
                     let number = self.recent.next(badge);
                     let numbered = numbered(exit, number);
                     self.tells.tell(system, watcher.session(), badges::index(badge).into(), number, numbered.to_words());

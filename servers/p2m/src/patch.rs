@@ -14,6 +14,7 @@ pub struct Watcher(u8);
 
 impl Watcher {
     const TOLD: u8 = 8;
+    const NO_WALKS: u8 = 16;
 
     /// This session is asked.
     pub const fn asked(session: u8) -> Watcher {
@@ -25,13 +26,18 @@ impl Watcher {
         Watcher(session & 7 | Self::TOLD)
     }
 
-    /// As four bits say it.
-    #[inline(always)]
-    pub const fn from_bits(bits: u8) -> Watcher {
-        Watcher(bits & 15)
+    /// The same, and walks of the guest's tables are none.
+    pub const fn without_walks(self) -> Watcher {
+        Watcher(self.0 | Self::NO_WALKS)
     }
 
-    /// Four bits.
+    /// As five bits say it.
+    #[inline(always)]
+    pub const fn from_bits(bits: u8) -> Watcher {
+        Watcher(bits & 31)
+    }
+
+    /// Five bits.
     pub const fn bits(self) -> u8 {
         self.0
     }
@@ -42,10 +48,20 @@ impl Watcher {
         self.0 & 7
     }
 
-    /// Whether it need not be asked.
+    /// Whether it need not be asked, of some accesses or of all.
     #[inline(always)]
+    pub const fn has_wishes(self) -> bool {
+        self.0 & (Self::TOLD | Self::NO_WALKS) != 0
+    }
+
+    /// Whether it need not be asked.
     pub const fn is_told(self) -> bool {
         self.0 & Self::TOLD != 0
+    }
+
+    /// Whether walks of the guest's tables are none.
+    pub const fn ignores_walks(self) -> bool {
+        self.0 & Self::NO_WALKS != 0
     }
 }
 

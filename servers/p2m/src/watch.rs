@@ -190,7 +190,7 @@ const REMEMBERED: usize = 16;
 
 /// Pages that were found to be watched, for each vCPU: what was found once need not be looked for under the lock again.
 /// An entry is one word, so that it is never half of one thing and half of another: page in bits 0–26, view in 27–35,
-/// the access that is allowed in 36–38, the watcher in 39–42, and 63 = there is one.
+/// the access that is allowed in 36–38, the watcher in 39–43, and 63 = there is one.
 #[derive(Debug)]
 pub(crate) struct Recent([[AtomicU64; REMEMBERED]; MAX_VCPUS], [AtomicU64; MAX_VCPUS]);
 
@@ -290,5 +290,7 @@ mod tests {
         recent.note(u64::MAX, 511, (1 << 27) - 1, Access(0), Watcher::told(7));
         let last = ExitHeader(511 << 32 | ExitHeader::PERMISSION);
         assert_eq!(recent.find(u64::MAX, last, (1 << 27) - 1), Some(Watcher::told(7)));
+        recent.note(0, 3, 77, Access(0), Watcher::asked(2).without_walks());
+        assert_eq!(recent.find(0, header(0), 77), Some(Watcher::asked(2).without_walks()));
     }
 }

@@ -514,6 +514,11 @@ impl<'a, B: Board> Root<'a, B> {
         if core::mem::replace(&mut self.off, true) {
             return;
         }
+        if !self.monitors.is_empty() {
+            // What guests did last is in their monitors' rings, which read some thousand times a second.
+            let (now, hz) = clock(system);
+            system.wait(0, now + hz / 500);
+        }
         self.drain(system);
         if !self.policy.has_stopped(0) && self.console[1].raise(system).is_ok() {
             let (now, hz) = clock(system);

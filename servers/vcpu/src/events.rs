@@ -4,7 +4,7 @@
 
 use crate::access::Trouble;
 use crate::heard::register;
-use crate::psci::status;
+use crate::psci::{Switched, status};
 use crate::server::{Outside, UNDEFINED, VcpuServer, Verdict, class_of, past, vcpu_at};
 use crate::sysreg::Trapped;
 use crate::watched::{Said, Stopped};
@@ -148,6 +148,54 @@ impl<O: Outside> VcpuServer<'_, O> {
         };
         vcpu.exception(system, syndrome, address)?;
         Ok((Answer::RETRY, 0))
+    }
+}
+
+/// Tells whoever hears it what becomes of vCPUs, by the rings of those that switch them: of their own where they start, for nobody
+/// else uses the ring of a vCPU that is off.
+pub(crate) struct Telling<'a, 'b, O, S> {
+    server: &'a VcpuServer<'b, O>,
+    system: &'a S,
+}
+
+impl<'b, O: Outside> VcpuServer<'b, O> {
+    /// For what becomes of this guest's vCPUs.
+    pub(crate) fn telling_of<'a, S: System>(&'a self, system: &'a S) -> Telling<'a, 'b, O, S> {
+        Telling { server: self, system }
+    }
+
+    /// The guest has ended by what one vCPU did, and every other has been stopped.
+    #[cold]
+    pub(crate) fn all_stop(&self, system: &impl System, caller: u8) {
+        let (on, telling) = (self.on(), self.telling_of(system));
+        // Others' threads may be in the middle of telling something: their rings are their own.
+        (0..self.vcpus()).filter(|vcpu| on >> vcpu & 1 == 1).for_each(|vcpu| telling.stopped(caller, vcpu));
+    }
+}
+
+impl<O: Outside, S: System> Telling<'_, '_, O, S> {
+    fn stopped(&self, ring: u8, vcpu: u8) {
+        let pc = vcpu_at(vcpu).get(self.system, VcpuRegister::Pc).unwrap_or(0);
+        self.tell(EventKind::Stop, (ring, vcpu), (pc, 0));
+    }
+
+    #[cold]
+    fn tell(&self, kind: EventKind, (ring, vcpu): (u8, u8), (pc, x0): (u64, u64)) {
+        let Some(session) = self.server.heard.session_of(kind) else { return };
+        let header = ExitHeader(ExitClass::Hypercall as u64);
+        let mut exit = Exit { header, virtual_address: vcpu.into(), pc, general: [x0, 0, 0, 0], ..Exit::default() };
+        exit.physical = self.server.heard.note(kind, ring, &exit);
+        self.server.tells.tell(self.system, session, ring.into(), exit.physical, exit.to_words());
+    }
+}
+
+impl<O: Outside, S: System> Switched for Telling<'_, '_, O, S> {
+    fn starts(&self, vcpu: u8, entry: u64, x0: u64) {
+        self.tell(EventKind::Start, (vcpu, vcpu), (entry, x0));
+    }
+
+    fn stops(&self, vcpu: u8) {
+        self.stopped(vcpu, vcpu);
     }
 }
 

@@ -68,6 +68,12 @@ impl Heard {
         is_told.then(|| (kind, self.sessions[kind as usize].load(Ordering::Relaxed)))
     }
 
+    /// Whose a kind is that no exit is.
+    pub fn session_of(&self, kind: EventKind) -> Option<u8> {
+        let is_heard = self.any.load(Ordering::Acquire) & kind.bit() != 0;
+        is_heard.then(|| self.sessions[kind as usize].load(Ordering::Relaxed))
+    }
+
     /// Whether its session is told, and not asked.
     pub fn is_told(&self, kind: EventKind) -> bool {
         self.told.load(Ordering::Relaxed) & kind.bit() != 0

@@ -3,7 +3,7 @@
 //!
 //! A guest reaches the same functions by both instructions, whatever its device tree says.
 
-use crate::psci::{Power, Request, status};
+use crate::psci::{Power, Request, Switched, status};
 use trellis_runtime::System;
 
 /// SMCCC_VERSION.
@@ -16,7 +16,9 @@ const VERSION_1_1: i64 = 0x1_0001;
 pub const PING: u64 = 0xc600_0000;
 
 /// Any call but [`PING`]. Numbers that mean nothing answer "not supported".
-pub fn answer(system: &impl System, power: &Power, caller: u8, immediate: u16, general: [u64; 4]) -> Request {
+pub fn answer(
+    system: &impl System, power: &Power, caller: u8, immediate: u16, general: [u64; 4], switched: &impl Switched,
+) -> Request {
     let [id, first, second, third] = general;
     // A function number is 32 bits wide (2.5); the instruction's own number is zero (2.9).
     let id = id as u32;
@@ -27,7 +29,8 @@ pub fn answer(system: &impl System, power: &Power, caller: u8, immediate: u16, g
         SMCCC_VERSION => Request::Answer(VERSION_1_1),
         ARCH_FEATURES => Request::Answer(features(first as u32)),
         _ => {
-            power.call(system, caller, id, [first, second, third]).unwrap_or(Request::Answer(status::NOT_SUPPORTED))
+            let done = power.call_telling(system, caller, id, [first, second, third], switched);
+            done.unwrap_or(Request::Answer(status::NOT_SUPPORTED))
         }
     }
 }

@@ -90,6 +90,20 @@ pub enum Request {
     SystemReset,
 }
 
+/// Who is told what becomes of vCPUs. What it is told of a vCPU that is not the caller happens while nobody else can switch that one.
+pub trait Switched {
+    /// It is about to run.
+    fn starts(&self, vcpu: u8, entry: u64, x0: u64);
+    /// It does not run any more, or not after all.
+    fn stops(&self, vcpu: u8);
+}
+
+/// Nobody is told.
+impl Switched for () {
+    fn starts(&self, _: u8, _: u64, _: u64) {}
+    fn stops(&self, _: u8) {}
+}
+
 /// The guest's memory, where every CPU must start.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
@@ -133,8 +147,16 @@ impl Power {
         (0..).zip(&self.states).filter(|(_, state)| is_on(state)).fold(0, |bits, (index, _)| bits | 1u64 << index)
     }
 
+    /// A call of which nobody is told.
+    #[cfg(test)]
+    fn call(&self, system: &impl System, caller: u8, id: u32, arguments: [u64; 3]) -> Option<Request> {
+        self.call_telling(system, caller, id, arguments, &())
+    }
+
     /// A call from vCPU `caller`; `None` = no function of PSCI.
-    pub fn call(&self, system: &impl System, caller: u8, id: u32, arguments: [u64; 3]) -> Option<Request> {
+    pub fn call_telling(
+        &self, system: &impl System, caller: u8, id: u32, arguments: [u64; 3], switched: &impl Switched,
+    ) -> Option<Request> {
         let is_wide = id & function::WIDE != 0;
         let [first, second, third] = if is_wide { arguments } else { arguments.map(|word| word & 0xffff_ffff) };
         use function::*;
@@ -143,10 +165,12 @@ impl Power {
             // Stand-by may end at once for any reason, and power-down may be taken for stand-by (5.4.4).
             (CPU_SUSPEND, _) => Request::Answer(status::SUCCESS),
             (CPU_OFF, false) => {
+                // Before it is off: whoever starts it again tells of that afterwards.
+                switched.stops(caller);
                 self.set(caller, State::Off);
                 Request::StopSelf
             }
-            (CPU_ON, _) => Request::Answer(self.start(system, first, second, third)),
+            (CPU_ON, _) => Request::Answer(self.start(system, [first, second, third], switched)),
             (AFFINITY_INFO, _) => Request::Answer(self.affinity(first, second)),
             (MIGRATE_INFO_TYPE, false) => Request::Answer(NO_MIGRATION),
             (SYSTEM_OFF, false) => Request::SystemOff,
@@ -157,7 +181,7 @@ impl Power {
     }
 
     /// CPU_ON: exactly one of several callers gets it done.
-    fn start(&self, system: &impl System, target: u64, entry: u64, context: u64) -> i64 {
+    fn start(&self, system: &impl System, [target, entry, context]: [u64; 3], switched: &impl Switched) -> i64 {
         let Some(index) = self.index(target) else { return status::INVALID_PARAMETERS };
         let Some(state) = self.states.get(usize::from(index)) else { return status::INVALID_PARAMETERS };
         let inside = entry.checked_sub(self.memory.base).is_some_and(|offset| offset < self.memory.bytes);
@@ -168,15 +192,22 @@ impl Power {
         match state.compare_exchange(off, pending, Ordering::AcqRel, Ordering::Acquire) {
             Err(found) if found == pending => status::ON_PENDING,
             Err(_) => status::ALREADY_ON,
-            Ok(_) => match enter(system, index, entry, context, || self.set(index, State::On)) {
+            Ok(_) => match enter(system, index, entry, context, || self.begins(index, entry, context, switched)) {
                 Ok(()) => status::SUCCESS,
                 Err(refusal) => {
+                    switched.stops(index);
                     self.set(index, State::Off);
                     // It has said CPU_OFF and is still on its way out: to the caller it is on.
                     if refusal == Refusal::BadState { status::ALREADY_ON } else { status::INTERNAL_FAILURE }
                 }
             },
         }
+    }
+
+    /// A vCPU is about to run.
+    pub fn begins(&self, index: u8, entry: u64, x0: u64, switched: &impl Switched) {
+        switched.starts(index, entry, x0);
+        self.set(index, State::On);
     }
 
     /// AFFINITY_INFO: on if any CPU that the level leaves is on.

@@ -14,7 +14,7 @@ use crate::identity::Shown;
 use crate::instruction::{NotEmulated, extend};
 use crate::pl011::{self, Pl011, Wire};
 use crate::pl031::{self, Pl031};
-use crate::psci::{Memory, Power, Request, State};
+use crate::psci::{Memory, Power, Request};
 use crate::redistributor::{self, Redistributor};
 use crate::sysreg::{Outcome, Processor, Trapped, memory_register};
 use crate::timer::{self, PhysicalTimer};
@@ -393,7 +393,8 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
         if exit.general[0] == hypercall::PING && exit.syndrome as u16 == 0 {
             return verdict(past(exit).register(0), exit.general[1].wrapping_add(1));
         }
-        let request = hypercall::answer(system, &self.power, index, exit.syndrome as u16, exit.general);
+        let told = self.telling_of(system);
+        let request = hypercall::answer(system, &self.power, index, exit.syndrome as u16, exit.general, &told);
         match request {
             Request::Answer(value) => verdict(past(exit).register(0), value as u64),
             Request::StopSelf => verdict(Answer::STOP, 0),
@@ -485,12 +486,18 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
                 // One that never started is stopped already.
                 let _ = vcpu_at(other).stop(system);
             }
+            self.all_stop(system, index);
             if !self.outside.report(system, report) {
                 trellis_runtime::log!("{}: no room for the report of its end", self.config.guest);
             }
             let _ = Signal::at(slot::ROOT).raise(system);
         }
         verdict(Answer::STOP, 0)
+    }
+
+    /// vCPUs that are not off.
+    pub(crate) fn on(&self) -> u64 {
+        self.power.on()
     }
 
     fn complete_for(&self, system: &impl System, words: &[u64; WORDS]) -> [u64; WORDS] {
@@ -530,7 +537,9 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
         self.forget(system);
         let lanes = vcpu_at(0).get_float(system, float_register::LENGTH).unwrap_or(0);
         self.vectors.store(lanes != 0, Ordering::Release);
-        let started = boot::start(system, &self.config, &self.outside, || self.power.set(0, State::On));
+        let (entry, x0) = (self.config.entry, self.config.x0);
+        let told = self.telling_of(system);
+        let started = boot::start(system, &self.config, &self.outside, || self.power.begins(0, entry, x0, &told));
         if let Err(refusal) = started {
             trellis_runtime::log!("{}: start refused: {refusal:?}", self.config.guest);
         }

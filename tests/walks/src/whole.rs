@@ -362,7 +362,7 @@ pub fn watched_plan(on_reset: OnReset, without: Without, monitors: &[Vec<RulePla
 
 /// What such a monitor's configuration says.
 fn monitor_config(session: usize, rules: &[RulePlan], events: &[EventPlan]) -> MonitorConfig<'static> {
-    let guest = WatchedPlan { name: "script", session: session as u8, view: 1, vcpus: CPUS as u8, first_page: BASE / PAGE, pages: BYTES / PAGE, gic: 3 };
+    let guest = WatchedPlan { name: "script", session: session as u8, view: 1, vcpus: CPUS as u8, first_page: BASE / PAGE, pages: BYTES / PAGE, gic: 3, reports: 0 };
     MonitorConfig {
         guests: [guest].into_iter().collect(),
         rules: rules.iter().copied().collect(),

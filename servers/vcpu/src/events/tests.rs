@@ -8,6 +8,7 @@ use trellis_idl::kernel::{Answer, Exit, ExitClass, ExitHeader, Op, Refusal, Trap
 use trellis_idl::layout::{badge, slot};
 use trellis_idl::plan::{MAX_VCPUS, VcpuConfig};
 use trellis_idl::wire::{GuestEnd, Order, ToRoot, VcpuOp, from_answer};
+use trellis_runtime::event_ring::{EventPage, Found, Reader};
 use trellis_runtime::{Reply, Server, dispatch};
 
 const PC: u64 = MEMORY + 0x400;
@@ -19,16 +20,23 @@ const BREAKPOINT: u64 = 0x3c << 26 | 1 << 25 | 0x77;
 const CPU_OFF: u64 = 0x8400_0002;
 const PSCI_VERSION: u64 = 0x8400_0000;
 
-fn started(vcpus: u8) -> (VcpuServer<'static, Desk>, Fake) {
-    let config = VcpuConfig {
+fn config(vcpus: u8) -> VcpuConfig<'static> {
+    VcpuConfig {
         watchers: 0,
-        guest: "g", vcpus, memory_base: MEMORY, memory_bytes: 1 << 20, loads: Default::default(), entry: MEMORY, x0: 0, gic: 3,
+        guest: "g", vcpus, memory_base: MEMORY, memory_bytes: 1 << 20, loads: Default::default(), entry: MEMORY, x0: 5, gic: 3,
         aarch32: false,
-    };
-    let (server, system) = (VcpuServer::new(config, Desk::default()), Fake::new(vcpus.into()));
+    }
+}
+
+fn start(server: &VcpuServer<'_, Desk>, system: &Fake) {
     let mut words = [0; WORDS];
     words[0] = VcpuOp::Start as u64;
-    assert!(matches!(dispatch(&server, &system, badge::ROOT, words), Reply::Call([0, ..])));
+    assert!(matches!(dispatch(server, system, badge::ROOT, words), Reply::Call([0, ..])));
+}
+
+fn started(vcpus: u8) -> (VcpuServer<'static, Desk>, Fake) {
+    let (server, system) = (VcpuServer::new(config(vcpus), Desk::default()), Fake::new(vcpus.into()));
+    start(&server, &system);
     (server, system)
 }
 
@@ -45,7 +53,9 @@ fn bits(kinds: &[EventKind]) -> u64 {
 
 /// A session hears these; of registers all writes, but for ignored bits of the translation tables' root.
 fn listen(server: &VcpuServer<'_, Desk>, system: &Fake, session: u64, kinds: &[EventKind], changes: u64, ignored: u64) -> Result<(), Refusal> {
-    let words = [VcpuOp::Listen as u64, bits(kinds), changes, 0, ignored, 0, 0, 0, 0, 0];
+    // Of some kinds one can only be told.
+    let told: Vec<_> = kinds.iter().copied().filter(|kind| kind.is_only_told()).collect();
+    let words = [VcpuOp::Listen as u64, bits(kinds) | bits(&told) << 32, changes, 0, ignored, 0, 0, 0, 0, 0];
     call(server, system, badge::monitor(session, 0), words).map(drop)
 }
 
@@ -329,5 +339,61 @@ proptest::proptest! {
             words[0] = words[0] & !0xff | class;
             let _ = dispatch(&server, &system, badge::EXIT | session % MAX_VCPUS as u64, words);
         }
+    }
+}
+
+/// What stands in a ring: kind, vCPU, where it stands, and its `x0`.
+fn read(reader: &mut Reader, page: &EventPage) -> Vec<(EventKind, u64, u64, u64)> {
+    let found = std::iter::from_fn(|| match reader.next(&page.0) {
+        Some(Found::Entry([_, number, words @ ..])) => {
+            let exit = Exit::from_words(words);
+            assert_eq!(number, exit.physical);
+            Some((EventKind::of_note(exit.physical).expect("an event"), exit.virtual_address, exit.pc, exit.general[0]))
+        }
+        _ => None,
+    });
+    found.collect()
+}
+
+#[test]
+fn each_vcpu_that_starts_or_stops_is_told_of_whoever_switches_it() {
+    const OFF: u64 = 0x8400_0008;
+    let pages: &'static [EventPage] = Box::leak(Box::new([const { EventPage::EMPTY }; 3]));
+    let (server, system) = (VcpuServer::new(config(3), Desk::default()).telling(pages), Fake::new(3));
+    listen(&server, &system, 0, &[EventKind::Start, EventKind::Stop], 0, 0).expect("it may");
+    start(&server, &system);
+    let mut readers = [Reader::NEW; 3];
+    let mut told = |ring: usize| read(&mut readers[ring], &pages[ring]);
+    assert_eq!(told(0), [(EventKind::Start, 0, MEMORY, 5)], "the guest's first");
+    let call = |vcpu: u64, general: [u64; 4]| server.exit(&system, badge::EXIT | vcpu, &exit(ExitClass::Hypercall, 0, general));
+    let entry = MEMORY + 0x1000;
+    call(0, [0xc400_0003, 1, entry, 7]);
+    assert_eq!((told(1), told(0)), (vec![(EventKind::Start, 1, entry, 7)], vec![]), "by the ring of the one that starts");
+    for wrong in [[0xc400_0003, 1, entry, 7], [0xc400_0003, 9, entry, 7], [0xc400_0003, 2, 1, 7]] {
+        call(0, wrong);
+        assert_eq!((told(0), told(1), told(2)), (vec![], vec![], vec![]), "what does not start is not told");
+    }
+    call(1, [CPU_OFF, 0, 0, 0]);
+    assert_eq!(told(1), [(EventKind::Stop, 1, entry, 0)]);
+    // It is still on its way out: it does not start after all.
+    system.state.lock().unwrap().refuse = Some((Op::VcpuLaunch, Refusal::BadState));
+    call(0, [0xc400_0003, 1, entry, 8]);
+    system.state.lock().unwrap().refuse = None;
+    let both: Vec<_> = told(1).iter().map(|event| event.0).collect();
+    assert_eq!(both, [EventKind::Start, EventKind::Stop]);
+    call(0, [0xc400_0003, 2, entry, 9]);
+    assert_eq!(told(2), [(EventKind::Start, 2, entry, 9)]);
+    // Whoever ends the guest tells of all: the others' rings are their own threads'.
+    call(2, [OFF, 0, 0, 0]);
+    let ended: Vec<_> = told(2).iter().map(|event| (event.0, event.1)).collect();
+    assert_eq!((ended, told(0), told(1)), (vec![(EventKind::Stop, 0), (EventKind::Stop, 2)], vec![], vec![]));
+}
+
+#[test]
+fn nobody_is_asked_about_a_vcpu_that_starts_or_stops() {
+    let (server, system) = started(2);
+    for kinds in [EventKind::Start.bit(), EventKind::Stop.bit()] {
+        let words = [VcpuOp::Listen as u64, kinds.into(), 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(call(&server, &system, badge::monitor(0, 0), words), Err(Refusal::BadArgument));
     }
 }
