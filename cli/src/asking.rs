@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 use trellis_idl::control::{Answer, Ask, Head, Name, Part, Refused, Step, Unfit, VERSION};
-use trellis_idl::plan::Role;
+use trellis_idl::plan::{MAX_ADDED, MAX_RULES, Role};
 use trellis_idl::wire::FrameKind;
 
 /// How long a running system may take for a part of an answer.
@@ -165,6 +165,7 @@ fn subject_of(ask: &Ask) -> &str {
     match ask {
         Ask::Pause(name) | Ask::Resume(name) | Ask::Reboot(name) | Ask::Views(name) | Ask::Kill(name) | Ask::Swap(name) => name,
         Ask::Upload(offer) => &offer.monitor,
+        Ask::Watch(watch) => &watch.guest,
         Ask::Status | Ask::Load(_) | Ask::Events(_) | Ask::Piece(_) => "",
     }
 }
@@ -221,6 +222,29 @@ pub fn refused(why: Refused, ask: &Ask) -> Failure {
             format!("your pause of guest {guest} is over, but a monitor pauses it too"),
             "it goes on when that one resumes it, or is no more (`./trellis ctl kill MONITOR`)",
         ),
+        Refused::Unwatched => Failure::hinted(
+            format!("nobody watches guest {guest}"), "a guest is watched whose manifest says so: [guest.NAME.monitor]",
+        ),
+        Refused::NotItsMonitor => Failure::says(format!("that monitor does not watch guest {guest}")),
+        Refused::WhichMonitor => Failure::hinted(format!("several monitors watch guest {guest}"), "name one with --monitor"),
+        Refused::NoRules => Failure::hinted(
+            format!("the monitor of guest {guest} has no rules that can be listed or changed"), "monitor-standard has, and so may one of your own",
+        ),
+        Refused::Senseless => Failure::hinted(
+            "no monitor can do that",
+            "execution and debug exceptions cannot be denied, starts and stops of vCPUs can only be reported, and only registers have --ignore and --only-changes",
+        ),
+        Refused::Elsewhere => Failure::hinted(format!("these pages are not the memory of guest {guest}"), "it sees its memory from 0x40000000 on"),
+        Refused::Overlaps => Failure::hinted(
+            format!("another rule, or another monitor of guest {guest}, has that already"),
+            "each access and each event of a guest is one rule's: `./trellis ctl watch` lists them",
+        ),
+        Refused::RulesFull => Failure::hinted(
+            "the monitor has as many rules as it can",
+            format!("at most {MAX_ADDED} are added, and at most {MAX_RULES} are about memory: remove one"),
+        ),
+        Refused::NoRule => Failure::hinted(format!("no such rule was added for guest {guest}"), "`./trellis ctl watch` lists them"),
+        Refused::Manifests => Failure::hinted("this rule is the manifest's, and stays", "those that were added can be removed: from 101 on"),
         why => not_swapped(why, guest),
     }
 }
@@ -322,6 +346,8 @@ mod tests {
             Refused::GivenUp, Refused::Lost, Refused::NoSwap, Refused::TooLarge(1), Refused::CutOff(1), Refused::Digest,
             Refused::Signature, Refused::Older(3), Refused::Unfit(Unfit::Format), Refused::Unfit(Unfit::Memory),
             Refused::Fails(Step::Begin), Refused::Fails(Step::Watch), Refused::Interface, Refused::State(2), Refused::StillPaused,
+            Refused::Unwatched, Refused::NotItsMonitor, Refused::WhichMonitor, Refused::NoRules, Refused::Senseless, Refused::Elsewhere,
+            Refused::Overlaps, Refused::RulesFull, Refused::NoRule, Refused::Manifests,
         ];
         let ask = Ask::Reboot(name("web").expect("a short name"));
         let mut sentences: Vec<String> = refusals.iter().map(|why| refused(*why, &ask).text(false)).collect();

@@ -3,6 +3,7 @@
 
 use crate::asking::{Asking, name};
 use crate::events::Events;
+use crate::rules::Rules;
 use crate::session::Outputs;
 use crate::standing::Standing;
 use crate::status::{Doing, Failure, Status};
@@ -66,6 +67,8 @@ pub enum What {
         /// Its name, as the manifest says; `monitor` where there is only one; or `irqfwd`
         monitor: String,
     },
+    /// Lists, adds and removes rules of the standard monitor that watches a guest
+    Watch(Rules),
     /// Lists what monitors were told of by the rules that log, with a count of what was lost
     Events {
         /// Goes on as they come
@@ -109,6 +112,7 @@ impl Ctl {
                 let parts = asking.ask(&Ask::Views(name(guest)?))?;
                 if self.json { pretty(&views_list::json(&parts)) } else { views_list::text(&parts) }
             }
+            What::Watch(rules) => rules.carry_out(&mut asking, self.json)?,
             What::Kill { monitor } if monitor == IRQFWD => {
                 asking.ask(&Ask::Kill(name(IRQFWD)?))?;
                 let text = format!("{IRQFWD} was ended and made again; its guests go on\n");

@@ -36,6 +36,7 @@ pub mod query;
 pub mod relay;
 pub mod replaced;
 pub mod report;
+pub mod rules;
 pub mod run;
 pub mod session;
 pub mod silicon;

@@ -74,7 +74,7 @@ fn the_page_about_commands_has_what_the_tool_has() {
         assert!(page.contains(&format!("## `./trellis {command}")), "{command}");
         known.extend(options(&String::from_utf8_lossy(&trellis(&[command, "--help"]).stdout)));
     }
-    for command in ["top", "swap", "events"] {
+    for command in ["top", "swap", "events", "watch"] {
         known.extend(options(&String::from_utf8_lossy(&trellis(&["ctl", command, "--help"]).stdout)));
     }
     // `-o` stands there by its short name; help is for those who ask.

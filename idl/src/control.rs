@@ -7,8 +7,8 @@
 //! the end of their enums: that changes no byte of the others, and no version.
 
 use crate::kernel::Refusal;
-use crate::plan::MAX_GUESTS;
-use crate::wire::{GuestEnd, Seen, ViewAccess};
+use crate::plan::{MAX_GUESTS, Rule};
+use crate::wire::{GuestEnd, KnownRule, Seen, ViewAccess};
 use heapless::{String, Vec};
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
@@ -66,6 +66,39 @@ pub enum Ask {
     /// What monitors were told of, from this number on, as far back as is remembered: [`Part::Event`], and then the number
     /// that comes next ([`Part::Until`]). Numbers that are left out are events that were lost.
     Events(u64),
+    /// About the rules of a guest's monitor.
+    Watch(Watch),
+}
+
+/// What the host wants of the rules of a guest's monitor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct Watch {
+    /// The guest.
+    pub guest: Name,
+    /// The monitor; empty: the guest's only one.
+    pub monitor: Name,
+    /// What.
+    pub what: WatchWhat,
+}
+
+/// What the host wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub enum WatchWhat {
+    /// To see them: [`Part::Rule`].
+    List,
+    /// One more, whatever guest it names: [`Part::Rule`] is what it became.
+    Add(Rule),
+    /// The one that was added and has this number no more.
+    Remove(u16),
+}
+
+/// A rule of a guest's monitor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct RuleState {
+    /// Index of the monitor's server in the plan.
+    pub server: u8,
+    /// What the monitor says of it.
+    pub known: KnownRule,
 }
 
 /// An event of which a monitor was told.
@@ -129,7 +162,7 @@ pub struct Piece {
 impl Ask {
     /// Whether it only looks.
     pub const fn only_looks(&self) -> bool {
-        matches!(self, Ask::Status | Ask::Views(_) | Ask::Load(_) | Ask::Events(_))
+        matches!(self, Ask::Status | Ask::Views(_) | Ask::Load(_) | Ask::Events(_) | Ask::Watch(Watch { what: WatchWhat::List, .. }))
     }
 }
 
@@ -180,6 +213,8 @@ pub enum Part {
     Event(EventState),
     /// The number that the next event will have, and ticks a second.
     Until(u64, u64),
+    /// A rule of the monitor that was asked for.
+    Rule(RuleState),
 }
 
 /// Why not.
@@ -231,6 +266,26 @@ pub enum Refused {
     State(u8),
     /// The host's pause of the guest is over, but a monitor pauses it too.
     StillPaused,
+    /// Nobody watches the guest.
+    Unwatched,
+    /// The monitor does not watch this guest.
+    NotItsMonitor,
+    /// Several monitors watch the guest, and none is named.
+    WhichMonitor,
+    /// The monitor is none that rules can be added to.
+    NoRules,
+    /// A rule says what makes no sense.
+    Senseless,
+    /// A rule is about pages that are not the guest's.
+    Elsewhere,
+    /// Another rule speaks of that already, or another monitor has it.
+    Overlaps,
+    /// The monitor has as many rules as it can.
+    RulesFull,
+    /// There is no such rule of this guest among those that were added.
+    NoRule,
+    /// The rule is the manifest's.
+    Manifests,
 }
 
 /// Why a file is no program for a server.

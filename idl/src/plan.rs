@@ -9,6 +9,7 @@ use crate::control::Control;
 use crate::event::EventKind;
 use crate::kernel::SESSIONS;
 use crate::wire::ViewAccess;
+use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
 
 /// Version of this file's types.
@@ -386,7 +387,7 @@ pub struct WatchedPlan<'a> {
 }
 
 /// What a monitor watches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
 pub struct RulePlan {
     /// Which guest, by its place in [`MonitorConfig::guests`].
     pub guest: u8,
@@ -408,7 +409,7 @@ impl RulePlan {
 }
 
 /// What a monitor hears of a guest beside accesses to memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
 pub struct EventPlan {
     /// Which guest, by its place in [`MonitorConfig::guests`].
     pub guest: u8,
@@ -424,8 +425,40 @@ pub struct EventPlan {
     pub log: bool,
 }
 
+/// A rule of a monitor, of either kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub enum Rule {
+    /// About memory.
+    Pages(RulePlan),
+    /// About something else.
+    Event(EventPlan),
+}
+
+impl Rule {
+    /// Which guest it is about, by its place in [`MonitorConfig::guests`].
+    pub const fn guest(&self) -> u8 {
+        match self {
+            Rule::Pages(rule) => rule.guest,
+            Rule::Event(rule) => rule.guest,
+        }
+    }
+
+    /// The same about another guest.
+    pub const fn of(self, guest: u8) -> Rule {
+        match self {
+            Rule::Pages(rule) => Rule::Pages(RulePlan { guest, ..rule }),
+            Rule::Event(rule) => Rule::Event(EventPlan { guest, ..rule }),
+        }
+    }
+}
+
+/// Rules that a monitor can be given while it runs.
+pub const MAX_ADDED: usize = 16;
+/// The number of the first of them; those of the manifest have lower ones, from 1 on.
+pub const FIRST_ADDED: u16 = 101;
+
 /// What a rule says to an access, or to another event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
 pub enum RuleVerdict {
     /// It happens.
     Allow,

@@ -7,7 +7,7 @@
 
 use crate::event::Injected;
 use crate::kernel::{ExitClass, Refusal};
-use crate::plan::OnReset;
+use crate::plan::{OnReset, Rule};
 use crate::trace::Record;
 use heapless::{String, Vec};
 use postcard_schema::Schema;
@@ -469,6 +469,40 @@ pub enum MonitorOp {
     /// What rule `m1` did. Back: `m0`, `m1` = accesses seen, `m2` = allowed, `m3` = denied, `m4` = stopped, `m5` = lines
     /// that its log was spared.
     Count = 5,
+    /// Has a rule more: an [`AddedRule`]. Back: its number, `u16`. Refused, and as it was: `NoOperation` (it is no monitor of such rules),
+    /// `BadArgument` (no such rule makes sense), `OutOfRange` (pages that are not the guest's), `Occupied` (another rule or another
+    /// monitor has that), `Quota` (it has too many).
+    Add = 6,
+    /// Has rule `m1` of guest `m2` no more, which is one that was added. Back: `m0`. Refused: `NotMapped` (there is no such rule),
+    /// `MissingRight` (it is the manifest's).
+    Remove = 7,
+    /// The rule that stands at a place (`u64`) among all, those of the manifest first. Back: a [`KnownRule`]. Refused: `OutOfRange` (there are
+    /// not so many), `NotMapped` (none stands there, but behind it).
+    Rule = 8,
+}
+
+/// A rule that is added to a monitor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct AddedRule {
+    /// What it says.
+    pub rule: Rule,
+    /// Which number it had in an earlier monitor; 0: any.
+    pub number: u16,
+    /// Its guest is watched already. Otherwise it will be, this rule and all others, when it begins or is adopted.
+    pub applies: bool,
+}
+
+/// A rule that a monitor has, and what it did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct KnownRule {
+    /// Its number: of the manifest's, from 1 on among those of its kind.
+    pub number: u16,
+    /// It was added.
+    pub is_added: bool,
+    /// What it says.
+    pub rule: Rule,
+    /// As [`MonitorOp::Count`] says it.
+    pub counts: [u64; 5],
 }
 
 impl MonitorOp {
@@ -480,13 +514,16 @@ impl MonitorOp {
             3 => Some(MonitorOp::Export),
             4 => Some(MonitorOp::Import),
             5 => Some(MonitorOp::Count),
+            6 => Some(MonitorOp::Add),
+            7 => Some(MonitorOp::Remove),
+            8 => Some(MonitorOp::Rule),
             _ => None,
         }
     }
 }
 
 /// Most bytes of a monitor's state.
-pub const MAX_STATE: usize = 3072;
+pub const MAX_STATE: usize = 3456;
 
 /// What a monitor hands over; root only carries it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]

@@ -8,13 +8,13 @@ use std::fmt::Debug;
 use trellis_idl::control::{
     EventState, Handed, Offer, Piece, Proof, Replaced, Step, Unfit,
     Answer, Ask, Control, Ended, FromHost, GuestLoad, GuestState, Head, Life, Load, Name, Part, Refused, ServerState, Silicon,
-    SourceState, SystemState, VcpuState, ViewState,
+    RuleState, SourceState, SystemState, VcpuState, ViewState, Watch, WatchWhat,
 };
 use trellis_idl::event::EventKind;
 use trellis_idl::interface::{CONTROL, HOST, IRQFWD, Interface, MONITOR, P2M, VCPU};
-use trellis_idl::plan::{Budget, EventPlan, MonitorConfig, OnReset, Populate, RulePlan, RuleVerdict, WatchedPlan};
+use trellis_idl::plan::{Budget, EventPlan, MonitorConfig, OnReset, Populate, Rule, RulePlan, RuleVerdict, WatchedPlan};
 use trellis_idl::trace::{Record, TraceKind, Who};
-use trellis_idl::wire::{Crash, Fault, GuestEnd, IrqfwdOp, MAX_PAYLOAD, MonitorOp, MonitorState, P2mOp, PageRange, PageRanges, Report, Seen, ToRoot, VcpuOp};
+use trellis_idl::wire::{AddedRule, Crash, Fault, GuestEnd, IrqfwdOp, KnownRule, MAX_PAYLOAD, MonitorOp, MonitorState, P2mOp, PageRange, PageRanges, Report, Seen, ToRoot, VcpuOp};
 
 fn is<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &T, golden: &str) {
     let mut buffer = [0; 1024];
@@ -104,6 +104,16 @@ fn questions_keep_their_bytes() {
     is(&Ask::Piece(Piece { offset: 300, bytes: [7, 8].into_iter().collect() }), "08ac02020708");
     is(&Ask::Swap(name("web")), "0903776562");
     is(&Ask::Events(300), "0aac02");
+    let pages = Rule::Pages(RulePlan { guest: 0, first: 0x4_0200, pages: 1, access: 2, verdict: RuleVerdict::Deny, log: true });
+    let event = Rule::Event(EventPlan { guest: 0, kind: EventKind::Stop, only_changes: false, ignored: 0, verdict: RuleVerdict::Report, log: false });
+    let watch = |what| Ask::Watch(Watch { guest: name("web"), monitor: name(""), what });
+    is(&watch(WatchWhat::List), "0b037765620000");
+    is(&watch(WatchWhat::Add(pages)), "0b037765620001000080841001020101");
+    is(&watch(WatchWhat::Add(event)), "0b03776562000101000e00000400");
+    is(&watch(WatchWhat::Remove(101)), "0b03776562000265");
+    let known = KnownRule { number: 101, is_added: true, rule: event, counts: [300, 1, 2, 3, 4] };
+    is(&RuleState { server: 3, known }, "03650101000e00000400ac0201020304");
+    is(&AddedRule { rule: event, number: 0, applies: true }, "01000e000004000001");
     is(&FromHost::Asked(7, Ask::Status), "000700");
     is(&FromHost::Foreign(7), "0107");
     is(&FromHost::Meaningless(7), "0207");
@@ -125,6 +135,11 @@ fn answers_keep_their_bytes() {
     is(&[Refused::Older(7), Refused::Unfit(Unfit::Entry), Refused::Fails(Step::Watch), Refused::Interface, Refused::State(3)], "110712061303141503");
     is(&[Refused::NoMonitor, Refused::NothingWatched, Refused::GivenUp, Refused::Lost], "08090a0b");
     is(&[Refused::StillPaused], "16");
+    let rules = [
+        Refused::Unwatched, Refused::NotItsMonitor, Refused::WhichMonitor, Refused::NoRules, Refused::Senseless, Refused::Elsewhere, Refused::Overlaps,
+        Refused::RulesFull, Refused::NoRule, Refused::Manifests,
+    ];
+    is(&rules, "1718191a1b1c1d1e1f20");
     is(&answer(Part::Refused(Refused::Ended)), "01050105");
     let system = SystemState {
         name: name("box"), control: Control::Full, up: 200, clock_hz: 62_500_000, cpus: 2, kernel_bytes: 4096, free_bytes: 0,
@@ -235,8 +250,8 @@ fn interfaces_keep_their_schema() {
         (P2M, Interface { number: 1, version: 1, schema: 0x0135_024b_772c_d1a9 }),
         (VCPU, Interface { number: 2, version: 1, schema: 0x81b9_ad91_46f6_8a3d }),
         (IRQFWD, Interface { number: 4, version: 1, schema: 0xc537_20ca_90bf_82b7 }),
-        (MONITOR, Interface { number: 5, version: 1, schema: 0xdc33_40e9_c202_3588 }),
-        (CONTROL, Interface { number: 8, version: 1, schema: 0xc0f6_c19e_abb1_9e63 }),
+        (MONITOR, Interface { number: 5, version: 1, schema: 0x4d4c_759f_9a19_45cb }),
+        (CONTROL, Interface { number: 8, version: 1, schema: 0x1e08_93c4_c5c2_de4d }),
         (HOST, Interface { number: 3, version: 1, schema: 0x69dc_5bdc_224c_0b85 }),
     ];
     for (now, then) in golden {

@@ -15,7 +15,7 @@ use trellis_idl::boot::{self, BootHeader, HEADER_OFFSET};
 use trellis_idl::kernel::PAGE;
 use std::collections::BTreeMap;
 use trellis_idl::plan::{
-    ConsoleConfig, DevicePages, EventPlan, IrqfwdConfig, Load, MonitorConfig, P2mConfig, Part, Plan, Role, RulePlan, Segment,
+    ConsoleConfig, DevicePages, IrqfwdConfig, Load, MonitorConfig, P2mConfig, Part, Plan, Role, Segment,
     ServerPlan, SourcePlan, Sve, VcpuConfig, WatchedPlan,
 };
 use zerocopy::{FromBytes, IntoBytes};
@@ -179,17 +179,8 @@ impl System {
             }
         };
         let place = |name: &str| monitor.guests.iter().position(|(index, _)| self.guests[*index].name == name);
-        let rule = |rule: &RuleEntry| {
-            let (first, pages) = rule.pages.value;
-            let walks = if rule.ignores_walks() { RulePlan::NO_WALKS } else { 0 };
-            let (access, verdict) = (rule.access.value.0 as u8 | walks, rule.verdict.value);
-            Some(RulePlan { guest: place(&rule.guest.value)? as u8, first, pages, access, verdict, log: rule.log })
-        };
-        let event = |rule: &EventEntry| {
-            let (kind, verdict) = (rule.kind.value, rule.verdict.value);
-            let (only_changes, ignored) = (rule.only_changes, rule.ignored);
-            Some(EventPlan { guest: place(&rule.guest.value)? as u8, kind, only_changes, ignored, verdict, log: rule.log })
-        };
+        let rule = |rule: &RuleEntry| Some(rule.plan(place(&rule.guest.value)? as u8));
+        let event = |rule: &EventEntry| Some(rule.plan(place(&rule.guest.value)? as u8));
         MonitorConfig {
             guests: bounded(monitor.guests.iter().map(guest)),
             rules: bounded(monitor.rules.iter().filter_map(rule)),

@@ -9,14 +9,14 @@ use crate::quantity::parse_bits;
 use crate::table::{Placed, Problems, Table};
 use crate::watch::{VERDICTS, rule_guest, said};
 use trellis_idl::event::EventKind;
-use trellis_idl::plan::{MAX_EVENT_RULES, RuleVerdict};
+use trellis_idl::plan::{EventPlan, MAX_EVENT_RULES, RuleVerdict};
 
 const EVENT_KEYS: [&str; 6] = ["guest", "on", "only-changes", "ignore", "verdict", "log"];
 /// What such a rule looks like.
 pub const EXAMPLE: &str = "events = [{ guest = \"web\", on = \"ttbr0\", verdict = \"allow\" }]";
 
 /// Words for what is heard.
-const KINDS: [(&str, EventKind); 15] = [
+pub const KINDS: [(&str, EventKind); 15] = [
     ("sctlr", EventKind::SystemControl), ("ttbr0", EventKind::Tables0), ("ttbr1", EventKind::Tables1), ("tcr", EventKind::Translation),
     ("mair", EventKind::Attributes), ("contextidr", EventKind::Context), ("id-register", EventKind::Identity),
     ("smc", EventKind::Firmware), ("hvc", EventKind::Hypercall), ("request", EventKind::Request), ("power", EventKind::Power),
@@ -46,24 +46,35 @@ pub struct EventEntry {
 impl EventEntry {
     /// What it hears, and what it says, in one sentence.
     pub fn describe(&self) -> String {
-        let kind = self.kind.value;
-        let what = match (kind, kind.register()) {
-            (_, Some(register)) => format!("a write of {register}"),
-            (EventKind::Identity, _) => "a read of an ID register".into(),
-            (EventKind::Firmware, _) => "a call to firmware (SMC)".into(),
-            (EventKind::Hypercall, _) => "a call to the hypervisor (HVC)".into(),
-            (EventKind::Request, _) => "a request to its monitor".into(),
-            (EventKind::Power, _) => "a vCPU or the guest switched on or off".into(),
-            (EventKind::Breakpoint, _) => "a breakpoint instruction".into(),
-            (EventKind::Start, _) => "a vCPU that begins to run".into(),
-            (EventKind::Stop, _) => "a vCPU that runs no more".into(),
-            _ => "another debug exception".to_string(),
-        };
-        let changes = if self.only_changes { " that changes it" } else { "" };
-        let ignored = if self.ignored == 0 { String::new() } else { format!(", but for bits {:#x}", self.ignored) };
-        let said = said(self.verdict.value, self.log);
-        format!("{what}{changes}{ignored}: {said}")
+        describe_event(&self.plan(0))
     }
+
+    /// The same for a monitor, to which the guest is the one at this place.
+    pub fn plan(&self, guest: u8) -> EventPlan {
+        let (kind, verdict) = (self.kind.value, self.verdict.value);
+        EventPlan { guest, kind, only_changes: self.only_changes, ignored: self.ignored, verdict, log: self.log }
+    }
+}
+
+/// What a rule hears, and what it says, in one sentence.
+pub fn describe_event(rule: &EventPlan) -> String {
+    let kind = rule.kind;
+    let what = match (kind, kind.register()) {
+        (_, Some(register)) => format!("a write of {register}"),
+        (EventKind::Identity, _) => "a read of an ID register".into(),
+        (EventKind::Firmware, _) => "a call to firmware (SMC)".into(),
+        (EventKind::Hypercall, _) => "a call to the hypervisor (HVC)".into(),
+        (EventKind::Request, _) => "a request to its monitor".into(),
+        (EventKind::Power, _) => "a vCPU or the guest switched on or off".into(),
+        (EventKind::Breakpoint, _) => "a breakpoint instruction".into(),
+        (EventKind::Start, _) => "a vCPU that begins to run".into(),
+        (EventKind::Stop, _) => "a vCPU that runs no more".into(),
+        _ => "another debug exception".to_string(),
+    };
+    let changes = if rule.only_changes { " that changes it" } else { "" };
+    let ignored = if rule.ignored == 0 { String::new() } else { format!(", but for bits {:#x}", rule.ignored) };
+    let said = said(rule.verdict, rule.log);
+    format!("{what}{changes}{ignored}: {said}")
 }
 
 /// How a manifest calls it.

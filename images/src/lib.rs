@@ -33,6 +33,7 @@ mod system;
 mod table;
 mod view;
 mod watch;
+pub mod words;
 
 pub use board::Board;
 pub use compose::Programs;

@@ -11,7 +11,7 @@ use crate::table::{Placed, Problems, Table};
 use crate::view::range_of;
 use std::collections::BTreeSet;
 use trellis_idl::kernel::{Access, Inside, MAX_VIEWS, PAGE, SESSIONS};
-use trellis_idl::plan::{MAX_RULES, MAX_WATCHED, RuleVerdict};
+use trellis_idl::plan::{MAX_RULES, MAX_WATCHED, RulePlan, RuleVerdict};
 
 /// Most CPUs on which a monitor has threads, besides the one that answers root.
 const MAX_CPUS: usize = 8;
@@ -23,7 +23,7 @@ const RULE_KEYS: [&str; 6] = ["guest", "pages", "access", "verdict", "log", "wal
 const PAGES: &str = "pages = \"0x40200000..0x40280000\"";
 
 /// Words for the accesses that a rule watches.
-const ACCESSES: [(&str, Access); 7] = [
+pub const ACCESSES: [(&str, Access); 7] = [
     ("r", Access::READ),
     ("w", Access::WRITE),
     ("x", Access::EXECUTE),
@@ -51,6 +51,16 @@ pub fn said(verdict: RuleVerdict, log: bool) -> String {
     format!("{verdict}{}", if log { ", and logged" } else { "" })
 }
 
+/// A rule's pages and accesses in one sentence.
+pub fn describe_pages(rule: &RulePlan) -> String {
+    let known = Access(u64::from(rule.access & !RulePlan::NO_WALKS));
+    let access = ACCESSES.iter().find(|(_, access)| *access == known).map_or("?", |(word, _)| word);
+    let walks = if rule.access & RulePlan::NO_WALKS != 0 { " but for table walks" } else { "" };
+    let end = rule.first.saturating_add(rule.pages);
+    let said = said(rule.verdict, rule.log);
+    format!("{:#x}..{:#x} {access}{walks}: {said}", rule.first.saturating_mul(PAGE), end.saturating_mul(PAGE))
+}
+
 /// One rule as it stands in a manifest.
 #[derive(Clone, Debug)]
 pub struct RuleEntry {
@@ -76,11 +86,14 @@ impl RuleEntry {
 
     /// Its pages and accesses in one sentence.
     pub fn describe(&self) -> String {
+        describe_pages(&self.plan(0))
+    }
+
+    /// The same for a monitor, to which the guest is the one at this place.
+    pub fn plan(&self, guest: u8) -> RulePlan {
         let (first, pages) = self.pages.value;
-        let access = ACCESSES.iter().find(|(_, known)| *known == self.access.value).map_or("?", |(word, _)| word);
-        let said = said(self.verdict.value, self.log);
-        let walks = if self.ignores_walks() { " but for table walks" } else { "" };
-        format!("{:#x}..{:#x} {access}{walks}: {said}", first * PAGE, (first + pages) * PAGE)
+        let walks = if self.ignores_walks() { RulePlan::NO_WALKS } else { 0 };
+        RulePlan { guest, first, pages, access: self.access.value.0 as u8 | walks, verdict: self.verdict.value, log: self.log }
     }
 
     /// Whether both speak of the same page.

@@ -85,10 +85,8 @@ impl Portal {
         self, system: &impl System, operation: u64, question: &Q,
     ) -> Result<A, Refusal> {
         let (words, bytes) = encode(system, operation, question)?;
-        let (answer, bytes) = match bytes {
-            0 => (self.call(system, words)?, 0),
-            _ => system.call_with_buffer(self.slot(), words, bytes)?,
-        };
+        // The answer to a short question may be long.
+        let (answer, bytes) = system.call_with_buffer(self.slot(), words, bytes)?;
         from_answer(answer[0])?;
         decode(system, &answer, bytes)
     }

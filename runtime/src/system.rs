@@ -15,9 +15,9 @@ pub trait System {
     /// Calls a portal with the first `bytes` of this thread's message buffer. Back: the words, and how much of the buffer
     /// came with the answer. A system whose server sends nothing longer than ten words need not have this.
     fn call_with_buffer(
-        &self, _portal: u64, _words: [u64; WORDS], _bytes: usize,
+        &self, portal: u64, words: [u64; WORDS], bytes: usize,
     ) -> Result<([u64; WORDS], usize), Refusal> {
-        Err(Refusal::Unsupported)
+        if bytes == 0 { self.call(portal, words).map(|answer| (answer, 0)) } else { Err(Refusal::Unsupported) }
     }
 
     /// Waits for bits of this thread's signal word (deadline in ticks, 0 = for ever). 0 = the deadline passed.

@@ -19,7 +19,8 @@ pub fn decode(payload: &[u8]) -> Option<FromHost> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use trellis_idl::control::{Name, Offer, Piece, Proof, UPLOAD_PIECE};
+    use trellis_idl::control::{Name, Offer, Piece, Proof, UPLOAD_PIECE, Watch, WatchWhat};
+    use trellis_idl::plan::{Rule, RulePlan, RuleVerdict};
 
     fn bytes(version: u16, number: u32, ask: &Ask) -> Vec<u8> {
         let mut buffer = [0; 512];
@@ -37,6 +38,11 @@ mod tests {
             name.clone().prop_map(Ask::Kill),
             name.clone().prop_map(Ask::Swap),
             any::<u64>().prop_map(Ask::Events),
+            (name.clone(), name.clone(), any::<u16>(), any::<[u64; 2]>()).prop_map(|(guest, monitor, number, [first, pages])| {
+                let rule = RulePlan { guest: 0, first, pages, access: number as u8, verdict: RuleVerdict::Report, log: number > 99 };
+                let all = [WatchWhat::List, WatchWhat::Remove(number), WatchWhat::Add(Rule::Pages(rule))];
+                Ask::Watch(Watch { guest, monitor, what: all[usize::from(number) % 3] })
+            }),
             (name, any::<[u32; 2]>(), any::<[[u8; 32]; 3]>(), any::<Option<u64>>(), any::<bool>()).prop_map(
                 |(monitor, [bytes, _], [digest, first, second], counter, is_fresh)| {
                     let proof = counter.map(|counter| Proof { counter, signature: [first, second] });

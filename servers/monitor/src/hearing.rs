@@ -56,11 +56,16 @@ impl Hearing {
 
     /// All that is to be heard of a guest.
     pub fn wish(&self, guest: usize) -> Wish {
-        let mut wish = Wish::default();
         // Where two speak of one kind the first counts.
-        self.all.iter().rev().filter(|rule| usize::from(rule.guest) == guest).for_each(|rule| hear(&mut wish, rule));
-        wish
+        wish_of(self.all.iter().rev(), guest)
     }
+}
+
+/// All that these rules hear of a guest; of two about one kind the last counts.
+pub fn wish_of<'r>(rules: impl Iterator<Item = &'r EventPlan>, guest: usize) -> Wish {
+    let mut wish = Wish::default();
+    rules.filter(|rule| usize::from(rule.guest) == guest).for_each(|rule| hear(&mut wish, rule));
+    wish
 }
 
 #[cfg(test)]

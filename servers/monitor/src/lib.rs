@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod added;
 #[cfg(target_os = "none")]
 pub mod board;
 pub mod decided;

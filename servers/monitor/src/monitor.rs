@@ -6,7 +6,8 @@ use crate::guest::WatchedGuest;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use trellis_idl::kernel::Refusal;
-use trellis_idl::wire::Verdict;
+use trellis_idl::plan::Rule;
+use trellis_idl::wire::{KnownRule, Verdict};
 use trellis_runtime::System;
 
 /// A monitor. Its threads share it, so it locks inside where it must; events of one vCPU come one after another.
@@ -47,4 +48,20 @@ pub trait Monitor: Sync {
     /// What its rule of this number did: seen, allowed, denied, stopped, lines spared. Rules about other events than accesses stand
     /// behind those about memory.
     fn count(&self, system: &impl System, rule: u64) -> Result<[u64; 5], Refusal>;
+
+    /// Has a rule about a guest more, from now on or, where that does not `apply`, from the next time on that the guest begins or is
+    /// adopted; at the place of this number, or at any (0). Back: its number. Refused: nothing has changed.
+    fn add(&self, _system: &impl System, _guest: &WatchedGuest<'_>, _rule: Rule, _number: u16, _applies: bool) -> Result<u16, Refusal> {
+        Err(Refusal::NoOperation)
+    }
+
+    /// Has a rule about a guest no more that was added.
+    fn remove(&self, _system: &impl System, _guest: &WatchedGuest<'_>, _number: u64) -> Result<(), Refusal> {
+        Err(Refusal::NoOperation)
+    }
+
+    /// The rule at a place among all, those of the manifest first. `NotMapped`: none stands there, but behind it; `OutOfRange`: there are no more.
+    fn rule(&self, _system: &impl System, _place: u64) -> Result<KnownRule, Refusal> {
+        Err(Refusal::NoOperation)
+    }
 }

@@ -45,24 +45,8 @@ impl Rules {
     /// The same of a walk of the guest's tables, of which nobody knows whether it reads its table or marks it.
     #[cold]
     pub fn find_walk(&self, guest: usize, page: u64, access: Access) -> Option<(usize, &RulePlan)> {
-        let any = Access::READ.with(Access::WRITE);
-        let of = |access: Access| {
-            let speaks = move |rule: &RulePlan| rule.access & RulePlan::NO_WALKS == 0 && access.0 & u64::from(rule.access) != 0;
-            self.all.iter().enumerate().find(|(_, rule)| is_of(rule, guest, page) && speaks(rule))
-        };
-        of(access).or_else(|| of(any))
-    }
-
-    /// Whether nobody is to hear of walks in a page: no rule that speaks of its reads or writes speaks of walks.
-    pub fn ignores_walks(&self, guest: usize, page: u64) -> bool {
-        let data = Access::READ.with(Access::WRITE).0 as u8;
-        self.of_page(guest, page).filter(|rule| rule.access & data != 0).all(|rule| rule.access & RulePlan::NO_WALKS != 0)
-    }
-
-    /// What p2m need not ask about a page that is watched.
-    pub fn wishes(&self, guest: usize, page: u64) -> u64 {
-        let told = if self.is_told(guest, page) { P2mOp::TOLD } else { 0 };
-        told | if self.ignores_walks(guest, page) { P2mOp::NO_WALKS } else { 0 }
+        let of = |access| self.all.iter().enumerate().find(|(_, rule)| speaks(rule, guest, page, access, true));
+        of(access).or_else(|| of(DATA))
     }
 
     /// A rule was used for a vCPU.
@@ -79,39 +63,80 @@ impl Rules {
         self.seen.iter().map(of).fold(0, u64::wrapping_add)
     }
 
-    /// The rules that speak of a page of a guest.
-    fn of_page(&self, guest: usize, page: u64) -> impl Iterator<Item = &RulePlan> {
-        self.all.iter().filter(move |rule| is_of(rule, guest, page))
-    }
-
     /// What may be done to a page of a guest without a word.
     pub fn allowed(&self, guest: usize, page: u64) -> ViewAccess {
-        let watched = self.of_page(guest, page).fold(0, |all, rule| all | u16::from(rule.access) & ViewAccess::ALL.0);
-        if watched == 0 { ViewAccess::DEFAULT } else { ViewAccess(ViewAccess::ALL.0 & !watched) }
-    }
-
-    /// Whether nobody need be asked about a page: every rule that speaks of it wants to be told alone.
-    pub fn is_told(&self, guest: usize, page: u64) -> bool {
-        self.of_page(guest, page).all(|rule| rule.verdict == RuleVerdict::Report)
+        allowed(&self.all, guest, page)
     }
 
     /// The stretches of a guest's pages that are watched, each in one way.
     pub fn stretches(&self, guest: usize) -> impl Iterator<Item = Stretch> + '_ {
-        let mut edges: Vec<u64, { 2 * MAX_RULES }> = Vec::new();
-        for rule in self.all.iter().filter(|rule| usize::from(rule.guest) == guest) {
-            for edge in [rule.first, rule.first.saturating_add(rule.pages)] {
-                // Two for each rule: they fit.
-                let _ = edges.push(edge);
-            }
-        }
-        edges.sort_unstable();
-        let count = edges.len().saturating_sub(1);
-        (0..count).filter_map(move |n| {
-            let (first, end) = (*edges.get(n)?, *edges.get(n + 1)?);
-            let access = self.allowed(guest, first);
-            (first < end && access != ViewAccess::DEFAULT).then_some(((first, end - first), access))
-        })
+        stretches(&self.all, guest)
     }
+}
+
+/// Accesses that a walk may be.
+const DATA: Access = Access::READ.with(Access::WRITE);
+
+/// Whether a rule speaks of such an access to a page. Of a walk: if it speaks of walks.
+pub fn speaks(rule: &RulePlan, guest: usize, page: u64, access: Access, is_walk: bool) -> bool {
+    let quiet = if is_walk { RulePlan::NO_WALKS } else { 0 };
+    is_of(rule, guest, page) && access.0 & u64::from(rule.access) != 0 && rule.access & quiet == 0
+}
+
+/// The rules that speak of a page of a guest.
+fn of_page(rules: &[RulePlan], guest: usize, page: u64) -> impl Iterator<Item = &RulePlan> {
+    rules.iter().filter(move |rule| is_of(rule, guest, page))
+}
+
+/// What may be done to a page of a guest without a word.
+pub fn allowed(rules: &[RulePlan], guest: usize, page: u64) -> ViewAccess {
+    let watched = of_page(rules, guest, page).fold(0, |all, rule| all | u16::from(rule.access) & ViewAccess::ALL.0);
+    if watched == 0 { ViewAccess::DEFAULT } else { ViewAccess(ViewAccess::ALL.0 & !watched) }
+}
+
+/// What p2m need not ask about a page that is watched: nothing, if every rule that speaks of it wants to be told alone; and nothing of
+/// walks, if none that speaks of its reads or writes speaks of walks.
+pub fn wishes(rules: &[RulePlan], guest: usize, page: u64) -> u64 {
+    let told = of_page(rules, guest, page).all(|rule| rule.verdict == RuleVerdict::Report);
+    let mut data = of_page(rules, guest, page).filter(|rule| u64::from(rule.access) & DATA.0 != 0);
+    let quiet = data.all(|rule| rule.access & RulePlan::NO_WALKS != 0);
+    (if told { P2mOp::TOLD } else { 0 }) | if quiet { P2mOp::NO_WALKS } else { 0 }
+}
+
+/// Where what rules say of a guest's pages may change, in order.
+fn edges(rules: &[RulePlan], guest: usize) -> Vec<u64, { 2 * MAX_RULES }> {
+    let mut edges: Vec<u64, { 2 * MAX_RULES }> = Vec::new();
+    for rule in rules.iter().filter(|rule| usize::from(rule.guest) == guest) {
+        for edge in [rule.first, rule.first.saturating_add(rule.pages)] {
+            // Two for each rule: they fit.
+            let _ = edges.push(edge);
+        }
+    }
+    edges.sort_unstable();
+    edges
+}
+
+/// The stretches of a guest's pages that are watched, each in one way.
+pub fn stretches(rules: &[RulePlan], guest: usize) -> impl Iterator<Item = Stretch> + '_ {
+    let edges = edges(rules, guest);
+    let count = edges.len().saturating_sub(1);
+    (0..count).filter_map(move |n| {
+        let (first, end) = (*edges.get(n)?, *edges.get(n + 1)?);
+        let access = allowed(rules, guest, first);
+        (first < end && access != ViewAccess::DEFAULT).then_some(((first, end - first), access))
+    })
+}
+
+/// The stretches of these pages, watched or not.
+pub fn within(rules: &[RulePlan], guest: usize, (first, pages): (u64, u64)) -> impl Iterator<Item = Stretch> + '_ {
+    let end = first.saturating_add(pages);
+    let inner = edges(rules, guest);
+    let mut from = first;
+    core::iter::from_fn(move || {
+        let (start, next) = (from, inner.iter().copied().find(|edge| *edge > from).unwrap_or(end).min(end));
+        from = next;
+        (start < next).then(|| ((start, next - start), allowed(rules, guest, start)))
+    })
 }
 
 #[cfg(test)]
@@ -145,10 +170,9 @@ mod tests {
             assert_eq!((walk(10, access), walk(11, access), walk(13, access), walk(20, access)), (None, Some(1), None, Some(4)));
         }
         assert_eq!(rules.find(0, 10, Access::WRITE).map(|(index, _)| index), Some(0), "what is no walk is its all the same");
-        let ignored = [10, 11, 12, 13, 20].map(|page| rules.ignores_walks(0, page));
-        assert_eq!(ignored, [true, false, true, true, false], "a rule about execution has no say in it");
-        assert_eq!(rules.wishes(0, 10), P2mOp::NO_WALKS);
-        assert_eq!(rules.wishes(0, 11), 0);
+        let ignored = [10, 11, 13, 20].map(|page| wishes(rules.all(), 0, page) == P2mOp::NO_WALKS);
+        assert_eq!(ignored, [true, false, true, false], "a rule about execution has no say in it");
+        assert_eq!(wishes(rules.all(), 0, 11), 0);
     }
 
     #[test]
@@ -185,6 +209,21 @@ mod tests {
                     }
                 }
             }
+        }
+
+        #[test]
+        fn each_page_of_a_range_is_in_one_stretch_of_it(
+            rules in prop::collection::vec((0..2u8, 0..20u64, 0..8u64, 0..8u8), 0..MAX_RULES), first in 0..30u64, pages in 0..20u64,
+        ) {
+            let plans: std::vec::Vec<RulePlan> =
+                rules.iter().map(|(guest, first, pages, access)| rule(*guest, *first, *pages, *access)).collect();
+            let mut next = first;
+            for ((start, count), access) in within(&plans, 0, (first, pages)) {
+                prop_assert!(start == next && count > 0);
+                next = start + count;
+                prop_assert!((start..next).all(|page| allowed(&plans, 0, page) == access));
+            }
+            prop_assert_eq!(next, first + pages);
         }
 
         #[test]

@@ -13,7 +13,7 @@ use trellis_idl::interface::{self, ATTACH};
 use trellis_idl::kernel::{Access, Answer, Exit, Refusal, WORDS};
 use trellis_idl::layout::{badge as badges, monitor_signal};
 use trellis_idl::plan::{MAX_WATCHED, MonitorConfig, WatchedPlan};
-use trellis_idl::wire::{MAX_STATE, MonitorOp, MonitorState, Order, ToRoot, Verdict, to_answer};
+use trellis_idl::wire::{AddedRule, MAX_STATE, MonitorOp, MonitorState, Order, ToRoot, Verdict, to_answer};
 use trellis_runtime::handle::clock;
 use trellis_runtime::{Attends, Reply, Server, System, message};
 
@@ -138,8 +138,18 @@ impl<'a, M: Monitor, O: Outside> MonitorServer<'a, M, O> {
 
     // ── root's calls ──
 
+    /// The guest that root means.
+    fn place(&self, index: u64) -> Result<WatchedGuest<'_>, Refusal> {
+        usize::try_from(index).ok().and_then(|index| self.guest(index)).ok_or(Refusal::OutOfRange)
+    }
+
+    fn add(&self, system: &impl System, added: &AddedRule) -> Result<u16, Refusal> {
+        let guest = self.place(added.rule.guest().into())?;
+        self.monitor.add(system, &guest, added.rule, added.number, added.applies)
+    }
+
     fn begin(&self, system: &impl System, index: u64, anew: bool) -> Result<(), Refusal> {
-        let guest = usize::try_from(index).ok().and_then(|index| self.guest(index)).ok_or(Refusal::OutOfRange)?;
+        let guest = self.place(index)?;
         if anew {
             self.decided.forget(guest.index());
         }
@@ -197,6 +207,15 @@ impl<'a, M: Monitor, O: Outside> MonitorServer<'a, M, O> {
             Some(MonitorOp::Import) => {
                 let state = message::decode(system, words, bytes);
                 return message::answer(system, state.and_then(|state| self.import(system, &state)));
+            }
+            Some(MonitorOp::Add) => {
+                let added = message::decode(system, words, bytes);
+                return message::answer(system, added.and_then(|added| self.add(system, &added)));
+            }
+            Some(MonitorOp::Remove) => self.place(words[2]).and_then(|guest| self.monitor.remove(system, &guest, words[1])),
+            Some(MonitorOp::Rule) => {
+                let place = message::decode(system, words, bytes);
+                return message::answer(system, place.and_then(|place| self.monitor.rule(system, place)));
             }
             Some(MonitorOp::Count) => {
                 self.monitor.count(system, words[1]).map(|counts| answer[1..6].copy_from_slice(&counts))
@@ -420,7 +439,7 @@ mod tests {
         }
         let Reply::Call(answer) = server.call(&fake, badge::ROOT, interface::MONITOR.to_words(ATTACH)) else { panic!() };
         assert_eq!(answer[0], to_answer(Ok(())));
-        for op in [6, 64, u64::MAX] {
+        for op in [9, 64, u64::MAX] {
             let mut words = [0; WORDS];
             words[0] = op;
             let Reply::Call(answer) = server.call(&fake, badge::ROOT, words) else { panic!("a short answer") };
@@ -489,12 +508,12 @@ mod tests {
         event(&server, &fake, PAGES, WRITE);
         let body = |bytes: &[u8]| heapless::Vec::from_slice(bytes).expect("short");
         let version = <Standard as crate::Monitor>::VERSION;
-        let empty = MonitorState { version, body: body(&[0, 0, 0]) };
+        let empty = MonitorState { version, body: body(&[0, 0, 0, 0]) };
         let cases = [
-            (MonitorState { version: version + 1, body: body(&[0, 0, 0]) }, Err(Refusal::Unsupported)),
+            (MonitorState { version: version + 1, ..empty.clone() }, Err(Refusal::Unsupported)),
             (MonitorState { version, body: body(&[]) }, Err(Refusal::BadArgument)),
-            (MonitorState { version, body: body(&[0, 0]) }, Err(Refusal::BadArgument)),
-            (MonitorState { version, body: body(&[0, 0, 0, 0]) }, Err(Refusal::BadArgument)),
+            (MonitorState { version, body: body(&[0, 0, 0]) }, Err(Refusal::BadArgument)),
+            (MonitorState { version, body: body(&[0, 0, 0, 0, 0]) }, Err(Refusal::BadArgument)),
             (MonitorState { version, body: body(&[33, 1, 2, 3]) }, Err(Refusal::BadArgument)),
             (MonitorState { version, body: body(&[0xff; 100]) }, Err(Refusal::BadArgument)),
             (empty.clone(), Ok(())),

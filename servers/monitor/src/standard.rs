@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The standard monitor: does what the manifest's rules say, counts, and writes down what it is asked to.
 
+use crate::added::{self, Added, number_of, place_of};
 use crate::event::{Event, What};
 use crate::guest::{Here, WatchedGuest};
 use crate::hearing::Hearing;
 use crate::limit::Limit;
 use crate::line::{Address, Line};
 use crate::monitor::Monitor;
-use crate::rules::{Rules, Stretch};
+use crate::rules::{self, Rules, Stretch};
 use crate::witness::Witness;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
-use trellis_idl::event::EventKind;
+use trellis_idl::event::{EventKind, Wish};
 use trellis_idl::kernel::{Access, Refusal};
-use trellis_idl::plan::{EventPlan, MAX_EVENT_RULES, MAX_RULES, RulePlan, RuleVerdict};
-use trellis_idl::wire::{Seen, Verdict};
+use trellis_idl::plan::{EventPlan, FIRST_ADDED, MAX_ADDED, MAX_EVENT_RULES, MAX_RULES, Rule, RulePlan, RuleVerdict};
+use trellis_idl::wire::{KnownRule, Seen, Verdict};
 use trellis_runtime::handle::clock;
 use trellis_runtime::{Shared, System, log};
 
@@ -39,10 +40,14 @@ pub struct State {
     pub pages: Vec<Counted<RulePlan>, MAX_RULES>,
     /// Of rules about other events.
     pub events: Vec<Counted<EventPlan>, MAX_EVENT_RULES>,
+    /// Of rules that were added.
+    pub added: Vec<Counted<Rule>, MAX_ADDED>,
 }
 
-/// Rules of both kinds: those about memory, and those about other events behind them.
-const ALL_RULES: usize = MAX_RULES + MAX_EVENT_RULES;
+/// Rules of both kinds: those about memory, those about other events behind them, and then those that were added.
+const ALL_RULES: usize = FIRST_PLACE + MAX_ADDED;
+/// Where those that were added begin.
+const FIRST_PLACE: usize = MAX_RULES + MAX_EVENT_RULES;
 
 /// The monitor.
 #[derive(Debug)]
@@ -50,6 +55,7 @@ pub struct Standard<W = ()> {
     witness: W,
     rules: Rules,
     hearing: Hearing,
+    added: Added,
     limits: [Shared<Limit>; ALL_RULES],
     stopped: [AtomicU32; ALL_RULES],
     /// How often each rule was used for what was told; the thread that reads alone counts it.
@@ -75,6 +81,7 @@ impl<W: Witness> Standard<W> {
             witness,
             rules: Rules::new(rules),
             hearing: Hearing::new(events),
+            added: Added::new(),
             limits: [const { Shared::new(Limit::NEW) }; ALL_RULES],
             stopped: [const { AtomicU32::new(0) }; ALL_RULES],
             told: [const { AtomicU64::new(0) }; ALL_RULES],
@@ -89,12 +96,16 @@ impl<W: Witness> Standard<W> {
         self.missed.load(Ordering::Relaxed)
     }
 
-    /// No rule speaks of this: the page is as an earlier monitor, with other rules, left it.
+    /// No rule of the manifest's speaks of this: one that was added does, or the page is as an earlier monitor, with other rules, left it.
     #[cold]
     #[inline(never)]
     fn put_right(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event) -> Verdict {
-        let access = self.rules.allowed(event.guest, event.page());
-        match self.watch(system, guest, Here::Vcpu(event.vcpu), ((event.page(), 1), access)) {
+        if let Some(verdict) = self.late(system, guest, event) {
+            return verdict;
+        }
+        let rules = self.pages(system);
+        let access = rules::allowed(&rules, event.guest, event.page());
+        match self.watch(system, guest, Here::Vcpu(event.vcpu), ((event.page(), 1), access), &rules) {
             Ok(()) => Verdict::Retry,
             Err(why) => {
                 self.stopped(system, guest, event, why);
@@ -103,16 +114,73 @@ impl<W: Witness> Standard<W> {
         }
     }
 
+    /// What a rule says that was added.
+    fn late(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event) -> Option<Verdict> {
+        let (place, rule) = self.added.find(system, event)?;
+        let (verdict, log) = said(&rule);
+        if log && !event.again {
+            self.write(system, guest, event, (FIRST_PLACE + place, number_of(place) as usize - 1), verdict.into());
+        }
+        Some(verdict.into())
+    }
+
+    /// All rules about memory.
+    fn pages(&self, system: &impl System) -> Vec<RulePlan, MAX_RULES> {
+        added::pages_of(self.rules.all(), &self.added.all(system))
+    }
+
     /// Pages of which the rules say the same are watched as they say.
-    fn watch(&self, system: &impl System, guest: &WatchedGuest<'_>, here: Here, (pages, access): Stretch) -> Result<(), Refusal> {
-        guest.watch_so(system, here, pages, access, self.rules.wishes(guest.index(), pages.0))
+    fn watch(
+        &self, system: &impl System, guest: &WatchedGuest<'_>, here: Here, (pages, access): Stretch, rules: &[RulePlan],
+    ) -> Result<(), Refusal> {
+        guest.watch_so(system, here, pages, access, rules::wishes(rules, guest.index(), pages.0))
+    }
+
+    /// What a rule is about is watched or heard as all rules say now.
+    fn settle(&self, system: &impl System, guest: &WatchedGuest<'_>, rule: &Rule) -> Result<(), Refusal> {
+        match rule {
+            Rule::Pages(rule) => {
+                let rules = self.pages(system);
+                let mut stretches = rules::within(&rules, guest.index(), (rule.first, rule.pages));
+                stretches.try_for_each(|stretch| self.watch(system, guest, Here::Control, stretch, &rules))
+            }
+            Rule::Event(_) => guest.listen(system, Here::Control, &self.wish(system, guest.index())),
+        }
+    }
+
+    /// All that is to be heard of a guest.
+    fn wish(&self, system: &impl System, guest: usize) -> Wish {
+        added::wish_of(self.hearing.all(), &self.added.all(system), guest)
+    }
+
+    /// Whether there is room for a rule, and nothing says anything about that yet.
+    fn has_room_for(&self, system: &impl System, rule: &Rule) -> Result<(), Refusal> {
+        let late = self.added.all(system);
+        let pages = self.rules.all().iter().map(|rule| Rule::Pages(*rule));
+        let events = self.hearing.all().iter().map(|rule| Rule::Event(*rule));
+        let mut all = pages.chain(events).chain(late.iter().map(|(_, rule)| *rule));
+        if all.any(|other| added::overlap(&other, rule)) {
+            return Err(Refusal::Occupied);
+        }
+        let is_full = matches!(rule, Rule::Pages(_)) && added::pages_of(self.rules.all(), &late).is_full();
+        if is_full { Err(Refusal::Quota) } else { Ok(()) }
+    }
+
+    /// What is counted of a place begins anew.
+    fn forget(&self, system: &impl System, place: usize) {
+        self.remember(system, place, &Counted { rule: (), seen: 0, stopped: 0, spared: 0 });
+        if let Some(told) = self.told.get(place) {
+            told.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Something else than an access. What no rule speaks of an earlier monitor heard: it is as if nobody did.
     #[cold]
     #[inline(never)]
     fn heard(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, kind: EventKind) -> Verdict {
-        let Some((index, rule)) = self.hearing.find(event.guest, kind) else { return Verdict::Allow };
+        let Some((index, rule)) = self.hearing.find(event.guest, kind) else {
+            return self.late(system, guest, event).unwrap_or(Verdict::Allow);
+        };
         let verdict = rule.verdict.into();
         if event.again {
             return verdict;
@@ -134,11 +202,13 @@ impl<W: Witness> Standard<W> {
     }
 
     /// The rule that speaks of an event: its place among all, the one in its own list, and whether it logs.
-    fn rule_of(&self, event: &Event) -> Option<(usize, usize, bool)> {
-        match event.what()? {
+    fn rule_of(&self, system: &impl System, event: &Event) -> Option<(usize, usize, bool)> {
+        let manifests = match event.what()? {
             What::Access(access) => self.find(event, access).map(|(index, rule)| (index, index, rule.log)),
             What::Heard(kind) => self.hearing.find(event.guest, kind).map(|(index, rule)| (MAX_RULES + index, index, rule.log)),
-        }
+        };
+        let late = |(place, rule)| (FIRST_PLACE + place, number_of(place) as usize - 1, said(&rule).1);
+        manifests.or_else(|| self.added.find(system, event).map(late))
     }
 
     /// Writes a line, unless there are too many: of the rule of all, and as its list counts it.
@@ -208,14 +278,15 @@ impl<W: Witness> Monitor for Standard<W> {
         guest.attach(system, here)?;
         guest.join(system, here)?;
         let mut stretches = 0;
-        for (pages, access) in self.rules.stretches(guest.index()) {
-            self.watch(system, guest, here, (pages, access)).inspect_err(|why| {
+        let rules = self.pages(system);
+        for (pages, access) in rules::stretches(&rules, guest.index()) {
+            self.watch(system, guest, here, (pages, access), &rules).inspect_err(|why| {
                 log!("{}: {} pages at page {:#x} cannot be watched: {why:?}", guest.name(), pages.1, pages.0);
             })?;
             stretches += 1;
         }
         guest.enter(system, here)?;
-        let wish = self.hearing.wish(guest.index());
+        let wish = self.wish(system, guest.index());
         guest.listen(system, here, &wish).inspect_err(|why| log!("{}: its events cannot be heard: {why:?}", guest.name()))?;
         let how = if anew { "begins" } else { "goes on" };
         match wish.kinds.count_ones() {
@@ -246,8 +317,9 @@ impl<W: Witness> Monitor for Standard<W> {
 
     fn told(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event) {
         // What no rule speaks of an earlier monitor had asked for.
-        let Some((all, index, is_logged)) = self.rule_of(event) else { return };
-        if let Some(told) = self.told.get(all) {
+        let Some((all, index, is_logged)) = self.rule_of(system, event) else { return };
+        // Those that were added count themselves when they are found.
+        if let Some(told) = self.told.get(all).filter(|_| all < FIRST_PLACE) {
             told.store(told.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         }
         if is_logged {
@@ -263,8 +335,8 @@ impl<W: Witness> Monitor for Standard<W> {
         }
     }
 
-    fn stopped(&self, _: &impl System, guest: &WatchedGuest<'_>, event: &Event, why: Refusal) {
-        if let Some(stopped) = self.rule_of(event).and_then(|(all, ..)| self.stopped.get(all)) {
+    fn stopped(&self, system: &impl System, guest: &WatchedGuest<'_>, event: &Event, why: Refusal) {
+        if let Some(stopped) = self.rule_of(system, event).and_then(|(all, ..)| self.stopped.get(all)) {
             stopped.fetch_add(1, Ordering::Relaxed);
         }
         log!("{} (vCPU {}) stopped at pc {}: {:?} {why:?}", guest.name(), event.vcpu, Address(event.pc()), event.what());
@@ -276,6 +348,7 @@ impl<W: Witness> Monitor for Standard<W> {
         State {
             pages: pages.map(|(index, rule)| self.counted(system, index, rule, self.rules.seen(index))).collect(),
             events: events.map(|(index, rule)| self.counted(system, MAX_RULES + index, rule, self.hearing.seen(index))).collect(),
+            added: self.added.all(system).into_iter().filter_map(|(place, _)| self.counted_at(system, place)).collect(),
         }
     }
 
@@ -287,6 +360,11 @@ impl<W: Witness> Monitor for Standard<W> {
         for (index, rule) in self.hearing.all().iter().enumerate() {
             let known = state.events.iter().find(|known| known.rule == *rule);
             known.into_iter().for_each(|known| self.remember(system, MAX_RULES + index, known));
+        }
+        // Which rules were added root knows, and has told already.
+        for (place, rule) in self.added.all(system) {
+            let known = state.added.iter().find(|known| known.rule == rule);
+            known.into_iter().for_each(|known| self.remember(system, FIRST_PLACE + place, known));
         }
         Ok(())
     }
@@ -300,6 +378,70 @@ impl<W: Witness> Monitor for Standard<W> {
         let index = index - pages.len();
         let rule = self.hearing.all().get(index).ok_or(Refusal::OutOfRange)?;
         Ok(counts(&self.counted(system, MAX_RULES + index, rule, self.hearing.seen(index)), rule.verdict))
+    }
+
+    fn add(&self, system: &impl System, guest: &WatchedGuest<'_>, rule: Rule, number: u16, applies: bool) -> Result<u16, Refusal> {
+        added::check(&rule, guest.pages())?;
+        self.has_room_for(system, &rule)?;
+        // It is there before anybody asks about it.
+        let place = self.added.put(system, rule, number)?;
+        self.forget(system, FIRST_PLACE + place);
+        if let Err(why) = if applies { self.settle(system, guest, &rule) } else { Ok(()) } {
+            self.added.take(system, place);
+            // As it was before; where that is refused too, events that nobody speaks of put it right.
+            let _ = self.settle(system, guest, &rule);
+            return Err(why);
+        }
+        Ok(number_of(place))
+    }
+
+    fn remove(&self, system: &impl System, guest: &WatchedGuest<'_>, number: u64) -> Result<(), Refusal> {
+        let place = match u16::try_from(number) {
+            Ok(number) if number < FIRST_ADDED => return Err(Refusal::MissingRight),
+            Ok(number) => place_of(number).ok_or(Refusal::NotMapped)?,
+            Err(_) => return Err(Refusal::NotMapped),
+        };
+        let (rule, _) = self.added.at(system, place).ok_or(Refusal::NotMapped)?;
+        if usize::from(rule.guest()) != guest.index() {
+            return Err(Refusal::NotMapped);
+        }
+        self.added.take(system, place);
+        // What is asked about it meanwhile is as if nobody had watched.
+        self.settle(system, guest, &rule)
+    }
+
+    fn rule(&self, system: &impl System, place: u64) -> Result<KnownRule, Refusal> {
+        let place = usize::try_from(place).map_err(|_| Refusal::OutOfRange)?;
+        let (pages, events) = (self.rules.all(), self.hearing.all());
+        let known = |number: usize, is_added, rule, counts| KnownRule { number: number as u16, is_added, rule, counts };
+        if let Some(rule) = pages.get(place) {
+            return Ok(known(place + 1, false, Rule::Pages(*rule), self.count(system, place as u64)?));
+        }
+        if let Some(rule) = events.get(place - pages.len()) {
+            return Ok(known(place - pages.len() + 1, false, Rule::Event(*rule), self.count(system, place as u64)?));
+        }
+        let place = place - pages.len() - events.len();
+        if place >= MAX_ADDED {
+            return Err(Refusal::OutOfRange);
+        }
+        let counted = self.counted_at(system, place).ok_or(Refusal::NotMapped)?;
+        Ok(known(number_of(place).into(), true, counted.rule, counts(&counted, said(&counted.rule).0)))
+    }
+}
+
+impl<W: Witness> Standard<W> {
+    /// What is known of a rule that was added.
+    fn counted_at(&self, system: &impl System, place: usize) -> Option<Counted<Rule>> {
+        let (rule, used) = self.added.at(system, place)?;
+        Some(self.counted(system, FIRST_PLACE + place, &rule, used))
+    }
+}
+
+/// What a rule says, and whether it is written down.
+const fn said(rule: &Rule) -> (RuleVerdict, bool) {
+    match rule {
+        Rule::Pages(rule) => (rule.verdict, rule.log),
+        Rule::Event(rule) => (rule.verdict, rule.log),
     }
 }
 

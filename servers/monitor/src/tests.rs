@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use trellis_idl::event::{EventKind, Injected, REQUEST};
 use trellis_idl::kernel::{Answer, Exit, ExitClass, ExitHeader, Op, PAUSE, Refusal, VcpuRegister, WORDS, float_register};
 use trellis_idl::layout::{badge, watched};
-use trellis_idl::plan::{EventPlan, MAX_EVENT_RULES, MAX_RULES, MAX_VCPUS, MAX_WATCHED, MonitorConfig, RulePlan, RuleVerdict};
+use trellis_idl::plan::{EventPlan, MAX_EVENT_RULES, MAX_RULES, MAX_VCPUS, MAX_WATCHED, MonitorConfig, Rule, RulePlan, RuleVerdict};
 use trellis_idl::wire::{MAX_STATE, MonitorOp, Order, P2mOp, ToRoot, VcpuOp, Verdict, from_answer};
 use trellis_runtime::stage1::WalkError;
 use trellis_runtime::{Reply, Server, System};
@@ -96,7 +96,20 @@ fn the_largest_state_fits_and_is_taken_over() {
     let events: Vec<_> = (0..MAX_EVENT_RULES as u64).map(event).collect();
     let fake = Fake::default();
     let [(old, _), (new, _)] = [hearing(&pages, &events, true), hearing(&pages, &events[1..], true)];
+    // As many more as there are kinds that no rule of the guest is about.
+    let guest = WatchedGuest::new(0, &WEB);
+    for monitor in [old.monitor(), new.monitor()] {
+        for kind in EventKind::ALL.into_iter().filter(|kind| *kind != EventKind::Hypercall) {
+            let ignored = if kind.is_register() { u64::MAX } else { 0 };
+            let rule = EventPlan { guest: 0, kind, only_changes: kind.is_register(), ignored, verdict: RuleVerdict::Report, log: true };
+            monitor.add(&fake, &guest, Rule::Event(rule), 0, false).expect("there is room");
+        }
+    }
     let mut largest = old.monitor().export(&fake);
+    assert_eq!(largest.added.len(), EventKind::ALL.len() - 1);
+    for known in &mut largest.added {
+        (known.seen, known.stopped, known.spared) = (u64::MAX, u32::MAX, u64::MAX);
+    }
     for known in &mut largest.pages {
         (known.seen, known.stopped, known.spared) = (u64::MAX, u32::MAX, u64::MAX);
     }

@@ -41,7 +41,7 @@ impl P2m {
             };
             match found {
                 Ok(Some(watcher)) if watcher.has_wishes() && watcher.ignores_walks() && exit.header.has(ExitHeader::WALK) => {
-                    return watch::allowed(badge, exit);
+                    return watch::allowed(badge, &numbered(exit, self.recent.next(badge)));
                 }
                 Ok(Some(watcher)) if watcher.has_wishes() && watcher.is_told() => {
                     let number = self.recent.next(badge);

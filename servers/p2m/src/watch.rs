@@ -174,11 +174,11 @@ impl Views {
 }
 
 /// What becomes of a watched access of which nobody need be asked: it happens. One step in the host map does it; where the
-/// syndrome does not say what the access moves, it may be an exclusive one, which no step gets over: the vcpu server knows.
+/// syndrome does not say what the access moves (of fetches and walks it never does), the instruction may be an exclusive access,
+/// which no step gets over: the vcpu server knows.
 #[inline(always)]
 pub(crate) fn allowed(badge: u64, exit: &Exit) -> Reply {
-    let is_sure = exit.header.width().is_some() || exit.header.has(ExitHeader::WALK) || exit.header.has(ExitHeader::FETCH);
-    if is_sure {
+    if exit.header.width().is_some() {
         return Reply::Value(Answer::RETRY.step(0), 0);
     }
     let header = ExitHeader(exit.header.0 | ExitHeader::ALLOWED);

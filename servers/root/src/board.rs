@@ -2,6 +2,7 @@
 //! What root sees of the machine besides the kernel: the payload, the window it fills frames through, its rings.
 
 use crate::events::Events;
+use crate::rules::Kepts;
 use trellis_idl::plan::Part;
 use trellis_runtime::{RingPage, Shared};
 
@@ -15,6 +16,8 @@ pub trait Board {
     fn scratch_read(&self, offset: u64, bytes: &mut [u8]) -> bool;
     /// Where what monitors were told of is remembered: too much for a stack.
     fn events(&self) -> &'static Shared<Events>;
+    /// Where rules are remembered that the host has added to monitors.
+    fn rules(&self) -> &'static Shared<Kepts>;
     /// Ring page `index` of root's own.
     fn ring(&self, index: usize) -> &'static RingPage;
 }

@@ -4,6 +4,7 @@
 use crate::Board;
 use crate::build::STORED;
 use crate::events::Events;
+use crate::rules::Kepts;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use trellis_idl::control::Control;
@@ -557,6 +558,10 @@ impl System for Fake {
             answer[1] = postcard::to_slice(&state, &mut body).expect("it fits").len() as u64;
             answer[2] = u64::from_le_bytes(body);
         }
+        if self.state.borrow().domains[domain].rank == 3 && words[0] == MonitorOp::Add as u64 {
+            // The number of the first rule that is added: one byte in postcard.
+            (answer[1], answer[2]) = (1, FIRST_ADDED.into());
+        }
         Ok(answer)
     }
 
@@ -581,6 +586,7 @@ pub struct FakeBoard {
     /// What was written into the scratch window, wherever that was mapped.
     scratch: &'static RefCell<BTreeMap<u64, u8>>,
     events: &'static Shared<Events>,
+    rules: &'static Shared<Kepts>,
 }
 
 impl FakeBoard {
@@ -611,7 +617,7 @@ impl FakeBoard {
         let at = IRQFWD_CONFIG.offset as usize;
         let used = postcard::to_slice(&config, &mut payload[at + 8..]).unwrap().len() as u64;
         payload[at..at + 8].copy_from_slice(&used.to_le_bytes());
-        FakeBoard { payload: payload.leak(), rings: Vec::leak((0..128).map(|_| RingPage::new()).collect()), scratch: Box::leak(Box::default()), events: Box::leak(Box::new(Shared::new(Events::NONE))) }
+        FakeBoard { payload: payload.leak(), rings: Vec::leak((0..128).map(|_| RingPage::new()).collect()), scratch: Box::leak(Box::default()), events: Box::leak(Box::new(Shared::new(Events::NONE))), rules: Box::leak(Box::new(Shared::new(Kepts::NONE))) }
     }
 }
 
@@ -636,6 +642,10 @@ impl Board for FakeBoard {
 
     fn events(&self) -> &'static Shared<Events> {
         self.events
+    }
+
+    fn rules(&self) -> &'static Shared<Kepts> {
+        self.rules
     }
 
     fn ring(&self, index: usize) -> &'static RingPage {

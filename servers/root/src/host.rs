@@ -82,7 +82,9 @@ impl Host {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use trellis_idl::control::Name;
+    use trellis_idl::control::{Name, Watch, WatchWhat};
+    use trellis_idl::event::EventKind;
+    use trellis_idl::plan::{EventPlan, Rule, RuleVerdict};
 
     fn all() -> [Ask; 8] {
         let name = || Name::try_from("a").expect("a short name");
@@ -98,6 +100,19 @@ mod tests {
             assert_eq!(answer(Control::Observe), looks);
             assert_eq!(answer(Control::Full), Ok(ask.clone()));
         }
+    }
+
+    #[test]
+    fn who_may_only_look_sees_rules_and_changes_none() {
+        let ask = |what| Ask::Watch(Watch { guest: Name::new(), monitor: Name::new(), what });
+        let decided = |control, what| Host::new(control, 0).decide(FromHost::Asked(7, ask(what))).ask;
+        let event = EventPlan { guest: 0, kind: EventKind::Stop, only_changes: false, ignored: 0, verdict: RuleVerdict::Report, log: true };
+        for what in [WatchWhat::Add(Rule::Event(event)), WatchWhat::Remove(101)] {
+            assert_eq!(decided(Control::Observe, what), Err(Refused::ObserveOnly));
+            assert_eq!(decided(Control::Full, what), Ok(ask(what)));
+        }
+        assert_eq!(decided(Control::Observe, WatchWhat::List), Ok(ask(WatchWhat::List)));
+        assert_eq!(decided(Control::Off, WatchWhat::List), Err(Refused::Off));
     }
 
     #[test]

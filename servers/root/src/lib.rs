@@ -22,6 +22,7 @@ pub mod load;
 pub mod policy;
 pub mod program;
 pub mod room;
+pub mod rules;
 pub mod run;
 pub mod supply;
 pub mod trace;

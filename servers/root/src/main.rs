@@ -8,6 +8,7 @@ mod board {
     use trellis_idl::layout::ring;
     use trellis_idl::plan::{Part, Plan};
     use trellis_root::events::Events;
+    use trellis_root::rules::Kepts;
     use trellis_root::{Board, Root};
     use trellis_runtime::{Once, RingPage, Shared, Svc, log, memory, ring::page};
 
@@ -15,6 +16,7 @@ mod board {
 
     static PLAN: Once<Plan<'static>> = Once::new();
     static EVENTS: Shared<Events> = Shared::new(Events::NONE);
+    static RULES: Shared<Kepts> = Shared::new(Kepts::NONE);
 
     /// What root sees of the machine besides the kernel.
     #[derive(Clone, Copy)]
@@ -35,6 +37,10 @@ mod board {
 
         fn events(&self) -> &'static Shared<Events> {
             &EVENTS
+        }
+
+        fn rules(&self) -> &'static Shared<Kepts> {
+            &RULES
         }
 
         fn ring(&self, index: usize) -> &'static RingPage {

@@ -608,5 +608,8 @@ mod exchange_tests;
 #[cfg(test)]
 mod answer_tests;
 mod relief;
+mod rules;
+#[cfg(test)]
+mod rules_tests;
 #[cfg(test)]
 mod tests;

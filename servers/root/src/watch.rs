@@ -17,8 +17,8 @@ use heapless::Vec;
 use trellis_idl::interface;
 use trellis_idl::kernel::{PAGE, Refusal, Rights, SESSIONS, Seat};
 use trellis_idl::layout::{RINGS, badge, monitor_signal, ring, slot, watched};
-use trellis_idl::plan::{GuestPlan, MAX_VCPUS, MAX_WATCHED, Plan, Role, ServerPlan, WatcherPlan, Without};
-use trellis_idl::wire::{MonitorOp, MonitorState};
+use trellis_idl::plan::{GuestPlan, MAX_VCPUS, MAX_WATCHED, Plan, Role, Rule, ServerPlan, WatcherPlan, Without};
+use trellis_idl::wire::{AddedRule, KnownRule, MonitorOp, MonitorState};
 use trellis_runtime::{Consumer, Domain, Frames, Portal, Session, Signal, System, message};
 
 /// Microseconds that a monitor's control thread may take for an answer: it asks p2m for every page of its rules.
@@ -450,6 +450,23 @@ impl Instance {
     #[inline(never)]
     pub fn import(&self, system: &impl System, state: &MonitorState) -> Result<(), Refusal> {
         self.portals.control.ask(system, MonitorOp::Import as u64, state)
+    }
+
+    /// Has it have a rule more. Back: the rule's number there.
+    #[inline(never)]
+    pub fn add(&self, system: &impl System, rule: Rule, number: u16, applies: bool) -> Result<u16, Refusal> {
+        self.portals.control.ask(system, MonitorOp::Add as u64, &AddedRule { rule, number, applies })
+    }
+
+    /// Has it have a rule of the guest at a place no more.
+    pub fn remove(&self, system: &impl System, number: u16, place: u8) -> Result<(), Refusal> {
+        self.portals.control.order(system, MonitorOp::Remove as u64, [number.into(), place.into()]).map(drop)
+    }
+
+    /// The rule at a place among all that it has.
+    #[inline(never)]
+    pub fn rule(&self, system: &impl System, place: u64) -> Result<KnownRule, Refusal> {
+        self.portals.control.ask(system, MonitorOp::Rule as u64, &place)
     }
 
     /// Has it watch a guest that begins ([`MonitorOp::Begin`]) or runs already ([`MonitorOp::Adopt`]), then has it asked

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use trellis_boot_tests::running::System;
 use trellis_boot_tests::story;
 use trellis_cli::ctl::What;
+use trellis_cli::rules::Rules;
 use trellis_cli::run::Run;
 use trellis_cli::session::Outputs;
 use trellis_cli::sign::Sign;
@@ -108,6 +109,61 @@ fn another_program_takes_the_monitors_place_with_what_it_knows_and_its_guest_doe
     let log = ends_well(system, 2);
     assert_eq!(log.matches("root| watchdog is replaced").count(), 4, "{log}");
     assert!(!log.contains("starts again") && !log.contains("web ended"), "{log}");
+}
+
+/// Where in a list of rules the one with this number is: what was seen, and what it says.
+fn listed(text: &str, number: &str, list: &str) -> Option<(u64, String)> {
+    let row = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|row| row.len() > 7 && row[..2] == [number, list])?;
+    Some((row[3].parse().ok()?, row[7..].join(" ")))
+}
+
+/// In the manifest's words, on a system that runs; what was added outlives the monitor that it was added to.
+#[test]
+fn rules_are_listed_added_and_removed_while_the_guest_runs() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let system = start("full", "[0, 1]", "");
+    let watch = |rules: Rules| What::Watch(Rules { guest: "web".into(), ..rules });
+    let list = || system.says(watch(Rules::default()));
+    let text = list();
+    assert_eq!(listed(&text, "2", "watch").map(|(_, says)| says).as_deref(), Some("0x40801000..0x40802000 w: denied, and logged"), "{text}");
+    let pages = |pages: &str, access: &str| {
+        watch(Rules { pages: Some(pages.into()), access: Some(access.into()), verdict: "report".into(), ..Rules::default() })
+    };
+    let said = system.says(pages("0x40802000..0x40803000", "w"));
+    assert_eq!(said, "rule 101 of watchdog for guest web: 0x40802000..0x40803000 w: happens, and is reported\n");
+    let starts = watch(Rules { on: Some("vcpu-stop".into()), verdict: "report".into(), log: true, ..Rules::default() });
+    assert!(system.says(starts).starts_with("rule 102 of watchdog for guest web: a vCPU that runs no more"));
+    system.until("the guest wrote there", |_| listed(&list(), "101", "added").is_some_and(|(seen, _)| seen > 10));
+    let refused = |what| system.ctl(what, false).expect_err("it is refused").text(false);
+    assert!(refused(pages("0x40800000..0x40801000", "w")).contains("another rule, or another monitor of guest web, has that already"));
+    assert!(refused(pages("0x90000000..0x90001000", "w")).contains("not the memory of guest web"));
+    assert!(refused(watch(Rules { remove: Some(1), ..Rules::default() })).contains("the manifest's"));
+    assert!(refused(watch(Rules { remove: Some(103), ..Rules::default() })).contains("no such rule was added"));
+    // Another in its place, by a crash and by a swap, has them; and what the last one counted.
+    assert!(system.says(kill("watchdog")).contains("was ended and made again"));
+    system.until("it is seen again", |_| listed(&list(), "101", "added").is_some_and(|(seen, _)| seen > 10));
+    let before = listed(&list(), "101", "added").expect("it is there").0;
+    assert!(system.says(swap(&program(folder.path(), "next.elf", |_| {}), false)).contains("bytes of state were handed over"));
+    let after = listed(&list(), "101", "added").expect("it is there").0;
+    assert!(after >= before, "{before} and then {after}");
+    let json = system.ctl(watch(Rules::default()), true).expect("it answers");
+    assert!(json.contains("\"number\": 102") && json.contains("\"of\": \"added\""), "{json}");
+    assert_eq!(system.says(watch(Rules { remove: Some(101), ..Rules::default() })), "rule 101 of guest web is no more\n");
+    assert!(listed(&list(), "101", "added").is_none());
+    let log = ends_well(system, 2);
+    assert!(log.contains("was switched off (heard by rule 102 of events)"), "the last that it tells of\n{log}");
+}
+
+#[test]
+fn a_host_that_may_only_look_lists_rules_and_adds_none() {
+    let system = start("observe", "[0, 1]", "");
+    let watch = |rules: Rules| What::Watch(Rules { guest: "web".into(), verdict: "allow".into(), ..rules });
+    assert!(listed(&system.says(watch(Rules::default())), "1", "watch").is_some());
+    for rules in [Rules { on: Some("smc".into()), ..Rules::default() }, Rules { remove: Some(101), ..Rules::default() }] {
+        let refused = system.ctl(watch(rules), false).expect_err("it is refused").text(false);
+        assert!(refused.contains("control = \"observe\""), "{refused}");
+    }
+    ends_well(system, 2);
 }
 
 /// The oracle of `tests/walks/tests/swap.rs` once more, in short, with the guest's own eyes.

@@ -20,6 +20,7 @@ use trellis_idl::wire::Report;
 use trellis_monitor::{Ears, Guard, Monitor, MonitorServer, Reports, Standard, Tracer};
 use trellis_p2m::P2m;
 use trellis_root::events::Events;
+use trellis_root::rules::Kepts;
 use trellis_root::{Board, Root};
 use trellis_runtime::event_ring::EventPage;
 use trellis_runtime::{Attends, Consumer, Producer, Reply, RingPage, Server, Shared, System, dispatch};
@@ -208,6 +209,7 @@ pub struct Whole {
     monitors: Vec<MonitorConfig<'static>>,
     pages: &'static [RingPage],
     events: &'static Shared<Events>,
+    rules: &'static Shared<Kepts>,
     /// What p2m, and the vcpu server, tell monitors: of each a ring for each vCPU.
     rings: [&'static [EventPage]; 2],
 }
@@ -246,6 +248,10 @@ impl Board for Sight<'_> {
             *byte = word.to_le_bytes()[address as usize % 8];
             true
         })
+    }
+
+    fn rules(&self) -> &'static Shared<Kepts> {
+        self.0.rules
     }
 
     fn events(&self) -> &'static Shared<Events> {
@@ -415,6 +421,7 @@ impl Whole {
             monitors,
             pages: Vec::leak((0..trellis_idl::layout::MAX_RINGS).map(|_| RingPage::new()).collect()),
             events: Box::leak(Box::new(Shared::new(Events::NONE))),
+            rules: Box::leak(Box::new(Shared::new(Kepts::NONE))),
         }))
     }
 

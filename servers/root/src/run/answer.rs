@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Answers to the host: what is asked for is looked up part by part, what is ordered is done.
 
+use super::rules::Listed;
 use super::*;
 use crate::host::{Pending, RATE, TURN};
 use crate::load;
 use trellis_idl::control::{
     Answer, Ask, FromHost, GuestState, Head, Life, Name, Part, Refused, ServerState, Silicon, SystemState, VERSION, VcpuState,
-    ViewState,
+    ViewState, WatchWhat,
 };
 use trellis_idl::kernel::PAGE;
 use trellis_idl::layout::badge::pauser;
@@ -87,6 +88,14 @@ impl<B: Board> Root<'_, B> {
             Ok(Ask::Resume(name)) => done(self.named(name).and_then(|guest| self.let_go(system, guest))),
             Ok(Ask::Reboot(name)) => done(self.named(name).and_then(|guest| self.order_reboot(system, guest))),
             Ok(Ask::Events(from)) => self.event(system, *from, step),
+            Ok(Ask::Watch(watch)) => match self.rules(system, watch, step) {
+                Ok(Listed::Rule(state)) => Next::Part(Part::Rule(state)),
+                Ok(Listed::Nothing) => Next::Skip,
+                Ok(Listed::End) => Next::Last(Part::Done),
+                // Behind the last one of a list.
+                Err(Refused::Elsewhere) if watch.what == WatchWhat::List => Next::Last(Part::Done),
+                Err(why) => refused(why),
+            },
             Ok(Ask::Upload(offer)) => done(self.offered(offer)),
             Ok(Ask::Piece(piece)) => done(self.came(system, piece)),
             Ok(Ask::Swap(name)) if step < exchange::STEPS => {
@@ -119,7 +128,7 @@ impl<B: Board> Root<'_, B> {
     }
 
     /// The guest with this name, if it has not ended.
-    fn named(&self, name: &str) -> Result<usize, Refused> {
+    pub(super) fn named(&self, name: &str) -> Result<usize, Refused> {
         let guest = self.plan.guests.iter().position(|guest| guest.name == name).ok_or(Refused::NoGuest)?;
         if self.policy.has_ended(guest) { Err(Refused::Ended) } else { Ok(guest) }
     }

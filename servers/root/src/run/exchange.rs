@@ -32,6 +32,8 @@ pub(super) struct Exchange {
     stored: Stored,
     counter: u64,
     is_fresh: bool,
+    /// It has none of the rules that the host added: they are forgotten with the old one.
+    has_other_rules: bool,
     /// Since when nobody is asked.
     held: Option<u64>,
     /// The old one has said what it knows, or the new one may have changed what is watched.
@@ -134,7 +136,7 @@ impl<B: Board> Root<'_, B> {
         let (counter, is_fresh) = (upload.counter(), upload.is_fresh());
         match started {
             Ok(new) => Ok(Exchange {
-                number, place, new, stored, counter, is_fresh, held: None, is_watching: false, is_lost: false, state: Handed::Lost,
+                number, place, new, stored, counter, is_fresh, held: None, is_watching: false, is_lost: false, has_other_rules: false, state: Handed::Lost,
             }),
             Err(why) => {
                 log!("{name} cannot be replaced: {why:?}");
@@ -195,6 +197,12 @@ impl<B: Board> Root<'_, B> {
     /// What the old one knows goes to the new one.
     #[inline(never)]
     fn hand_over(&self, system: &impl System, exchange: &mut Exchange) -> Result<Option<Replaced>, Refused> {
+        // What the host has added is not the old one's alone.
+        match self.tell_rules(system, exchange.number, &exchange.new) {
+            Ok(()) => {}
+            Err(_) if exchange.is_fresh => exchange.has_other_rules = true,
+            Err(refusal) => return Err(not_taken(refusal)),
+        }
         if exchange.is_fresh {
             exchange.state = Handed::NotWanted;
         } else if let (false, Some(monitor)) = (exchange.is_lost, self.monitors.get(exchange.place)) {
@@ -233,7 +241,7 @@ impl<B: Board> Root<'_, B> {
 
     /// The old one goes.
     fn settle_in(&mut self, system: &impl System, exchange: Exchange, replaced: Replaced) {
-        let Exchange { number, place, new, stored, counter, .. } = exchange;
+        let Exchange { number, place, new, stored, counter, has_other_rules, .. } = exchange;
         self.gather(system, number);
         self.replaced = Some(replaced);
         let Some(monitor) = self.monitors.get_mut(place) else { return };
@@ -251,6 +259,9 @@ impl<B: Board> Root<'_, B> {
             *server = monitor.now.built.clone();
         }
         self.unpause(system, number, &old);
+        if has_other_rules {
+            self.forget_rules(system, number);
+        }
         self.clear_half(system, place);
         log!("{} is replaced", self.name(number));
         // What it said while it was not asked is heard now.

@@ -163,6 +163,7 @@ impl<'a, B: Board> Root<'a, B> {
         }
         build::start(system, &new.built)?;
         new.attach(system)?;
+        self.tell_rules_again(system, number, &new);
         let (mut guests, mut owed) = (0, 0);
         for guest in self.subjects(number) {
             old.unpause(system, &guest)?;
