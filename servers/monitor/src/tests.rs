@@ -248,7 +248,9 @@ fn vector_registers_are_as_long_as_the_guests() {
         let there = |register, value| fake.registers.borrow_mut().insert((watched::vcpu(0, 1), register), value);
         there(float_register::LENGTH, lanes);
         let count = 2 * lanes.max(1);
-        (0..count).for_each(|word| drop(there(float_register::VECTORS + 32 * 3 + word, 100 * lanes + word)));
+        for word in 0..count {
+            there(float_register::VECTORS + 32 * 3 + word, 100 * lanes + word);
+        }
         words.fill(0);
         assert_eq!(guest.vector(&fake, 1, 3, &mut words), Ok(count as usize));
         let expected: Vec<u64> = (0..32).map(|word| if word < count { 100 * lanes + word } else { 0 }).collect();
