@@ -85,7 +85,7 @@ impl Portal {
         self, system: &impl System, operation: u64, question: &Q,
     ) -> Result<A, Refusal> {
         let (words, bytes) = encode(system, operation, question)?;
-        // The answer to a short question may be long.
+        // However short the question is, the answer may be long.
         let (answer, bytes) = system.call_with_buffer(self.slot(), words, bytes)?;
         from_answer(answer[0])?;
         decode(system, &answer, bytes)
@@ -128,8 +128,11 @@ mod tests {
 
     type Numbers = Vec<u32, 4096>;
 
-    /// One thread with a buffer; a call comes back as it went.
+    /// One thread with a buffer; a call comes back as it went, or as a list that is as long as it says.
     struct Mirror(RefCell<[u8; 4096]>);
+
+    /// The operation that is answered by a list.
+    const LIST: u64 = 9;
 
     impl System for Mirror {
         fn invoke(&self, _: Op, _: [u64; 6]) -> Result<[u64; 3], Refusal> {
@@ -140,6 +143,10 @@ mod tests {
             Ok(words)
         }
         fn call_with_buffer(&self, _: u64, mut words: [u64; WORDS], bytes: usize) -> Result<Letter, Refusal> {
+            if words[0] == LIST {
+                let count: u32 = decode(self, &words, bytes)?;
+                return encode(self, 0, &body(count as usize));
+            }
             words[0] = 0;
             Ok((words, bytes))
         }
@@ -169,6 +176,13 @@ mod tests {
             let (words, buffer) = encode(&system, 5, &sent).unwrap();
             assert_eq!((words[0], words[1] as usize, buffer), (5, bytes, if bytes > INLINE { bytes } else { 0 }));
             assert_eq!(Portal::at(1).ask::<_, Numbers>(&system, 5, &sent), Ok(sent), "{bytes}");
+        }
+    }
+
+    #[test]
+    fn a_short_question_may_have_a_long_answer() {
+        for bytes in [1, INLINE, INLINE + 1, 1000, 4096] {
+            assert_eq!(Portal::at(1).ask::<_, Numbers>(&mirror(), LIST, &(bytes as u32)), Ok(body(bytes)), "{bytes}");
         }
     }
 

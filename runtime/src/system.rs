@@ -17,7 +17,7 @@ pub trait System {
     fn call_with_buffer(
         &self, portal: u64, words: [u64; WORDS], bytes: usize,
     ) -> Result<([u64; WORDS], usize), Refusal> {
-        if bytes == 0 { self.call(portal, words).map(|answer| (answer, 0)) } else { Err(Refusal::Unsupported) }
+        if bytes == 0 { self.call(portal, words).map(|words| (words, 0)) } else { Err(Refusal::Unsupported) }
     }
 
     /// Waits for bits of this thread's signal word (deadline in ticks, 0 = for ever). 0 = the deadline passed.
