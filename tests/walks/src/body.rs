@@ -17,9 +17,15 @@ pub struct Body {
     pub thread: u16,
 }
 
+/// Where a thread crashed that was to: nothing of its program is executed any more.
+pub(crate) struct Dead;
+
 impl Body {
     fn syscall(&self, op: Op, a: [u64; 6], words: [u64; WORDS]) -> Result<[u64; 3], Refusal> {
         if self.whole.is_dead(self.cpu, self.thread) {
+            if !std::thread::panicking() {
+                std::panic::resume_unwind(Box::new(Dead));
+            }
             return Err(Refusal::Gone);
         }
         self.whole.hosted.borrow_mut().syscall(self.cpu, op as u16, a, words);
@@ -76,6 +82,13 @@ impl System for Body {
     fn call(&self, portal: u64, words: [u64; WORDS]) -> Result<[u64; WORDS], Refusal> {
         self.syscall(Op::Call, [portal, 0, 0, 0, 0, 0], words)?;
         Ok(self.whole.hosted.borrow().registers(self.cpu).words)
+    }
+
+    fn call_with_buffer(
+        &self, portal: u64, words: [u64; WORDS], bytes: usize,
+    ) -> Result<([u64; WORDS], usize), Refusal> {
+        let [bytes, ..] = self.syscall(Op::Call, [portal, bytes as u64, 0, 0, 0, 0], words)?;
+        Ok((self.whole.hosted.borrow().registers(self.cpu).words, bytes as usize))
     }
 
     fn wait(&self, mask: u64, deadline: u64) -> u64 {

@@ -2,9 +2,10 @@
 //! A whole system: the real root makes the console, a guest with a vCPU on each of two CPUs and its real servers; what
 //! the guest does, and what befalls a server in the middle of an exit, is a script.
 
-use crate::body::Body;
+use crate::body::{Body, Dead};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use trellis_core::local::Running;
 use trellis_core::machine::VcpuContext;
@@ -590,8 +591,7 @@ impl Whole {
         self.hosted.borrow_mut().trap(cpu, Trap::Fault(record));
     }
 
-    /// Whether a thread is no more, or is no more from now on: it asks the kernel for something. It is then told that all is gone,
-    /// and what it says is not said.
+    /// Whether a thread is no more, or is no more from now on: it asks the kernel for something.
     pub(crate) fn is_dead(&self, cpu: u16, thread: u16) -> bool {
         let name = self.hosted.borrow().cpus[usize::from(cpu)].local.threads.name_at(thread).0;
         let mut dying = self.dying.borrow_mut();
@@ -644,12 +644,16 @@ impl Whole {
                     again(act);
                 }
             }
-            Act::Storing(address, at) if at != pc => stored(address, Stored::Skipped),
+            Act::Storing(address, _) | Act::Executing(address) if matches!(act, Act::Storing(_, at) | Act::Executing(at) if at != pc) => {
+                // And on: an exception may have brought it to where one brings it again.
+                let context = &mut hosted.cpus[usize::from(cpu)].local.vcpus.at_mut(index).context;
+                context.set(VcpuRegister::Pc as u64, pc + 4).expect("an address");
+                stored(address, Stored::Skipped);
+            }
             Act::Store(address) | Act::Storing(address, _) => match hosted.touch(cpu, address, Access::WRITE) {
                 Touch::Reached(_) => stored(address, Stored::Done),
                 Touch::Stopped(_) => again(Act::Storing(address, pc)),
             },
-            Act::Executing(address) if address != pc => stored(address, Stored::Skipped),
             Act::Execute(address) | Act::Executing(address) => {
                 let context = &mut hosted.cpus[usize::from(cpu)].local.vcpus.at_mut(index).context;
                 context.set(VcpuRegister::Pc as u64, address).expect("an address");
@@ -749,13 +753,13 @@ impl Whole {
                 match whim {
                     Whim::CrashIn(at) => {
                         self.dying.borrow_mut().insert(name, at);
-                        monitor!(&*thread.program, server => dispatch(&**server, &body, x0, words), return true)
+                        monitor!(&*thread.program, server => serve(&**server, &body, x0, words), return true)
                     }
                     other => return self.errs(&body, other),
                 }
             }
-            Program::P2m(server) => dispatch(server, &body, x0, words),
-            Program::Vcpu(server) => dispatch(&**server, &body, x0, words),
+            Program::P2m(server) => Some(dispatch(server, &body, x0, words)),
+            Program::Vcpu(server) => Some(dispatch(&**server, &body, x0, words)),
             program => {
                 if is_event && self.is_fated(MONITOR, |fate| matches!(fate, Fate::CrashIn(_) | Fate::SlowToAnswer(_))) {
                     match self.fate.take() {
@@ -764,12 +768,11 @@ impl Whole {
                         _ => {}
                     }
                 }
-                monitor!(program, server => dispatch(&**server, &body, x0, words), return true)
+                monitor!(program, server => serve(&**server, &body, x0, words), return true)
             }
         };
-        if self.dies(cpu, name) {
-            return true;
-        }
+        let was_to_die = self.dies(cpu, name);
+        let Some(reply) = reply.filter(|_| !was_to_die) else { return true };
         if let Some(time) = late {
             self.slow.borrow_mut().insert(name, time);
             self.unsaid.borrow_mut().insert(name, (x0, reply));
@@ -952,4 +955,10 @@ impl Whole {
 /// A monitor as a server.
 fn of<M: Monitor>(config: &MonitorConfig<'static>, monitor: M, page: &'static RingPage, ears: Ears) -> Watching<M> {
     MonitorServer::new(config, monitor, Reports::new(page)).hearing(ears)
+}
+
+/// What a monitor answers; nothing where it crashes meanwhile.
+fn serve(server: &impl Server, body: &Body, badge: u64, words: [u64; WORDS]) -> Option<Reply> {
+    let served = catch_unwind(AssertUnwindSafe(|| dispatch(server, body, badge, words)));
+    served.map_err(|why| if !why.is::<Dead>() { resume_unwind(why) }).ok()
 }

@@ -7,14 +7,14 @@
 
 use ed25519_dalek::{Signer, SigningKey};
 use sha2::{Digest, Sha256};
-use trellis_idl::control::{Ask, Control, Handed, Name, Offer, Part, Piece, Proof, Refused, Step, UPLOAD_PIECE, Unfit, statement};
+use trellis_idl::control::{Ask, Control, Handed, Offer, Part, Proof, Refused, Step, Unfit, statement};
 use trellis_idl::interface::ATTACH;
 use trellis_idl::kernel::Access;
 use trellis_idl::layout::PROGRAM;
 use trellis_idl::plan::{OnReset, RulePlan, RuleVerdict, SwapPlan, Without};
 use trellis_idl::wire::{MonitorOp, Report};
-use trellis_root::Root;
-use trellis_walks::whole::{Act, BASE, CPUS, ENTRY, Fate, Sight, Stored, Told, Whim, Whole, watched_plan};
+use trellis_walks::uploads::{Asked, file, watchdog};
+use trellis_walks::whole::{Act, BASE, CPUS, ENTRY, Fate, Stored, Told, Whim, Whole, watched_plan};
 
 /// Pages that are not in the block that the image was loaded into.
 const ALLOWED: u64 = BASE + (2 << 20) + 0x3000;
@@ -44,22 +44,6 @@ impl Random {
     }
 }
 
-/// A program's file: a page of code and one of data.
-fn file() -> Vec<u8> {
-    let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    file.extend([2u16, 183].map(u16::to_le_bytes).concat());
-    file.extend(1u32.to_le_bytes());
-    file.extend([PROGRAM, 64, 0].map(u64::to_le_bytes).concat());
-    file.extend(0u32.to_le_bytes());
-    file.extend([64u16, 56, 2, 0, 0, 0].map(u16::to_le_bytes).concat());
-    for (offset, address, flags) in [(0u64, PROGRAM, 5u32), (100, PROGRAM + 0x1000, 6)] {
-        file.extend([1, flags].map(u32::to_le_bytes).concat());
-        file.extend([offset, address, address, 200, 300, 0x1000].map(u64::to_le_bytes).concat());
-    }
-    file.resize(700, 0x5a);
-    file
-}
-
 /// Where a file says what, and what makes it none (System V gABI 4, 5): its kind, its machine, where it begins, how much memory
 /// its data take, and where they go.
 const SPOILT: [(usize, u64, Unfit); 5] = [
@@ -85,8 +69,7 @@ fn rule(address: u64, verdict: RuleVerdict) -> RulePlan {
 
 /// A watched guest and its system, and what has been ordered of it.
 struct Oracle {
-    whole: &'static Whole,
-    root: Root<'static, Sight<'static>>,
+    host: Asked,
     random: Random,
     /// Stores of each vCPU in the round, watched or not.
     stores: [Vec<u64>; CPUS as usize],
@@ -94,7 +77,6 @@ struct Oracle {
     at: u64,
     counter: u64,
     lowest: u64,
-    number: u32,
     signed: bool,
     /// What the monitors must have counted, by rule, and what they had missed when that was last looked at.
     counted: [u64; 3],
@@ -107,7 +89,10 @@ struct Oracle {
 
 impl Oracle {
     fn new(seed: u64, signed: bool) -> Oracle {
-        let rules = [vec![rule(ALLOWED, RuleVerdict::Allow), rule(DENIED, RuleVerdict::Deny), rule(TOLD, RuleVerdict::Report)]];
+        let mut rules = vec![rule(ALLOWED, RuleVerdict::Allow), rule(DENIED, RuleVerdict::Deny), rule(TOLD, RuleVerdict::Report)];
+        // What it knows of many rules fits into no ten words.
+        rules.extend((0..seed % 20).map(|n| rule(ALLOWED + 0x8000 + n * 0x1000, RuleVerdict::Deny)));
+        let rules = [rules];
         let whole = Whole::watched(&rules);
         let mut plan = watched_plan(OnReset::End, Without::Hold, &rules);
         plan.control = Control::Full;
@@ -119,35 +104,29 @@ impl Oracle {
         whole.does([Act::Call([CPU_ON, 1, ENTRY, 0])]);
         (0..100).take_while(|_| whole.left() > 0).for_each(|_| whole.go_on());
         let random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        Oracle { whole, root, random, stores: Default::default(), at: 0, counter: 0, lowest: 0, number: 0, signed, counted: [0; 3], missed: 0, is_lossy: false, is_slow: false }
+        Oracle { host: Asked::new(whole, root), random, stores: Default::default(), at: 0, counter: 0, lowest: 0, signed, counted: [0; 3], missed: 0, is_lossy: false, is_slow: false }
     }
 
     /// Both vCPUs are given stores to do: to pages of their own halves, in order.
     fn store(&mut self) {
-        for cpu in 0..CPUS {
+        for (cpu, stores) in (0..CPUS).zip(self.more_stores()) {
+            self.host.whole.does_on(cpu, stores.iter().map(|address| Act::Store(*address)));
+        }
+    }
+
+    /// What both vCPUs are to do next; whoever asks has them do it.
+    fn more_stores(&mut self) -> [Vec<u64>; CPUS as usize] {
+        let mut all = <[Vec<u64>; CPUS as usize]>::default();
+        for (cpu, all) in (0..CPUS).zip(&mut all) {
             let count = 1 + self.random.below(6);
             let stores: Vec<u64> = (0..count)
                 .map(|n| self.random.one_of(&[ALLOWED, DENIED, TOLD]) + u64::from(cpu) * 2048 + (self.at + n) % 250 * 8)
                 .collect();
-            self.whole.does_on(cpu, stores.iter().map(|address| Act::Store(*address)));
-            self.stores[usize::from(cpu)].extend(stores);
+            self.stores[usize::from(cpu)].extend(&stores);
+            *all = stores;
         }
         self.at += 6;
-    }
-
-    /// What the host asks, and the whole answer.
-    fn ask(&mut self, ask: Ask) -> Vec<Part> {
-        self.number += 1;
-        self.whole.ask(self.number, ask);
-        let mut parts = Vec::new();
-        for _ in 0..100 {
-            self.root.step(&self.whole.body(0, 0));
-            parts.extend(self.whole.answers());
-            if let Some(Part::Done | Part::Refused(_)) = parts.last() {
-                return parts;
-            }
-        }
-        panic!("no answer: {parts:?}")
+        all
     }
 
     fn offer(&self, file: &[u8], counter: u64, is_fresh: bool) -> Offer {
@@ -156,54 +135,43 @@ impl Oracle {
             let signature = key().sign(&statement(counter, &digest));
             Proof { counter, signature: [*signature.r_bytes(), *signature.s_bytes()] }
         });
-        Offer { monitor: Name::try_from("watchdog").expect("short"), bytes: file.len() as u32, digest, proof, is_fresh }
+        Offer { monitor: watchdog(), bytes: file.len() as u32, digest, proof, is_fresh }
     }
 
-    fn upload(&mut self, offer: Offer, file: &[u8]) {
-        assert_eq!(self.ask(Ask::Upload(offer)), [Part::Done]);
-        for (index, bytes) in file.chunks(UPLOAD_PIECE).enumerate() {
-            let piece = Piece { offset: (index * UPLOAD_PIECE) as u32, bytes: bytes.iter().copied().collect() };
-            assert_eq!(self.ask(Ask::Piece(piece)), [Part::Done]);
-        }
-    }
-
-    /// Puts what was uploaded into its place, in the middle of it all. Before a step the old one may be just deciding, or about to
-    /// answer; after one a thread of the new one may crash.
-    fn swap(&mut self, crash: Option<u64>) -> Vec<Part> {
+    /// Puts what was uploaded into its place, in the middle of it all: before a step the old one may be just deciding, or about to
+    /// answer.
+    fn swap(&mut self) -> Vec<Part> {
         self.store();
-        self.number += 1;
-        self.whole.ask(self.number, Ask::Swap(Name::try_from("watchdog").expect("short")));
+        self.host.begin(Ask::Swap(watchdog()));
         // Mostly before nobody is asked any more.
         let slow = if self.is_slow { self.random.one_of(&[1, 2, 3, 3, 3, 4, 5]) } else { 0 };
-        let mut parts = Vec::new();
-        for step in 1..100 {
+        let time = self.random.below(12) as u32;
+        let fate = self.random.one_of(&[Fate::SlowToDecide(time), Fate::SlowToAnswer(time)]);
+        let mut stores = if slow != 0 { Some(self.more_stores()) } else { None };
+        let mut more = |whole: &Whole| {
+            let cpus = (0..CPUS).zip(stores.take().into_iter().flatten());
+            cpus.for_each(|(cpu, stores)| whole.does_on(cpu, stores.into_iter().map(Act::Store)));
+        };
+        let parts = self.host.answer(|whole, step| {
             if step == slow {
-                let time = self.random.below(12) as u32;
-                self.whole.fate.set(Some((MONITOR, self.random.one_of(&[Fate::SlowToDecide(time), Fate::SlowToAnswer(time)]))));
-                self.store();
-                self.whole.moment();
+                whole.fate.set(Some((MONITOR, fate)));
+                more(whole);
+                whole.moment();
             }
-            self.root.step(&self.whole.body(0, 0));
-            parts.extend(self.whole.answers());
-            if crash == Some(step) {
-                self.whole.doom();
-                self.whole.go_on();
-            }
-            if step >= crash.unwrap_or(0) && matches!(parts.last(), Some(Part::Done | Part::Refused(_))) {
-                return parts;
-            }
-        }
-        panic!("no answer: {parts:?}")
+        });
+        // It was refused before that.
+        more(self.host.whole);
+        parts
     }
 
     /// One that is as it should be, but for what befalls it.
     fn attempt(&mut self, whims: &[(Option<u64>, Whim)], is_fresh: bool) -> Vec<Part> {
         let (file, counter) = (file(), self.counter);
         let offer = self.offer(&file, counter, is_fresh);
-        self.upload(offer, &file);
-        self.whole.whims.borrow_mut().extend(whims.iter().copied());
-        let parts = self.swap(None);
-        self.whole.whims.borrow_mut().clear();
+        self.host.upload(offer, &file);
+        self.host.whole.whims.borrow_mut().extend(whims.iter().copied());
+        let parts = self.swap();
+        self.host.whole.whims.borrow_mut().clear();
         if let [Part::Replaced(_), Part::Done] = parts.as_slice() {
             self.lowest = counter;
         }
@@ -241,7 +209,7 @@ impl Oracle {
             3 => {
                 // More than the manifest keeps for it.
                 offer.bytes = 4 * 4096 + 1;
-                assert_eq!(self.ask(Ask::Upload(offer)), [Part::Refused(Refused::TooLarge(4 * 4096))]);
+                assert_eq!(self.host.ask(Ask::Upload(offer)), [Part::Refused(Refused::TooLarge(4 * 4096))]);
                 return;
             }
             4 => {
@@ -258,29 +226,37 @@ impl Oracle {
             }
             _ => return,
         };
-        self.upload(offer, &file);
-        assert_eq!(self.swap(None), [Part::Refused(why)]);
+        self.host.upload(offer, &file);
+        assert_eq!(self.swap(), [Part::Refused(why)]);
     }
 
     /// A thread of the new one crashes between two steps, or when all are done.
     fn doomed(&mut self) {
         let (file, counter, steps) = (file(), self.counter, 1 + self.random.below(7));
         let offer = self.offer(&file, counter, false);
-        self.upload(offer, &file);
-        self.whole.doom_next();
-        let parts = self.swap(Some(steps));
+        self.host.upload(offer, &file);
+        self.host.whole.doom_next();
+        self.store();
+        self.host.begin(Ask::Swap(watchdog()));
+        let parts = self.host.answer(|whole, step| {
+            if step == steps + 1 {
+                whole.doom();
+                whole.go_on();
+            }
+        });
+        self.host.whole.doom();
         match parts.as_slice() {
             [Part::Refused(why)] => assert_eq!(*why, Refused::Fails(Step::Begin), "at step {steps}"),
             [Part::Replaced(_), Part::Done] => {
                 assert!(steps >= 5, "it crashed at step {steps}");
                 (self.lowest, self.is_lossy) = (counter, true);
-                (0..100).take_while(|_| self.whole.is_doomed()).for_each(|_| self.whole.go_on());
-                assert!(!self.whole.is_doomed());
-                self.root.step(&self.whole.body(0, 0));
+                (0..100).take_while(|_| self.host.whole.is_doomed()).for_each(|_| self.host.whole.go_on());
+                assert!(!self.host.whole.is_doomed());
+                self.host.root.step(&self.host.whole.body(0, 0));
             }
             other => panic!("at step {steps}: {other:?}"),
         }
-        self.whole.later(61);
+        self.host.whole.later(61);
     }
 
     /// Something happens while the guest stores.
@@ -304,7 +280,7 @@ impl Oracle {
             }
             3 => {
                 self.is_lossy = true;
-                let parts = self.ask(Ask::Kill(Name::try_from("watchdog").expect("short")));
+                let parts = self.host.ask(Ask::Kill(watchdog()));
                 assert!(matches!(parts[..], [Part::Replaced(_), Part::Done]), "{parts:?}");
             }
             4 => self.is_refused(&[(None, bad)], |why| why == Refused::Fails(Step::Begin)),
@@ -335,41 +311,41 @@ impl Oracle {
                 // It dies with an event in its hands, which is its own fault: often in a row would end the guest.
                 let fate = self.random.one_of(&[Fate::Crash, Fate::Hang, Fate::Garbage, Fate::CrashIn(0)]);
                 self.is_lossy = true;
-                self.whole.fate.set(Some((MONITOR, fate)));
+                self.host.whole.fate.set(Some((MONITOR, fate)));
                 self.store();
-                self.root.step(&self.whole.body(0, 0));
-                self.whole.later(61);
+                self.host.root.step(&self.host.whole.body(0, 0));
+                self.host.whole.later(61);
             }
         }
         if !self.is_lossy {
-            self.whole.fate.set(None);
+            self.host.whole.fate.set(None);
         }
         self.done();
-        self.whole.fate.set(None);
+        self.host.whole.fate.set(None);
     }
 
     /// All that was stored had its effect, once, in order, and was asked about.
     fn done(&mut self) {
         for _ in 0..400 {
-            if self.whole.left() == 0 && self.stores.iter().zip(&*self.whole.stores.borrow()).all(|(all, done)| all.len() == done.len()) {
+            if self.host.whole.left() == 0 && self.stores.iter().zip(&*self.host.whole.stores.borrow()).all(|(all, done)| all.len() == done.len()) {
                 break;
             }
-            self.root.step_or_rest(self.whole);
+            self.host.step_or_rest();
         }
-        if self.number % 16 == 0 {
-            self.whole.lawful();
+        if self.random.below(8) == 0 {
+            self.host.whole.lawful();
         }
-        let told: Vec<Told> = self.whole.told.take();
+        let told: Vec<Told> = self.host.whole.told.take();
         for cpu in 0..usize::from(CPUS) {
             let ordered = std::mem::take(&mut self.stores[cpu]);
-            let done = std::mem::take(&mut self.whole.stores.borrow_mut()[cpu]);
+            let done = std::mem::take(&mut self.host.whole.stores.borrow_mut()[cpu]);
             for address in &ordered {
                 self.counted[((address - ALLOWED) >> 12) as usize] += 1;
             }
             let expected: Vec<_> = ordered.iter().map(|address| (*address, if address & !0xfff == DENIED { Stored::Skipped } else { Stored::Done })).collect();
             assert_eq!(done, expected, "vCPU {cpu}");
             for (address, what) in done {
-                let word = self.whole.word(address);
+                let word = self.host.whole.word(address);
                 assert!(what == Stored::Done && word == Some(address) || what == Stored::Skipped && word.is_none_or(|word| word == 0), "{address:#x}");
             }
             // Whoever is asked again is asked the same, by its number.
@@ -380,13 +356,13 @@ impl Oracle {
             let expected: Vec<u64> = ordered.into_iter().filter(|address| address & !0xfff != TOLD).collect();
             assert_eq!(asked, expected, "vCPU {cpu} was asked about, in order");
         }
-        let reports = self.whole.reports();
+        let reports = self.host.whole.reports();
         let is_lost = |report: &Report| matches!(report, Report::ServerLate { server: 3, .. } | Report::ServerFaulted { server: 3, .. });
         if reports.iter().any(is_lost) {
             assert!(self.is_lossy || self.is_slow, "it has done nothing wrong: {reports:?}");
             self.is_lossy = true;
             // It is not given up for that.
-            self.whole.later(61);
+            self.host.whole.later(61);
         }
         let ended = reports.into_iter().find(|report| matches!(report, Report::GuestEnded { .. }));
         assert_eq!(ended, None, "no guest is disturbed");
@@ -398,28 +374,14 @@ impl Oracle {
     /// What was decided is counted, once, whoever decided it; what was told is counted or is known to be missed.
     fn counts(&mut self) {
         // The thread that reads has time of its own.
-        self.whole.go_on();
-        let counts = [0, 1, 2].map(|rule| self.whole.count(rule)[0]);
-        let missed = self.whole.missed();
+        self.host.whole.go_on();
+        let counts = [0, 1, 2].map(|rule| self.host.whole.count(rule)[0]);
+        let missed = self.host.whole.missed();
         if !std::mem::take(&mut self.is_lossy) {
             let [allowed, denied, told] = counts;
             assert_eq!([allowed, denied, told + missed - self.missed], self.counted, "what was counted");
         }
         (self.counted, self.missed) = (counts, missed);
-    }
-}
-
-/// Root has its say if there is something for it; else the others go on.
-trait Steps {
-    fn step_or_rest(&mut self, whole: &'static Whole);
-}
-
-impl Steps for Root<'static, Sight<'static>> {
-    fn step_or_rest(&mut self, whole: &'static Whole) {
-        whole.go_on();
-        if whole.is_root_wanted() {
-            self.step(&whole.body(0, 0));
-        }
     }
 }
 
@@ -431,28 +393,21 @@ fn a_verdict_in_the_middle_of_a_swap_is_counted_once() {
     let cases = (0..14).flat_map(|time| [Fate::SlowToDecide(time), Fate::SlowToAnswer(time)]);
     for (vcpu, fate) in cases.flat_map(|fate| [(0, fate), (1, fate)]) {
         let offer = oracle.offer(&file, 0, false);
-        oracle.upload(offer, &file);
-        oracle.number += 1;
-        oracle.whole.ask(oracle.number, Ask::Swap(Name::try_from("watchdog").expect("short")));
-        let mut parts = Vec::new();
-        for step in 1.. {
+        oracle.host.upload(offer, &file);
+        oracle.host.begin(Ask::Swap(watchdog()));
+        let parts = oracle.host.answer(|whole, step| {
             // Nobody is asked from the third on.
             if step == 3 {
-                oracle.whole.fate.set(Some((MONITOR, fate)));
-                oracle.whole.does_on(vcpu, [Act::Store(ALLOWED + 8 * done)]);
-                oracle.whole.moment();
-                assert_eq!(oracle.whole.fate.get(), None, "it is being asked");
-                done += 1;
+                whole.fate.set(Some((MONITOR, fate)));
+                whole.does_on(vcpu, [Act::Store(ALLOWED + 8 * done)]);
+                whole.moment();
+                assert_eq!(whole.fate.get(), None, "it is being asked");
             }
-            oracle.root.step(&oracle.whole.body(0, 0));
-            parts.extend(oracle.whole.answers());
-            if parts.last() == Some(&Part::Done) {
-                break;
-            }
-        }
+        });
+        done += 1;
         assert!(matches!(parts[..], [Part::Replaced(replaced), Part::Done] if matches!(replaced.state, Handed::Taken(_))), "{parts:?}");
-        oracle.whole.go_on();
-        assert_eq!((oracle.whole.left(), oracle.whole.count(0)[0]), (0, done), "{fate:?}");
+        oracle.host.whole.go_on();
+        assert_eq!((oracle.host.whole.left(), oracle.host.whole.count(0)[0]), (0, done), "{fate:?}");
     }
 }
 
@@ -461,29 +416,23 @@ fn a_verdict_in_the_middle_of_a_swap_is_counted_once() {
 fn what_is_told_in_the_middle_of_a_swap_is_read_by_the_next() {
     let mut oracle = Oracle::new(1, false);
     let (file, mut told) = (file(), 0);
-    for step in 1..=8 {
+    for at in 1..=5 {
         let offer = oracle.offer(&file, 0, false);
-        oracle.upload(offer, &file);
-        oracle.number += 1;
-        oracle.whole.ask(oracle.number, Ask::Swap(Name::try_from("watchdog").expect("short")));
-        let mut parts = Vec::new();
-        for now in 1..10 {
-            match parts.last() {
-                Some(Part::Done) => oracle.whole.go_on(),
-                _ => oracle.root.step(&oracle.whole.body(0, 0)),
+        oracle.host.upload(offer, &file);
+        oracle.host.begin(Ask::Swap(watchdog()));
+        let acts = (0..3).map(|n| Act::Store(TOLD + 64 * at + 8 * n));
+        let parts = oracle.host.answer(|whole, step| {
+            if step == at {
+                whole.does(acts.clone());
+                whole.moment();
             }
-            parts.extend(oracle.whole.answers());
-            if now == step {
-                oracle.whole.does((0..3).map(|n| Act::Store(TOLD + 64 * step + 8 * n)));
-                oracle.whole.moment();
-                told += 3;
-            }
-        }
+        });
+        told += 3;
         assert!(matches!(parts[..], [Part::Replaced(_), Part::Done]), "{parts:?}");
-        oracle.whole.go_on();
-        assert_eq!((oracle.whole.left(), oracle.whole.count(2)[0]), (0, told), "at step {step}");
+        oracle.host.whole.go_on();
+        assert_eq!((oracle.host.whole.left(), oracle.host.whole.count(2)[0]), (0, told), "at step {at}");
     }
-    assert_eq!(oracle.whole.missed(), 0);
+    assert_eq!(oracle.host.whole.missed(), 0);
 }
 
 #[test]
