@@ -6,10 +6,10 @@ mod common;
 use common::*;
 use trellis_core::lines::SoftwareInterrupt;
 use trellis_core::trap::Trap;
-use trellis_hosted::small::{self, INNER, OUTER, ROOT, VCPU_PRIORITY, grant, must, slot};
+use trellis_hosted::small::{self, INNER, OUTER, ROOT, VCPU_PRIORITY, grant, inner_slot, must, slot};
 use trellis_hosted::{Hosted, Now, Settings};
 use trellis_idl::boot::MAX_CPUS;
-use trellis_idl::kernel::{Answer, ExitClass, Groups, LineField, Op, Rights};
+use trellis_idl::kernel::{Answer, ExitClass, Groups, LineField, Op, PASSIVE, Rights, Seat};
 
 /// Slot of the thread that lives on a CPU, in root's table.
 const THREADS: u64 = slot::FREE;
@@ -66,6 +66,56 @@ fn call_answer_exit_and_resume_share_nothing_with_one_two_four_and_eight_cpus() 
             assert_eq!(reply(&mut hosted, Answer::ADVANCE.0, WORDS), Now::Guest(0));
         }
         assert_eq!(hosted.sharing(), before, "{cpus} CPUs");
+        assert_eq!(hosted.cpus.iter().map(|cpu| cpu.local.shared_writes).collect::<Vec<_>>(), writes);
+        assert!(hosted.board.borrow().kicks.is_empty());
+        lawful(&hosted);
+    }
+}
+
+/// On a CPU a thread of the inner and one of the outer server, which wait, and a vCPU of the guest whose events the outer one gets.
+fn watched_on(hosted: &mut Hosted, cpu: u64) {
+    let [inner, outer] = [THREADS, SIGNALS].map(|slots| slots + cpu);
+    let [finds, hears, vcpu] = [VCPUS + cpu, VCPUS + MAX_CPUS as u64 + cpu, VCPUS + 2 * MAX_CPUS as u64 + cpu];
+    for (thread, (domain, portal)) in [inner, outer].into_iter().zip(slot::DOMAINS.into_iter().zip([finds, hears])) {
+        remote(hosted, Op::ThreadCreate, [domain, cpu, PASSIVE, thread, 0, 0]);
+        remote(hosted, Op::PortalCreate, [thread, cpu, portal, 0, 0, 0]);
+        remote(hosted, Op::ThreadStart, [thread, 0x20_0000, 0, 0, 0, 0]);
+        assert_eq!(hosted.syscall(cpu as u16, Op::ReplyAndWait as u16, [0; 6], [0; 10]), Now::Idle);
+    }
+    remote(hosted, Op::VcpuCreate, [slot::GUEST, cpu, cpu, vcpu, VCPU_PRIORITY, 0]);
+    let groups = Groups::PC.with(Groups::VALUE).with(Groups::GENERAL).0;
+    remote(hosted, Op::VcpuRoute, [vcpu, ExitClass::Memory as u64, finds, groups, small::EXIT_BADGE, 0]);
+    must(hosted, Op::SessionPlace, [slot::SESSION, cpu, Seat::First as u64, hears, 0, 0]);
+    remote(hosted, Op::VcpuStart, [vcpu, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn an_event_and_its_verdict_share_nothing_with_one_two_four_and_eight_vcpus() {
+    for cpus in [1, 2, 4, 8] {
+        let mut hosted = small::system(settings(cpus));
+        must(&mut hosted, Op::GuestMap, [slot::GUEST, small::GUEST_PAGE, slot::MEMORY, 0, 512, 7]);
+        must(&mut hosted, Op::SessionPlace, [slot::SESSION, 0, Seat::First as u64, slot::PORTALS[1], 0, 0]);
+        must(&mut hosted, Op::SessionCommit, [slot::SESSION, 1, Seat::First as u64, 0, 0, 0]);
+        (1..u64::from(cpus)).for_each(|cpu| watched_on(&mut hosted, cpu));
+        must(&mut hosted, Op::VcpuStart, [slot::VCPU, 0, 0, 0, 0, 0]);
+        assert_eq!(wait(&mut hosted), Now::Guest(0));
+        let (before, writes) = (hosted.sharing(), hosted.cpus.iter().map(|cpu| cpu.local.shared_writes).collect::<Vec<_>>());
+        let servers = |cpu: u16| if cpu == 0 { [INNER, OUTER] } else { [0, 1] }.map(Now::Thread);
+        for _ in 0..3 {
+            // All of them at once.
+            for cpu in 0..cpus {
+                assert_eq!(hosted.exit(cpu, ExitClass::Memory, [0; 10]), servers(cpu)[0]);
+            }
+            for cpu in 0..cpus {
+                let session = [inner_slot::SESSION, 0, 0, 0, 0, 0];
+                assert_eq!(hosted.syscall(cpu, Op::Forward as u16, session, WORDS), servers(cpu)[1]);
+            }
+            for cpu in 0..cpus {
+                let answer = [Answer::ADVANCE.0, 0, 0, 0, 0, 0];
+                assert_eq!(hosted.syscall(cpu, Op::ReplyAndWait as u16, answer, [0; 10]), Now::Guest(0));
+            }
+        }
+        assert_eq!(hosted.sharing(), before, "{cpus} vCPUs");
         assert_eq!(hosted.cpus.iter().map(|cpu| cpu.local.shared_writes).collect::<Vec<_>>(), writes);
         assert!(hosted.board.borrow().kicks.is_empty());
         lawful(&hosted);

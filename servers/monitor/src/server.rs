@@ -447,6 +447,34 @@ mod tests {
         }
     }
 
+    /// Operations, guests and rules: 0, the last, the count, one more, and what is round or enormous.
+    #[test]
+    fn every_number_that_root_says_is_tried_at_its_bounds() {
+        let (fake, server) = (Fake::default(), server(&rules(), true));
+        let counts = |server: &Watchdog| [0, 1, 2, 3].map(|rule| call(server, &fake, MonitorOp::Count, rule));
+        event(&server, &fake, PAGES, WRITE);
+        let before = counts(&server);
+        for number in [1, 2, 3, 4, 5, 511, 512, 65_535, 1 << 32, 1 << 48, u64::MAX] {
+            for op in [MonitorOp::Begin, MonitorOp::Adopt] {
+                assert_eq!(call(&server, &fake, op, number), Err(Refusal::OutOfRange), "{op:?} {number}, of one guest");
+            }
+            let count = call(&server, &fake, MonitorOp::Count, number);
+            assert_eq!(count.err(), (number > 3).then_some(Refusal::OutOfRange), "rule {number} of four");
+            if MonitorOp::from_number(number).is_none() {
+                let Reply::Call(answer) = server.call(&fake, badge::ROOT, [number; WORDS]) else { panic!("a short answer") };
+                assert_eq!(from_answer(answer[0]), Err(Refusal::NoOperation), "{number}");
+            }
+            for event in [badge::event(number, 0), badge::event(0, number)] {
+                let (guest, vcpu) = badge::of_event(event);
+                if guest != 0 || vcpu > 1 {
+                    let said = server.exit(&fake, event, &exit(PAGES, WRITE));
+                    assert_eq!(said, Reply::Value(Answer::STOP, 0), "guest {guest}, vCPU {vcpu}: nobody asked");
+                }
+            }
+        }
+        assert_eq!(counts(&server), before, "what is refused changes nothing");
+    }
+
     /// What root does: it carries the old one's answer to the new one as it came.
     fn hand_over(fake: &Fake, old: &Watchdog, new: &Watchdog) -> Result<(), Refusal> {
         let mut words = [0; WORDS];
