@@ -19,6 +19,12 @@ pub const BADGE_BITS: u32 = 48;
 /// Bytes of a page, of a message buffer, and of the smallest mapping.
 pub const PAGE: u64 = 4096;
 
+/// The first interrupt that a message makes (an LPI, GICv3 2.2.1).
+pub const FIRST_MESSAGE: u64 = 8192;
+
+/// How many of them there can be lines of.
+pub const MESSAGES: u64 = 32;
+
 /// Operation numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -198,7 +204,8 @@ pub enum Op {
     /// CPU (`x2` = 0) or to CPU `x2` - 1.
     LineAck = 0x59,
     /// Makes a line capability: `x0` system capability, `x1` physical line, `x2` empty slot, `x3` = 1 where the line is triggered
-    /// by an edge, 0 by its level.
+    /// by an edge, 0 by its level. Lines from [`FIRST_MESSAGE`] on are made by messages: whoever has the interrupt translation
+    /// service says to which CPU they come and masks them, the kernel does not; they are never active, and come again at will.
     LineCreate = 0x5a,
     /// Makes a line a source of interrupts that go into the queue of the CPU that takes them: `x0` line capability, `x1` the
     /// guest's line that it comes as (32 to 127; 0 = that of its number). It stays masked until [`Op::LineAck`], and is not

@@ -31,6 +31,9 @@ use trellis_idl::boot::{BootHeader, flags};
 use trellis_idl::kernel::{ExitClass, ExitHeader, Groups, GuestCall, Op, Refusal};
 use trellis_idl::trace::{RECORD_WORDS, RECORDS, TraceKind};
 
+/// The first line that messages make.
+const FIRST_MESSAGE: u32 = trellis_idl::kernel::FIRST_MESSAGE as u32;
+
 /// A CPU's block. SP_EL2 at rest points at `current`; the stack lies below, and below that the trace.
 ///
 /// Its alignment is twice the trace's size, so that clearing one bit of a pointer goes round the ring.
@@ -348,6 +351,8 @@ impl Cpu {
                 }
                 Trap::Line(line)
             }
+            // A message: whoever has the translation service masks it, and it has no active state.
+            FIRST_MESSAGE.. => Trap::Line(line),
             _ => Trap::Spurious,
         }
     }
@@ -712,11 +717,11 @@ fn line_door(cpu: &mut Cpu, line: u32) -> u64 {
     cpu.overtaken(running, next, line)
 }
 
-/// A line that is forwarded, or no line.
+/// A line that is forwarded or a message's, or no line.
 #[cfg_attr(target_os = "none", optimize(speed))]
 #[inline(never)]
 fn forwarded_door(cpu: &mut Cpu, line: u32) -> u64 {
-    if !(32..1020).contains(&line) {
+    if !(32..1020).contains(&line) && line < FIRST_MESSAGE {
         let trap = cpu.meaning(line);
         return cpu.undecided(trap, line);
     }

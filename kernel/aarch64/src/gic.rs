@@ -58,7 +58,7 @@ impl Gic {
         }
     }
 
-    /// Takes the pending interrupt and drops its priority. 1020 and above: none.
+    /// Takes the pending interrupt and drops its priority. 1020 to 1023: none.
     #[inline]
     pub fn acknowledge(&self) -> u32 {
         match self {

@@ -88,11 +88,12 @@ impl Gic3 {
         self.lists
     }
 
-    /// Takes the pending interrupt and drops its priority. 1020 and above: none.
+    /// Takes the pending interrupt and drops its priority. 1020 to 1023: none.
     #[inline(always)]
     pub fn acknowledge(&self) -> u32 {
         let line = (read!("ICC_IAR1_EL1") & 0xff_ffff) as u32;
-        if line < 1020 {
+        // Four numbers say that there is none (2.2.1); LPIs are above them.
+        if line & !3 != 1020 {
             // The acknowledge must be over before the device is touched.
             isa::dsb_sy();
             write!("ICC_EOIR1_EL1", line as u64);

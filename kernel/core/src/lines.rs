@@ -13,7 +13,7 @@ use crate::shared::{GUEST_VCPUS, Shared};
 use crate::trap::Next;
 use crate::pool::Id;
 use crate::vcpu::{self, Vcpu};
-use trellis_idl::kernel::{LineField, LineState, Refusal};
+use trellis_idl::kernel::{FIRST_MESSAGE, LineField, LineState, Refusal};
 
 /// The virtual timer's line (Arm BSA: PPI 11 of the virtual timer = INTID 27).
 pub const VIRTUAL_TIMER: u8 = 27;
@@ -764,7 +764,9 @@ pub fn tie<M: Machine>(
         }
     }
     let lines = &mut local.vcpus.at_mut(index).lines;
-    lines.hardware = if on { lines.hardware | which } else { lines.hardware & !which };
+    // A list register has no room for the number of a message's line (GICv3 12.4.6), which has no active state to end.
+    let ends = on && (physical as u64) < FIRST_MESSAGE;
+    lines.hardware = if ends { lines.hardware | which } else { lines.hardware & !which };
     lines.physical[line as usize & 127] = if on { physical } else { 0 };
     Ok(0)
 }

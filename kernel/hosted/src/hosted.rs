@@ -23,7 +23,7 @@ use trellis_core::trap::{Next, Trap, interrupt, take};
 use trellis_core::vcpu::mask_words;
 use trellis_core::{float, forward, init, lines, notice, portal, session, signal, step, vcpu};
 use trellis_idl::boot::{BootHeader, MAGIC, Range, Segment};
-use trellis_idl::kernel::{Access, ExitClass, ExitHeader, Groups, GuestCall, Op, Refusal};
+use trellis_idl::kernel::{Access, ExitClass, ExitHeader, FIRST_MESSAGE, Groups, GuestCall, Op, Refusal};
 use trellis_idl::layout;
 use trellis_idl::trace::TraceKind;
 
@@ -283,6 +283,10 @@ impl Hosted {
 
     /// A device raises its line: whether it comes to this CPU now. It is masked then, or it stays active if it is forwarded.
     fn acknowledge_line(&mut self, cpu: u16, line: u32) -> bool {
+        // A message: what masks and routes it is not the kernel's, and it is never active.
+        if u64::from(line) >= FIRST_MESSAGE {
+            return true;
+        }
         let mut board = self.board.borrow_mut();
         if board.lines.get(&line) != Some(&cpu) || board.active.contains(&line) {
             return false;

@@ -14,7 +14,7 @@ use trellis_core::machine::{Entry, Machine, Memory, NEVER, Page, Stale, Ticks, V
 use trellis_core::passage::Passage;
 use trellis_core::shared::GUESTS;
 use trellis_core::view::{Drop, LastMap};
-use trellis_idl::kernel::{Fact, Refusal};
+use trellis_idl::kernel::{FIRST_MESSAGE, Fact, Refusal};
 use trellis_idl::trace::{RECORDS, Record};
 
 /// Ticks a second.
@@ -177,6 +177,9 @@ impl Machine for HostedMachine {
     }
 
     fn mask(&mut self, line: u32, masked: bool) {
+        if u64::from(line) >= FIRST_MESSAGE {
+            return;
+        }
         let lines = &mut self.board.borrow_mut().lines;
         if masked {
             lines.remove(&line);
@@ -186,6 +189,7 @@ impl Machine for HostedMachine {
     }
 
     fn set_edge(&mut self, line: u32, edge: bool) {
+        assert!(u64::from(line) < FIRST_MESSAGE, "a message's line has no trigger");
         let edges = &mut self.board.borrow_mut().edges;
         if edge { edges.insert(line) } else { edges.remove(&line) };
     }
@@ -215,6 +219,7 @@ impl Machine for HostedMachine {
 
     fn set_list_entry(&mut self, index: usize, entry: ListEntry) {
         assert!(index < self.list_registers, "there is no list register {index}");
+        assert!(entry.origin < 1024, "a list register has ten bits for a physical line, not {}", entry.origin);
         self.lists[index] = entry;
     }
 

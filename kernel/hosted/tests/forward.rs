@@ -8,7 +8,7 @@ use trellis_core::forward::SOURCES;
 use trellis_core::trap::Trap;
 use trellis_hosted::small::{self, CLIENT, ROOT, anywhere, grant, must, slot};
 use trellis_hosted::{Hosted, Now, Settings};
-use trellis_idl::kernel::{LineField, Op, Refusal, Rights, Service};
+use trellis_idl::kernel::{FIRST_MESSAGE, LineField, MESSAGES, Op, Refusal, Rights, Service};
 use trellis_idl::layout::root_slot;
 
 /// The line that these stories are about, and one that the guest does not have.
@@ -59,6 +59,9 @@ fn forwarded_as(cpus: u16, line: u64, as_line: u64) -> Hosted {
         must(&mut hosted, Op::LineTie, [slot::VCPU, LINE_SLOT, 1, 0, 0, 0]);
         let (first, bit) = (as_line & !31, 1 << (as_line & 31));
         must(&mut hosted, Op::LinesWrite, [slot::VCPU, LineField::Enabled as u64, first, bit, bit, 0]);
+        // A guest is told that a message is an edge.
+        let edge = if line >= FIRST_MESSAGE { bit } else { 0 };
+        must(&mut hosted, Op::LinesWrite, [slot::VCPU, LineField::Edge as u64, first, bit, edge, 0]);
     }
     assert_eq!(wait(&mut hosted), Now::Thread(CLIENT));
     client(&mut hosted, Op::QueueServe, [MACHINE, SIGNAL, 0, 0, 0, 0]).expect("it may serve");
@@ -510,5 +513,58 @@ fn a_direct_line_that_is_disabled_waits_for_the_guest() {
     client(&mut hosted, Op::LinesWrite, enabled(1 << (LINE - 32))).expect("it may");
     assert_eq!(idle(&mut hosted), Now::Guest(0));
     serve(&mut hosted);
+    lawful(&hosted);
+}
+
+/// A message's line has no active state and no list register that is tied to it: it comes again whenever it likes.
+#[test]
+fn a_message_reaches_the_guest_as_one_of_its_lines_and_comes_again_at_will() {
+    const LAST: u64 = FIRST_MESSAGE + MESSAGES - 1;
+    for (line, as_line) in [(FIRST_MESSAGE, 127), (FIRST_MESSAGE + 7, 34), (LAST, 32)] {
+        for (way, only_slow) in [(1, false), (1, true), (2, false), (2, true)] {
+            let mut hosted = forwarded_as(1, line, as_line);
+            hosted.only_slow = only_slow;
+            let fire = |hosted: &mut Hosted| hosted.trap(0, Trap::Line(line as u32));
+            if way == 2 {
+                wake_client(&mut hosted);
+                client(&mut hosted, Op::LineTie, [VCPU, CLIENT_LINE, 2, 0, 0, 0]).expect("the line is its own");
+                assert_eq!(idle(&mut hosted), Now::Guest(0));
+            }
+            let arrive = |hosted: &mut Hosted| {
+                if fire(hosted) == Now::Thread(CLIENT) {
+                    assert_eq!((way, pass(hosted)), (1, Now::Guest(0)));
+                }
+            };
+            arrive(&mut hosted);
+            assert_eq!(hosted.acknowledge(0), Some(as_line as u8), "line {line}");
+            // Twice more while the guest has not ended the first: one is to come.
+            arrive(&mut hosted);
+            arrive(&mut hosted);
+            hosted.end_of_interrupt(0, as_line as u8);
+            assert_eq!(hosted.acknowledge(0), Some(as_line as u8), "what came meanwhile");
+            hosted.end_of_interrupt(0, as_line as u8);
+            assert_eq!(hosted.acknowledge(0), None, "and nothing that did not come");
+            assert!(hosted.board.borrow().active.is_empty(), "nothing of it ever is");
+            arrive(&mut hosted);
+            wake_client(&mut hosted);
+            client(&mut hosted, Op::LineTie, [VCPU, CLIENT_LINE, 0, 0, 0, 0]).expect("the line is its own");
+            assert_eq!((idle(&mut hosted), hosted.acknowledge(0)), (Now::Guest(0), None), "untied, it is dropped");
+            lawful(&hosted);
+        }
+    }
+}
+
+#[test]
+fn only_so_many_lines_are_made_by_messages() {
+    let mut hosted = small::system(Settings::default());
+    for line in [FIRST_MESSAGE - 1, FIRST_MESSAGE + MESSAGES, 0xffff, FIRST_MESSAGE | 1 << 32] {
+        let made = anywhere(&mut hosted, Op::LineCreate, [root_slot::SYSTEM, line, LINE_SLOT, 0, 0, 0]);
+        assert_eq!(made, Err(Refusal::OutOfRange), "line {line}");
+    }
+    for (line, how, slot) in [(FIRST_MESSAGE, 1, LINE_SLOT), (FIRST_MESSAGE + MESSAGES - 1, 0, OTHER_SLOT)] {
+        anywhere(&mut hosted, Op::LineCreate, [root_slot::SYSTEM, line, slot, how, 0, 0]).expect("it is a message's");
+        must(&mut hosted, Op::LineForward, [slot, 40, 0, 0, 0, 0]);
+        must(&mut hosted, Op::LineRelease, [slot, 0, 0, 0, 0, 0]);
+    }
     lawful(&hosted);
 }

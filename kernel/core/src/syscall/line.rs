@@ -10,13 +10,14 @@ use crate::shared::{LINES, LineSlot};
 use crate::signal_word;
 use core::sync::atomic::Ordering;
 use trellis_idl::boot::MAX_CPUS;
-use trellis_idl::kernel::{Kind, Refusal, Rights};
+use trellis_idl::kernel::{FIRST_MESSAGE, Kind, MESSAGES, Refusal, Rights};
 
 impl<'a, M: Machine> Call<'a, M> {
     pub(super) fn line_create(&mut self) -> Done {
         self.name(0, Kind::System, Rights::CONTROL)?;
         // Software and private lines are the kernel's own; they are never handed out.
-        if !(32..1020).contains(&self.a[1]) {
+        let is_message = self.a[1].wrapping_sub(FIRST_MESSAGE) < MESSAGES;
+        if !(32..1020).contains(&self.a[1]) && !is_message {
             return Err(Refusal::OutOfRange);
         }
         if self.a[3] > 1 {
@@ -24,7 +25,9 @@ impl<'a, M: Machine> Call<'a, M> {
         }
         let control = self.shared.control.lock();
         self.check_empty(self.table, self.a[2])?;
-        self.machine.set_edge(self.a[1] as u32, self.a[3] == 1);
+        if !is_message {
+            self.machine.set_edge(self.a[1] as u32, self.a[3] == 1);
+        }
         self.put(&control, self.a[2], Kind::Line, Rights::ALL, self.a[1])?;
         Ok(0)
     }
