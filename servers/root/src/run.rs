@@ -85,7 +85,7 @@ impl<'a, B: Board> Root<'a, B> {
         Ok(root)
     }
 
-    /// Makes the system; nothing runs yet. `log_to` learns the signal that wakes the console as soon as root's log ring
+    /// Makes the console, and nothing runs yet. `log_to` learns the signal that wakes the console as soon as root's log ring
     /// is there.
     pub fn make(
         system: &impl System, board: B, plan: &'a Plan<'a>, log_to: impl FnOnce(u64),
@@ -104,14 +104,17 @@ impl<'a, B: Board> Root<'a, B> {
         let cpus = if plan.trace { MACHINE.fact(system, Fact::Cpus, 0).unwrap_or(0) } else { 0 };
         let tracer = Tracer::new(cpus);
         let host = Host::new(plan.control, clock(system).0);
-        let mut root =
-            Root { host, board, plan, supply, servers, guests, lots, console: output, policy, unheard: 0, tracer, forward: None, ways: Vec::new(), monitors: Vec::new(), running: 0, faulted: None, replaced: None, refused: None, asked_from: None, upload: None, exchange: None, off: false };
-        for index in 0..plan.guests.len() {
-            root.make_guest(system, index)?;
+        Ok(Root { host, board, plan, supply, servers, guests, lots, console: output, policy, unheard: 0, tracer, forward: None, ways: Vec::new(), monitors: Vec::new(), running: 0, faulted: None, replaced: None, refused: None, asked_from: None, upload: None, exchange: None, off: false })
+    }
+
+    /// Makes all guests and servers. Not in [`Root::make`]: while a root is made and given to its caller the stack is full of it.
+    #[inline(never)]
+    fn make_all(&mut self, system: &impl System) -> Result<(), StartError> {
+        for index in 0..self.plan.guests.len() {
+            self.make_guest(system, index)?;
         }
-        root.make_forward(system)?;
-        root.make_monitors(system)?;
-        Ok(root)
+        self.make_forward(system)?;
+        self.make_monitors(system)
     }
 
     /// Makes a guest and its servers for the first time.
@@ -192,6 +195,7 @@ impl<'a, B: Board> Root<'a, B> {
     /// Lets the servers run, then the guests.
     #[inline(never)]
     pub fn begin(&mut self, system: &impl System) -> Result<(), StartError> {
+        self.make_all(system)?;
         for built in &self.servers {
             build::start(system, built)?;
         }
