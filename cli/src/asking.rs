@@ -213,7 +213,7 @@ pub fn refused(why: Refused, ask: &Ask) -> Failure {
         ),
         Refused::NoMonitor => Failure::says(format!("there is no monitor {guest}")),
         Refused::NothingWatched => Failure::says(format!("every guest that monitor {guest} watches has ended")),
-        Refused::GivenUp => Failure::says(format!("monitor {guest} was lost too often, and is not made again")),
+        Refused::GivenUp => Failure::says(format!("{guest} was lost too often, and is not made again")),
         Refused::Lost => Failure::hinted(
             format!("monitor {guest} could not be made again; what becomes of its guests stands in the manifest"),
             "why stands in the log of root, where `./trellis run` writes",
@@ -253,7 +253,7 @@ pub fn refused(why: Refused, ask: &Ask) -> Failure {
 fn not_swapped(why: Refused, monitor: &str) -> Failure {
     let (sentence, hint) = match why {
         Refused::NoSwap => (
-            format!("nothing is kept for another program in the place of {monitor}"),
+            format!("nothing is kept for another program in {monitor}'s place"),
             "give [server.NAME] of the manifest swap = { memory = \"512K\" }",
         ),
         Refused::TooLarge(most) => (
@@ -276,7 +276,7 @@ fn not_swapped(why: Refused, monitor: &str) -> Failure {
         Refused::Unfit(why) => (format!("it is no program for a server: {}", unfit(why)), "link it as docs/watch.md says"),
         Refused::Fails(step) => {
             let step = match step {
-                Step::Make => "be made beside the old one",
+                Step::Make => "be made",
                 Step::Begin => "begin, or crashed before it was asked anything",
                 Step::TakeOver => "take over what the old one knows",
                 Step::Watch => "watch the guests",

@@ -75,9 +75,9 @@ pub enum What {
         #[arg(long)]
         follow: bool,
     },
-    /// Puts another program into a monitor's place, which takes over what the old one knows; its guests go on
+    /// Puts another program into a monitor's place, which takes over what the old one knows; its guests go on. So for `irqfwd`
     Swap {
-        /// Its name, as the manifest says; `monitor` where there is only one
+        /// Its name, as the manifest says; `monitor` where there is only one; or `irqfwd`
         monitor: String,
         /// The ELF file of the program
         program: PathBuf,
@@ -124,7 +124,7 @@ impl Ctl {
                 self.replaced(&monitor, "was ended and made again", &parts)?
             }
             What::Swap { monitor, program, signature, fresh } => {
-                let monitor = asking.monitor(monitor)?;
+                let monitor = if monitor == IRQFWD { name(IRQFWD)? } else { asking.monitor(monitor)? };
                 let parts = Program::read(monitor.clone(), program, signature.as_deref(), *fresh)?.send(&mut asking)?;
                 self.replaced(&monitor, &format!("is {} now", program.display()), &parts)?
             }
@@ -141,8 +141,9 @@ impl Ctl {
     }
 
     fn replaced(&self, monitor: &str, what: &str, parts: &[Part]) -> Result<String, Failure> {
-        let known = replaced::of(parts).ok_or_else(|| Failure::says("the system does not say what became of the monitor"))?;
-        let text = || replaced::text(&format!("{monitor} {what}"), &known);
+        let known = replaced::of(parts).ok_or_else(|| Failure::says(format!("the system does not say what became of {monitor}")))?;
+        let first = format!("{monitor} {what}");
+        let text = || if monitor == IRQFWD { replaced::forward_text(&first, &known) } else { replaced::text(&first, &known) };
         Ok(if self.json { pretty(&replaced::json(monitor, &known)) } else { text() })
     }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A monitor in the place of another: what happened, and how long guests waited.
+//! A monitor in the place of another, or an irqfwd: what happened, and how long guests waited.
 
 use serde_json::{Value, json};
 use trellis_idl::control::{Handed, Part, Replaced};
@@ -17,13 +17,22 @@ pub fn text(what: &str, replaced: &Replaced) -> String {
         0 => "no vCPU waited for a verdict meanwhile".into(),
         owed => format!("{} for a verdict meanwhile, and each was asked about again", plural(owed.into(), "vCPU waited", "vCPUs waited")),
     };
-    let state = match replaced.state {
+    format!("{what}; {guests} watched\n{owed}; nobody was asked for {}\n{}\n", time(replaced), state(replaced))
+}
+
+/// The same of irqfwd.
+pub fn forward_text(what: &str, replaced: &Replaced) -> String {
+    let guests = plural(replaced.guests.into(), "guest has", "guests have");
+    format!("{what}; {guests} devices of its\nno interrupt is lost; none that goes through it came for {}\n{}\n", time(replaced), state(replaced))
+}
+
+fn state(replaced: &Replaced) -> String {
+    match replaced.state {
         Handed::Lost => "what the old one knew is lost".into(),
         Handed::NotWanted => "it begins without what the old one knew".into(),
         Handed::Taken(bytes) => format!("{bytes} bytes of state were handed over"),
         Handed::NotGiven(why) => format!("it handed no state over: {}", refusal(why)),
-    };
-    format!("{what}; {guests} watched\n{owed}; nobody was asked for {}\n{state}\n", time(replaced))
+    }
 }
 
 /// As JSON.
@@ -76,6 +85,9 @@ mod tests {
         let said = text("swapped", &replaced(0, 1, Handed::NotGiven(Refusal::Unsupported as u8)));
         assert!(said.contains("no vCPU waited") && said.contains("16 ns") && said.contains("Unsupported"), "{said}");
         assert!(text("swapped", &replaced(1, u64::MAX, Handed::Taken(9))).contains("1 vCPU waited for a verdict"));
+        let said = forward_text("irqfwd is x now", &replaced(0, 6_250, Handed::Taken(256)));
+        assert_eq!(said, "irqfwd is x now; 1 guest has devices of its\nno interrupt is lost; none that goes through it came for 100 µs\n\
+            256 bytes of state were handed over\n");
         assert_eq!(json("m", &replaced(1, 5, Handed::Taken(9)))["state_detail"], 9);
     }
 

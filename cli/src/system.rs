@@ -90,6 +90,11 @@ impl Host {
         self.program("servers/monitor")
     }
 
+    /// irqfwd's ELF file.
+    pub fn irqfwd(&self) -> Result<Vec<u8>, Failure> {
+        self.program("servers/irqfwd")
+    }
+
     /// The kernel's ELF file.
     pub fn kernel(&self) -> Result<Vec<u8>, Failure> {
         self.program(KERNEL)

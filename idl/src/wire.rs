@@ -433,6 +433,12 @@ pub enum IrqfwdOp {
     /// many waited for less than 1, 4, 16, 64, 256, 1024, 4096 and 16384 microseconds, and longer. What goes straight to a
     /// vCPU does not wait.
     Delays = 5,
+    /// Line `m1` of the configuration had done this before an earlier server was replaced by this one: `m2` = services taken,
+    /// `m3` = interrupts passed, `m4` = services that no vCPU took at first, `m5` = storms, `m6` = times that it went to another
+    /// vCPU, `m7` = interrupts passed of which nobody knows how long they waited. Back: `m0`.
+    Restore = 6,
+    /// The same of those that waited: `m2` to `m9` are `m2` to `m9` of [`IrqfwdOp::Delays`]. Back: `m0`.
+    RestoreDelays = 7,
 }
 
 impl IrqfwdOp {
@@ -444,6 +450,8 @@ impl IrqfwdOp {
             3 => Some(IrqfwdOp::Count),
             4 => Some(IrqfwdOp::Moved),
             5 => Some(IrqfwdOp::Delays),
+            6 => Some(IrqfwdOp::Restore),
+            7 => Some(IrqfwdOp::RestoreDelays),
             _ => None,
         }
     }

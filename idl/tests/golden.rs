@@ -249,7 +249,7 @@ fn interfaces_keep_their_schema() {
     let golden = [
         (P2M, Interface { number: 1, version: 1, schema: 0x0135_024b_772c_d1a9 }),
         (VCPU, Interface { number: 2, version: 1, schema: 0x81b9_ad91_46f6_8a3d }),
-        (IRQFWD, Interface { number: 4, version: 1, schema: 0xc537_20ca_90bf_82b7 }),
+        (IRQFWD, Interface { number: 4, version: 1, schema: 0x3d58_af00_9b90_dc23 }),
         (MONITOR, Interface { number: 5, version: 1, schema: 0x4d4c_759f_9a19_45cb }),
         (CONTROL, Interface { number: 8, version: 1, schema: 0x1e08_93c4_c5c2_de4d }),
         (HOST, Interface { number: 3, version: 1, schema: 0x69dc_5bdc_224c_0b85 }),

@@ -10,18 +10,18 @@ use crate::guest::Guest;
 use crate::kernel_file::{Flaw, KernelFile};
 use crate::compose::SERVER_PIECES;
 use crate::manifest::{GuestEntry, Kind, Origin};
-use crate::monitor::{self, Image, Monitor, SHIPPED, ServerEntry};
+use crate::monitor::{self, ForwardEntry, Image, Monitor, SHIPPED, ServerEntry};
 use crate::program::{ComposeError, Program};
 use crate::place::{BLOCK, Placement, place};
 use crate::problem::{Code, Problem, nearest};
 use crate::quantity::show_size;
 use crate::source::{Download, OUR_GUESTS, Source};
-use crate::swap;
+use crate::swap::{self, SwapEntry};
 use crate::table::{Placed, Problems, Span};
 use crate::view;
 use std::path::{Path, PathBuf};
 use trellis_idl::kernel::PAGE;
-use trellis_idl::plan::{Budget, MAX_VCPUS, OnReset, Populate, Sve};
+use trellis_idl::plan::{Budget, MAX_VCPUS, OnReset, Populate, Sve, SwapPlan};
 
 /// Longest command line: Linux takes no more.
 const MAX_COMMAND_LINE: usize = 2047;
@@ -104,13 +104,31 @@ impl Checker<'_> {
         let watched = guests.iter().enumerate();
         let watched = watched.filter_map(|(index, guest)| Some((index, guest.watcher(&entry.name.value)? as u8)));
         let (name, rules) = (entry.name.value.clone(), entry.rules.clone());
-        let swap = entry.swap.plan(self.signer(entry, problems));
+        let swap = self.swap(&entry.swap, problems);
         Some(Monitor { name, program, guests: watched.collect(), rules, events: entry.events.clone(), swap })
     }
 
+    /// What is kept for a program in irqfwd's place, where there is one.
+    pub fn forward(&self, entry: Option<&ForwardEntry>, guests: &[Guest], problems: &mut Problems) -> Option<SwapPlan> {
+        let is_there = guests.iter().any(|guest| !guest.devices.is_empty());
+        if let (Some(entry), false) = (entry, is_there) {
+            problems.push(
+                Problem::new(Code::IdleServer, "there is no irqfwd here: no guest owns a device")
+                    .at(entry.name.span.clone(), "what is said of it means nothing")
+                    .hint("give a guest a device with [[guest.NAME.device]], or leave this table out"),
+            );
+        }
+        let swap = entry.map_or_else(SwapEntry::default, |entry| entry.swap.clone());
+        if is_there { self.swap(&swap, problems) } else { None }
+    }
+
+    fn swap(&self, entry: &SwapEntry, problems: &mut Problems) -> Option<SwapPlan> {
+        entry.plan(self.signer(entry, problems))
+    }
+
     /// The public key of who signs a server's programs.
-    fn signer(&self, entry: &ServerEntry, problems: &mut Problems) -> Option<[u8; 32]> {
-        let named = entry.swap.signed_by.as_ref()?;
+    fn signer(&self, entry: &SwapEntry, problems: &mut Problems) -> Option<[u8; 32]> {
+        let named = entry.signed_by.as_ref()?;
         let read = self.source.read(&self.folder.join(&named.value)).map_err(|error| error.to_string());
         let key = read.and_then(|bytes| swap::key(&bytes).ok_or_else(|| "not 64 hexadecimal digits".to_string()));
         if let Err(why) = &key {

@@ -16,7 +16,7 @@ use trellis_idl::kernel::PAGE;
 use std::collections::BTreeMap;
 use trellis_idl::plan::{
     ConsoleConfig, DevicePages, IrqfwdConfig, Load, MonitorConfig, P2mConfig, Part, Plan, Role, Segment,
-    ServerPlan, SourcePlan, Sve, VcpuConfig, WatchedPlan,
+    ServerPlan, SourcePlan, Sve, SwapPlan, VcpuConfig, WatchedPlan,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -194,9 +194,10 @@ impl System {
         // Each has a page of zeroes besides its memory and its page tables.
         let of = |guest: &Guest| guest.memory_bytes + (u64::from(guest.table_pages()) + 1) * PAGE;
         let guests: u64 = self.guests.iter().map(of).sum();
-        // Two files and two programs of each monitor.
-        let swap = |monitor: &Monitor| monitor.swap.as_ref().map_or(0, |swap| 4 * u64::from(swap.pages) * PAGE);
-        let swaps: u64 = self.monitors.iter().map(swap).sum();
+        // Two files and two programs of each monitor; irqfwd has one program at a time.
+        let pages = |swap: &SwapPlan| u64::from(swap.pages);
+        let monitors = self.monitors.iter().filter_map(|monitor| monitor.swap.as_ref()).map(|swap| 4 * pages(swap));
+        let swaps = monitors.chain(self.forward.as_ref().map(|swap| 3 * pages(swap))).sum::<u64>() * PAGE;
         let room = self.board.memory().saturating_sub(guests).saturating_sub(swaps);
         let at = self.board.image_at;
         let range = self.board.ram.iter().find(|ram| (ram.base..ram.base + ram.bytes).contains(&at));

@@ -8,7 +8,7 @@ use crate::system::System;
 use crate::view::word;
 use trellis_idl::control::Control;
 use trellis_idl::kernel::{Inside, PAGE};
-use trellis_idl::plan::{Budget, OnReset, Populate, Role};
+use trellis_idl::plan::{Budget, OnReset, Populate, Role, SwapPlan};
 
 /// Root's rank; the other servers' is in their role.
 pub(crate) const ROOT_RANK: u8 = 4;
@@ -72,15 +72,15 @@ pub(crate) fn duty(system: &System, name: &str, role: Role) -> Duty {
     }
 }
 
-/// What is kept for another one in a monitor's place.
-fn explain_swap(monitor: &Monitor) -> String {
-    let Some(swap) = monitor.swap else { return "  cannot be replaced while its guests run: nothing is kept for that\n".into() };
+/// What is kept for another one in a monitor's place, or in irqfwd's.
+fn explain_swap(swap: Option<SwapPlan>, is_monitor: bool) -> String {
+    let Some(swap) = swap else { return "  cannot be replaced while its guests run: nothing is kept for that\n".into() };
     let kib = u64::from(swap.pages) * PAGE >> 10;
     let signed = match swap.signer {
         Some(_) => format!(", signed by whom the manifest names, and numbered {} or higher", swap.counter),
         None => String::new(),
     };
-    format!("  can be replaced while its guests run, by a program and a file of up to {kib} KiB{signed};\n    memory is kept for two of either\n")
+    format!("  can be replaced while its guests run, by a program and a file of up to {kib} KiB{signed};\n    memory is kept for {}\n", if is_monitor { "two of either" } else { "one and two of them" })
 }
 
 /// What a monitor's capabilities allow.
@@ -156,7 +156,10 @@ impl System {
         for may in duty.may {
             text += &format!("  may {may}\n");
         }
-        text + &self.monitor_named(name).map_or(String::new(), explain_swap)
+        text + &match role {
+            Role::Monitor | Role::Irqfwd => explain_swap(self.swap_of(name, role), role == Role::Monitor),
+            _ => String::new(),
+        }
     }
 
     /// What a monitor watches, guest by guest.

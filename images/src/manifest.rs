@@ -8,7 +8,7 @@ use crate::source::{Download, OUR_GUESTS};
 use crate::table::{Later, Placed, Problems, Span, Table, not_there_yet};
 use toml::de::{DeTable, DeValue};
 use crate::view::{self, ViewsEntry};
-use crate::monitor::{self, MonitorEntry, ServerEntry};
+use crate::monitor::{self, ForwardEntry, MonitorEntry, ServerEntry};
 use trellis_idl::control::Control;
 use trellis_idl::plan::{OnReset, Populate, Sve};
 
@@ -32,6 +32,8 @@ pub struct Manifest {
     pub guests: Vec<GuestEntry>,
     /// Each `[server.NAME]`, in the order of the text.
     pub servers: Vec<ServerEntry>,
+    /// `[server.irqfwd]`.
+    pub forward: Option<ForwardEntry>,
 }
 
 /// How a guest's kernel is packed.
@@ -198,7 +200,7 @@ impl Manifest {
         }
         // What follows a syntax error is guesswork, and guesses should not be complained about.
         if !errors.is_empty() {
-            return Manifest { name: None, board: None, server_float: false, control: Control::Off, guests: Vec::new(), servers: Vec::new() };
+            return Manifest { name: None, board: None, server_float: false, control: Control::Off, guests: Vec::new(), servers: Vec::new(), forward: None };
         }
         let top = Table::new(table.get_ref(), "the manifest", 0..0);
         top.allow(&SYSTEM_KEYS, &[], problems);
@@ -212,7 +214,8 @@ impl Manifest {
         }
         let server_float = top.choice("server-float", &[("fault", false), ("own", true)], problems);
         let board = top.text("board", "board = \"virt\"", problems);
-        let (guests, servers) = (guests(&top, problems), servers(&top, problems));
+        let guests = guests(&top, problems);
+        let (servers, forward) = servers(&top, problems);
         let names = servers.iter().map(|server| ("server", &server.name));
         distinct(guests.iter().map(|guest| ("guest", &guest.name)).chain(names).collect(), problems);
         Manifest {
@@ -222,6 +225,7 @@ impl Manifest {
             control: control.map_or(Control::Off, |choice| choice.value),
             guests,
             servers,
+            forward,
         }
     }
 }
@@ -266,14 +270,20 @@ fn guests(top: &Table<'_, '_>, problems: &mut Problems) -> Vec<GuestEntry> {
     entries.into_iter().filter_map(|(name, value)| guest(name, &value, problems)).collect()
 }
 
-fn servers(top: &Table<'_, '_>, problems: &mut Problems) -> Vec<ServerEntry> {
+/// Monitors, and what is said of irqfwd, which is there where a guest owns a device and cannot be named otherwise.
+fn servers(top: &Table<'_, '_>, problems: &mut Problems) -> (Vec<ServerEntry>, Option<ForwardEntry>) {
     let table = top.table("server", "server".into(), "[server.NAME]", problems);
     let entries = table.map(|table| table.entries()).unwrap_or_default();
+    let (own, entries): (Vec<_>, Vec<_>) = entries.into_iter().partition(|(name, value)| name.value == monitor::IRQFWD && value.value.is_table());
+    let forward = own.into_iter().next().and_then(|(name, value)| {
+        let table = Table::new(value.value.as_table()?, format!("server {}", name.value), value.span.clone());
+        Some(monitor::forward(name, &table, problems))
+    });
     let one = |(name, value)| {
         let table = named("server", &name, &value, problems)?;
         Some(monitor::server(name, &table, problems))
     };
-    entries.into_iter().filter_map(one).collect()
+    (entries.into_iter().filter_map(one).collect(), forward)
 }
 
 /// Complains about names that logs would not tell apart.

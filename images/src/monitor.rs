@@ -31,6 +31,7 @@ pub enum Shipped {
     Guard,
 }
 
+const FORWARD_KEYS: [&str; 1] = ["swap"];
 const SERVER_KEYS: [&str; 3] = ["image", "config", "swap"];
 const SERVER_LATER: [Later; 1] = [
     ("interfaces", "a look at a program's interfaces before it boots (root compares them when it starts)"),
@@ -96,6 +97,18 @@ pub struct ServerEntry {
     pub swap: SwapEntry,
     /// `config.events`.
     pub events: Vec<EventEntry>,
+}
+
+/// irqfwd's name.
+pub const IRQFWD: &str = "irqfwd";
+
+/// `[server.irqfwd]`.
+#[derive(Clone, Debug)]
+pub struct ForwardEntry {
+    /// Where it is named.
+    pub name: Placed<String>,
+    /// `swap`.
+    pub swap: SwapEntry,
 }
 
 /// A monitor as it is put into the image: its server, and the guests that it watches.
@@ -179,6 +192,12 @@ fn without(table: &Table<'_, '_>, problems: &mut Problems) -> Without {
     table.allow(&WITHOUT_KEYS, &WITHOUT_LATER, problems);
     let words = [("hold", Without::Hold), ("stop", Without::Stop), ("allow", Without::Allow)];
     table.choice("memory", &words, problems).map_or(Without::Hold, |word| word.value)
+}
+
+/// Reads `[server.irqfwd]`.
+pub fn forward(name: Placed<String>, table: &Table<'_, '_>, problems: &mut Problems) -> ForwardEntry {
+    table.allow(&FORWARD_KEYS, &[], problems);
+    ForwardEntry { name, swap: swap::read(table, problems) }
 }
 
 /// Reads one `[server.NAME]`.

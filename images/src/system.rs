@@ -9,7 +9,7 @@ use crate::device::Owned;
 use crate::fit;
 use crate::guest::Guest;
 use crate::manifest::{MAX_BYTES, Manifest};
-use crate::monitor::{Monitor, MonitorEntry, Program, Shipped};
+use crate::monitor::{IRQFWD, Monitor, MonitorEntry, Program, Shipped};
 use crate::problem::{Code, Problem, Report, Text, nearest};
 use crate::source::Source;
 use crate::table::{Placed, Problems};
@@ -22,7 +22,7 @@ use trellis_idl::boot::{BootHeader, Range};
 use trellis_idl::control::Control;
 use trellis_idl::kernel::PAGE;
 use trellis_idl::layout::watched;
-use trellis_idl::plan::{Channel, GuestPlan, MAX_SERVERS, MAX_WATCHED, Part, Plan, Role, ServerPlan, VERSION, WatcherPlan};
+use trellis_idl::plan::{Channel, GuestPlan, MAX_SERVERS, MAX_WATCHED, Part, Plan, Role, ServerPlan, SwapPlan, VERSION, WatcherPlan};
 
 /// Capability slots of every server.
 const SLOTS: u16 = 64;
@@ -43,6 +43,8 @@ pub struct System {
     pub(crate) server_float: bool,
     pub(crate) monitors: Vec<Monitor>,
     pub(crate) control: Control,
+    /// What is kept for a program in irqfwd's place.
+    pub(crate) forward: Option<SwapPlan>,
 }
 
 impl System {
@@ -183,6 +185,11 @@ impl System {
         }
     }
 
+    /// What is kept for a program in a server's place.
+    pub(crate) fn swap_of(&self, name: &str, role: Role) -> Option<SwapPlan> {
+        if role == Role::Irqfwd { self.forward } else { self.monitor_named(name)?.swap }
+    }
+
     fn server_plan<'a>(&'a self, name: &'a str, role: Role) -> ServerPlan<'a> {
         let cpus = match role {
             Role::Console => bounded([0]),
@@ -204,7 +211,7 @@ impl System {
             },
             config: Part::default(),
             float: self.server_float,
-            swap: self.monitor_named(name).and_then(|monitor| monitor.swap),
+            swap: self.swap_of(name, role),
         }
     }
 }
@@ -270,16 +277,17 @@ fn check(path: &Path, text: String, source: &dyn Source, problems: &mut Problems
         .filter_map(|guest| checker.guest(guest, line(guest.name.span.start), problems))
         .collect();
     let monitors: Vec<Monitor> = manifest.servers.iter().filter_map(|server| checker.monitor(server, &manifest.guests, problems)).collect();
+    let forward = checker.forward(manifest.forward.as_ref(), &guests, problems);
     let (board, board_text) = board?;
     let servers = std::iter::once(("console".to_string(), Role::Console))
         .chain(guests.iter().enumerate().flat_map(|(index, guest)| {
             [(guest.p2m_name(), Role::P2m(index as u8)), (guest.vcpu_name(), Role::Vcpu(index as u8))]
         }))
-        .chain(guests.iter().any(|guest| !guest.devices.is_empty()).then(|| ("irqfwd".to_string(), Role::Irqfwd)))
+        .chain(guests.iter().any(|guest| !guest.devices.is_empty()).then(|| (IRQFWD.to_string(), Role::Irqfwd)))
         .chain(monitors.iter().map(|monitor| (monitor.name.clone(), Role::Monitor)))
         .collect();
     let (server_float, control) = (manifest.server_float, manifest.control);
-    Some(System { name: manifest.name?.value, text, board, board_text, guests, servers, server_float, control, monitors })
+    Some(System { name: manifest.name?.value, text, board, board_text, guests, servers, server_float, control, monitors, forward })
 }
 
 fn board(name: &Placed<String>, folder: &Path, source: &dyn Source, problems: &mut Problems) -> Option<(Board, String)> {

@@ -18,19 +18,6 @@ global_asm!(
     ".popsection",
 );
 
-/// Binds `fn main(first_word: u64) -> !` as the start of root, which brings its own stack.
-#[macro_export]
-macro_rules! root {
-    ($main:path) => {
-        #[allow(unsafe_code, reason = "the start-up code finds the stack by this name")]
-        #[cfg(target_os = "none")]
-        #[unsafe(no_mangle)]
-        static trellis_own_stack: $crate::start::OwnStack = $crate::start::OwnStack::new();
-
-        $crate::entry!($main);
-    };
-}
-
 /// Binds `fn main(first_word: u64) -> !` as the program's start, for every thread of it.
 #[macro_export]
 macro_rules! entry {

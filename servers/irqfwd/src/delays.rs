@@ -20,7 +20,7 @@ impl Delays {
     #[inline(never)]
     pub fn count(&mut self, waited: Option<u64>, hertz: u64) {
         if let Some(count) = self.step_of(waited, hertz) {
-            *count += 1;
+            *count = count.saturating_add(1);
         }
     }
 
@@ -38,9 +38,16 @@ impl Delays {
         self.longer.get_mut(step.checked_sub(1)?)
     }
 
+    /// An earlier server counted so many of each step but the first, and so many of which nobody knows it.
+    pub fn add(&mut self, longer: [u64; STEPS - 1], unknown: u64) {
+        for (count, more) in self.longer.iter_mut().zip(longer).chain([(&mut self.unknown, unknown)]) {
+            *count = count.saturating_add(more);
+        }
+    }
+
     /// All steps, of so many that were handed on.
     pub fn of(&self, passed: u64) -> [u64; STEPS] {
-        let rest = self.longer.iter().sum::<u64>() + self.unknown;
+        let rest = self.longer.iter().fold(self.unknown, |sum, count| sum.saturating_add(*count));
         let mut all = [passed.saturating_sub(rest); STEPS];
         all[1..].copy_from_slice(&self.longer);
         all

@@ -58,6 +58,16 @@ pub struct Counters {
     pub storms: u64,
 }
 
+impl Counters {
+    fn add(&mut self, more: &Counters) {
+        let Counters { taken, passed, direct, moved, waited, storms } = more;
+        let own = [&mut self.taken, &mut self.passed, &mut self.direct, &mut self.moved, &mut self.waited, &mut self.storms];
+        for (own, more) in own.into_iter().zip([taken, passed, direct, moved, waited, storms]) {
+            *own = own.saturating_add(*more);
+        }
+    }
+}
+
 /// Where a line is in its life.
 #[derive(Debug)]
 enum Stage {
@@ -259,6 +269,16 @@ impl Forwarder {
     pub fn delays(&self, system: &impl System, source: u16) -> Option<[u64; STEPS]> {
         let place = self.at(source).lock(system);
         place.as_ref().map(|source| source.delays.of(source.counters.passed))
+    }
+
+    /// A source had done this before: an earlier server counted it, which this one has replaced. Interrupts that went straight to
+    /// a vCPU are the kernel's to count.
+    pub fn restore(&self, system: &impl System, source: u16, before: Counters, longer: [u64; STEPS - 1], unknown: u64) -> Result<(), Refusal> {
+        let mut place = self.at(source).lock(system);
+        let source = place.as_mut().ok_or(Refusal::Gone)?;
+        source.counters.add(&before);
+        source.delays.add(longer, unknown);
+        Ok(())
     }
 
     /// Serves all that came to this CPU, and does what time has come for.

@@ -5,7 +5,7 @@
 //! that are sources stay so, and what it was serving comes again once they are bound here.
 
 use crate::delays::STEPS;
-use crate::{Forwarder, Limit, Post, Queue, Wish, Woken};
+use crate::{Counters, Forwarder, Limit, Post, Queue, Wish, Woken};
 use trellis_idl::interface::{self, ATTACH};
 use trellis_idl::kernel::{Exit, Refusal, WORDS};
 use trellis_idl::layout::{badge as badges, slot};
@@ -151,6 +151,17 @@ impl Irqfwd {
         Ok([all.taken, all.passed, all.direct, all.waited, all.storms, all.moved])
     }
 
+    fn restore(&self, system: &impl System, words: &[u64; WORDS]) -> Result<(), Refusal> {
+        let [_, index, taken, passed, waited, storms, moved, unknown, ..] = *words;
+        let before = Counters { taken, passed, direct: 0, moved, waited, storms };
+        self.forwarder.restore(system, self.source(system, index)?, before, [0; STEPS - 1], unknown)
+    }
+
+    fn restore_delays(&self, system: &impl System, words: &[u64; WORDS]) -> Result<(), Refusal> {
+        let [_, index, longer @ ..] = *words;
+        self.forwarder.restore(system, self.source(system, index)?, Counters::default(), longer, 0)
+    }
+
     fn delays(&self, system: &impl System, index: u64) -> Result<[u64; STEPS], Refusal> {
         self.forwarder.delays(system, self.source(system, index)?).ok_or(Refusal::Gone)
     }
@@ -183,6 +194,8 @@ impl Server for Irqfwd {
             Some(IrqfwdOp::Moved) => self.moved(system, [words[1], words[2], words[3]]),
             Some(IrqfwdOp::Count) => self.count(system, words[1]).map(|counts| answer[1..7].copy_from_slice(&counts)),
             Some(IrqfwdOp::Delays) => self.delays(system, words[1]).map(|delays| answer[1..].copy_from_slice(&delays)),
+            Some(IrqfwdOp::Restore) => self.restore(system, &words),
+            Some(IrqfwdOp::RestoreDelays) => self.restore_delays(system, &words),
             None => Err(Refusal::NoOperation),
         });
         Reply::Call(answer)

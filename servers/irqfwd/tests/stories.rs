@@ -166,6 +166,20 @@ fn counters(kernel: &Kernel, forwarder: &Forwarder, source: u16) -> Counters {
 }
 
 #[test]
+fn what_an_earlier_server_counted_is_counted_on() {
+    let (kernel, forwarder, queue, source) = bound(Limit::NONE);
+    let before = Counters { taken: 10, passed: 9, direct: 0, moved: 2, waited: 1, storms: 3 };
+    kernel.fire(0);
+    assert!(!forwarder.serve(&kernel, queue) && kernel.guest_serves(0));
+    assert_eq!(forwarder.restore(&kernel, source, before, [0, 1, 0, 0, 0, 0, 0, u64::MAX], 2), Ok(()));
+    assert_eq!(counters(&kernel, &forwarder, source), Counters { taken: 11, passed: 10, direct: 0, moved: 2, waited: 1, storms: 3 });
+    assert_eq!(forwarder.restore(&kernel, source, Counters { passed: u64::MAX, ..Counters::default() }, [0, 0, 0, 0, 0, 0, 0, 1], 0), Ok(()));
+    assert_eq!(counters(&kernel, &forwarder, source).passed, u64::MAX, "a count does not wrap");
+    assert_eq!(forwarder.delays(&kernel, source).map(|delays| (delays[2], delays[8])), Some((1, u64::MAX)));
+    assert_eq!(forwarder.restore(&kernel, source + 1, before, [0; 8], 0), Err(trellis_idl::kernel::Refusal::Gone));
+}
+
+#[test]
 fn each_interrupt_reaches_the_guest_once() {
     let (kernel, forwarder, queue, source) = bound(Limit::NONE);
     for count in 1..=5 {

@@ -34,6 +34,11 @@ pub struct Time {
 /// Only what callers lend.
 pub const LENT: Time = Time { priority: PASSIVE, budget: 0 };
 
+/// How threads of a program that was uploaded get their time while they do not serve: before guests, behind root, and half
+/// of it at most. The kernel looks at servers in round periods: this one is in step with none of them, so that one that hangs is
+/// seen to run.
+pub const UNKNOWN: Time = Time { priority: 205, budget: trellis_runtime::handle::budget(4_000, 7_919) };
+
 /// A server that exists.
 #[derive(Clone, Debug)]
 pub struct Built {
@@ -100,8 +105,9 @@ pub fn program_pages(plan: &ServerPlan<'_>) -> u64 {
     plan.segments.iter().map(|segment| segment.memory_bytes.div_ceil(PAGE)).sum()
 }
 
-/// Pages of a server, whatever its program of so many pages is.
-pub fn pages(plan: &ServerPlan<'_>, threads: u64, program: u64) -> u64 {
+/// Pages of a server with the plan's program, or with the largest that may take its place.
+pub fn most_pages(plan: &ServerPlan<'_>, threads: u64) -> u64 {
+    let program = program_pages(plan).max(plan.swap.map_or(0, |swap| swap.pages.into()));
     let float = if plan.float { threads } else { 0 };
     u64::from(plan.table_pages) + program + threads * (STACK_PAGES + 1) + float
 }

@@ -531,6 +531,12 @@ impl System for Fake {
         let Object::Portal(domain, ..) = object else { return Err(Refusal::WrongKind) };
         if words[0] == ATTACH {
             // Everybody agrees on whatever is asked, but for one.
+            if let Some((whose, ATTACH, why)) = self.fail.get()
+                && whose == domain
+            {
+                self.fail.set(None);
+                return Err(why);
+            }
             let disagrees = self.disagrees.get() == Some(domain);
             let mut answer = words;
             answer[0] = to_answer(if disagrees { Err(Refusal::Unsupported) } else { Ok(()) });

@@ -3,10 +3,11 @@
 //!
 //! A [`crate::supply::Lot`] is made again just as it was; a monitor that is put into another's place is not. Its room is
 //! one run, of which its program, stacks and tables are split off, and a stretch of slots. Taking back the run takes back
-//! whatever was made of it.
+//! whatever was made of it. What the host sends to take its place is kept in its store.
 
 use crate::supply::Supply;
 use crate::{StartError, Step};
+use trellis_idl::plan::ServerPlan;
 use trellis_runtime::{Frames, System};
 
 /// Memory and slots.
@@ -36,5 +37,34 @@ impl Room {
             let _ = Frames::at(slot).forget(system);
         }
         Ok(())
+    }
+}
+
+/// Memory for two files: the one of which a server was made, and the one that comes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Store {
+    /// The memory.
+    pub run: Frames,
+    /// Pages of each.
+    pub pages: u64,
+    /// Which of the two comes next: 0 or 1.
+    pub next: u64,
+    /// The lowest number that a signed one may have.
+    pub lowest: u64,
+}
+
+impl Store {
+    /// That of a server whose place another may take.
+    pub fn make(system: &impl System, supply: &mut Supply, server: &ServerPlan<'_>) -> Result<Option<Store>, StartError> {
+        let Some(swap) = server.swap else { return Ok(None) };
+        let pages = u64::from(swap.pages);
+        let run = supply.take(system, 2 * pages)?;
+        Ok(Some(Store { run, pages, next: 0, lowest: swap.counter }))
+    }
+
+    /// The file that came is the one that runs now, with this number.
+    pub fn turn(&mut self, counter: u64) {
+        self.next = 1 - self.next;
+        self.lowest = self.lowest.max(counter);
     }
 }

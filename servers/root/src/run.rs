@@ -150,8 +150,18 @@ impl<'a, B: Board> Root<'a, B> {
     /// Makes irqfwd anew, and lets it run.
     #[inline(never)]
     fn revive(&mut self, system: &impl System, number: usize) -> Result<(), StartError> {
-        let missing = StartError::Plan("no such server");
-        let mut forward = self.forward.take().ok_or(missing)?;
+        let mut forward = self.forward.take().ok_or(StartError::Plan("no such server"))?;
+        self.remake(system, &mut forward, forward::CONTROL)?;
+        log!("{} is made again", self.name(number));
+        self.forward = Some(forward);
+        Ok(())
+    }
+
+    /// Makes irqfwd of the program that it has now in place of the one that runs or died, and lets it run. It may take so many
+    /// microseconds for an answer.
+    #[inline(never)]
+    fn remake(&mut self, system: &impl System, forward: &mut Forward, patience: u64) -> Result<(), StartError> {
+        let (number, missing) = (forward.number, StartError::Plan("no such server"));
         let [Some(console), Some(dead)] = [0, number].map(|number| self.servers.get(number)) else { return Err(missing) };
         let ends = Ends { console, output: self.console[0] };
         let policy = &self.policy;
@@ -160,14 +170,13 @@ impl<'a, B: Board> Root<'a, B> {
         let built = forward.again(system, &self.board, supply, self.plan, dead, guests, goes_on, ends)?;
         // What the dead one still had to say is not the new one's.
         Consumer::new(self.board.ring(ring::root_report(number))).clear();
-        build::start(system, &built)?;
+        let started = build::start(system, &built);
         if let Some(place) = self.servers.get_mut(number) {
             *place = built;
         }
-        forward.attach(system)?;
-        log!("{} is made again", self.name(number));
-        self.forward = Some(forward);
-        Ok(())
+        started?;
+        forward.be_patient(system, patience)?;
+        forward.attach(system)
     }
 
     /// A guest's lines are forwarded from now on, or no more.
@@ -612,6 +621,9 @@ mod exchange_tests;
 #[cfg(test)]
 mod answer_tests;
 mod relief;
+mod replace;
+#[cfg(test)]
+mod replace_tests;
 mod rules;
 #[cfg(test)]
 mod rules_tests;

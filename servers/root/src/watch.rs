@@ -5,11 +5,11 @@
 //! are taken apart with it, and made again with it. A monitor is made again of the same slots and memory when it dies;
 //! what its guests were doing then is owed to them by the kernel, and settled with the next one.
 
-use crate::build::{self, Built, READ_WRITE, Stored, Time};
+use crate::build::{self, Built, READ_WRITE, Stored, Time, UNKNOWN};
 use crate::estate::{self, Ends};
 use crate::guest::{self, Made};
 use crate::program::PIECES;
-use crate::room::Room;
+use crate::room::{Room, Store};
 use crate::supply::{Lot, Supply};
 use crate::wire::{self, Trio};
 use crate::{Board, StartError, Step, patiently};
@@ -25,11 +25,6 @@ use trellis_runtime::{Consumer, Domain, Frames, Portal, Session, Signal, System,
 pub const CONTROL: u64 = 10_000_000;
 /// The same while one takes another's place: guests wait, and root hears of nobody else.
 pub const BRIEF: u64 = 100_000;
-/// How the threads of a program that was uploaded get their time while they do not serve: before guests, behind root, and half
-/// of it at most. The kernel looks at servers in round periods: this one is in step with none of them, so that one that hangs is
-/// seen to run.
-const UNKNOWN: Time = Time { priority: 205, budget: trellis_runtime::handle::budget(4_000, 7_919) };
-
 /// What a monitor may take to read what it is told, beside and before guests: a tenth of its CPU.
 const READING: Time = Time { priority: guest::MAX_PRIORITY as u64 + 1, budget: trellis_runtime::handle::budget(2_000, 20_000) };
 
@@ -182,19 +177,6 @@ struct Half {
     is_used: bool,
 }
 
-/// Memory for two files: the one of which the monitor was made, and the one that comes.
-#[derive(Clone, Copy, Debug)]
-pub struct Store {
-    /// The memory.
-    pub run: Frames,
-    /// Pages of each.
-    pub pages: u64,
-    /// Which of the two comes next: 0 or 1.
-    pub next: u64,
-    /// The lowest number that a signed one may have.
-    pub lowest: u64,
-}
-
 /// A monitor's domain, which runs or will.
 #[derive(Clone, Debug)]
 pub struct Instance {
@@ -287,17 +269,11 @@ impl Monitor {
         let rings = [trio(0)?, trio(1)?];
         let [first, second] = rings.map(|rings| {
             let threads = server.cpus.len() as u64 + 1;
-            let program = build::program_pages(server).max(server.swap.map_or(0, |swap| swap.pages.into()));
-            let room = Room::make(system, supply, build::pages(server, threads, program), slots(plan, number, threads))?;
+            let room = Room::make(system, supply, build::most_pages(server, threads), slots(plan, number, threads))?;
             Ok(Half { rings, room, is_used: false })
         });
         let mut halves = [first?, second?];
-        let store = server.swap.map(|swap| {
-            let pages = u64::from(swap.pages);
-            let run = supply.take(system, 2 * pages)?;
-            Ok(Store { run, pages, next: 0, lowest: swap.counter })
-        });
-        let store = store.transpose()?;
+        let store = Store::make(system, supply, server)?;
         let now = instance(system, board, supply, plan, number, (0, &mut halves[0]), ends, None)?;
         Ok(Monitor { number, now, halves, store, stored: None })
     }

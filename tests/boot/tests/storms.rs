@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Everything that can happen to a device's interrupts, in random order while they come: guests that reset themselves, that
-//! are started again, paused and let go on, an irqfwd that is ended and made again. On four CPUs, with two guests that own
+//! are started again, paused and let go on, an irqfwd that is ended and made again, or replaced by another. On four CPUs, with two guests that own
 //! devices and one beside them.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 use trellis_boot_tests::running::System;
 use trellis_cli::ctl::What;
 use trellis_cli::run::Run;
 use trellis_cli::status::Status;
+use trellis_cli::system::Host;
 
 /// A guest whose clock goes from CPU to CPU, one with a port on two of the same CPUs, and one that only talks.
 fn manifest(forward: &str) -> String {
@@ -51,15 +53,30 @@ fn left(system: &System) -> Vec<String> {
     text.lines().filter(is_one).map(|line| line.trim().to_owned()).collect()
 }
 
-fn step(system: &System, seed: &mut u64) {
+fn step(system: &System, irqfwd: &Path, seed: &mut u64) {
     let guest = ["clock", "port"][next(seed) as usize % 2].to_owned();
-    let what = match next(seed) % 5 {
+    let what = match next(seed) % 6 {
         0 | 1 => What::Reboot { guest },
         2 => What::Pause { guest },
         3 => What::Resume { guest },
-        _ => What::Kill { monitor: "irqfwd".into() },
+        4 => What::Kill { monitor: "irqfwd".into() },
+        _ => swap(irqfwd),
     };
     system.says(what);
+}
+
+/// Another program in irqfwd's place.
+fn swap(program: &Path) -> What {
+    What::Swap { monitor: "irqfwd".into(), program: program.into(), signature: None, fresh: false }
+}
+
+/// irqfwd's program, changed, in a file of its own.
+fn program(folder: &Path, name: &str, spoil: impl Fn(&mut Vec<u8>)) -> PathBuf {
+    let mut file = Host::default().irqfwd().expect("the board's programs build");
+    spoil(&mut file);
+    let path = folder.join(name);
+    std::fs::write(&path, file).expect("a file in a folder of ours");
+    path
 }
 
 /// What is left over is what it was. A guest that is just made again comes to that in the end.
@@ -77,12 +94,14 @@ fn is_whole(system: &System, before: &[String]) {
 
 fn storm(forward: &str, mut seed: u64) {
     let mut system = System::start(&manifest(forward), Run { console: Some("talk".into()), ..Run::default() });
+    let folder = tempfile::tempdir().expect("a folder");
+    let irqfwd = program(folder.path(), "next.elf", |_| {});
     goes_on(&system);
     let before = left(&system);
     assert_eq!(before.len(), 4, "{before:?}");
     for _ in 0..ROUNDS {
         for _ in 0..1 + next(&mut seed) % 6 {
-            step(&system, &mut seed);
+            step(&system, &irqfwd, &mut seed);
         }
         for guest in ["clock", "port"] {
             system.says(What::Resume { guest: guest.into() });
@@ -113,4 +132,50 @@ fn whatever_is_ended_and_made_again_devices_through_the_server_go_on() {
 #[test]
 fn whatever_is_ended_and_made_again_devices_without_the_server_go_on() {
     seeds().for_each(|seed| storm("direct", seed));
+}
+
+/// How many interrupts of the clock's line went through irqfwd, as it says.
+fn passed(system: &System) -> u64 {
+    let text = system.ctl(What::Status, true).unwrap_or_else(|failure| panic!("{}", failure.text(false)));
+    let status: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let lines = status["sources"].as_array().expect("lines of devices");
+    let clock = lines.iter().find(|line| line["line"] == 34).expect("the clock's");
+    clock["by_server"].as_u64().expect("a count")
+}
+
+#[test]
+fn another_irqfwd_takes_over_its_lines_with_what_was_counted_and_one_that_is_none_changes_nothing() {
+    let mut system = System::start(&manifest("server"), Run { console: Some("talk".into()), ..Run::default() });
+    let folder = tempfile::tempdir().expect("a folder");
+    let good = program(folder.path(), "next.elf", |_| {});
+    goes_on(&system);
+    for (name, spoil, why) in [
+        ("foreign.elf", (|file| file[18] = 62) as fn(&mut Vec<u8>), "it is for another machine"),
+        // Its code begins with a branch to itself, or with an instruction that is none.
+        ("hangs.elf", |file| file[0x1000..0x1004].copy_from_slice(&[0, 0, 0, 0x14]), "it could not begin"),
+        ("crashes.elf", |file| file[0x1000..0x1004].copy_from_slice(&[0; 4]), "it could not begin"),
+        ("monitor.elf", |file| *file = Host::default().monitor().expect("it builds"), "it could not begin"),
+    ] {
+        let before = passed(&system);
+        let bad = program(folder.path(), name, spoil);
+        let refused = system.ctl(swap(&bad), false).expect_err("it is refused").text(false);
+        assert!(refused.contains(why), "{name}: {refused}\n{}", system.log.text());
+        assert!(passed(&system) >= before && before > 0, "{name}: it goes on counting");
+        goes_on(&system);
+    }
+    for _ in 0..4 {
+        let before = passed(&system);
+        let said = system.says(swap(&good));
+        assert!(said.contains("next.elf now; 2 guests have devices of its\nno interrupt is lost") && said.contains("bytes of state"), "{said}");
+        assert!(passed(&system) >= before, "it goes on counting");
+        goes_on(&system);
+    }
+    // What was uploaded is what is made again.
+    system.says(What::Kill { monitor: "irqfwd".into() });
+    goes_on(&system);
+    system.keys.write_all(b"x").expect("it listens");
+    let outcome = system.run.join().expect("it does not panic");
+    assert_eq!(outcome.map_err(|failure| failure.text(false)), Ok(Status::Well), "{}", system.log.text());
+    let log = system.log.text();
+    assert!(log.matches("root| irqfwd is replaced").count() == 4 && !log.contains("starts again"), "{log}");
 }

@@ -220,7 +220,7 @@ impl<B: Board> Root<'_, B> {
     }
 
     /// Whether irqfwd has this name.
-    fn is_forward(&self, name: &str) -> bool {
+    pub(super) fn is_forward(&self, name: &str) -> bool {
         self.forward.as_ref().is_some_and(|forward| self.name(forward.number) == name)
     }
 

@@ -7,6 +7,7 @@
 use super::*;
 use crate::build::{OWN, READ_WRITE, STORED, Stored};
 use crate::program::Program;
+use crate::room::Store;
 use crate::upload::Upload;
 use crate::watch::{BRIEF, CONTROL, Instance};
 use trellis_idl::control::{Handed, Offer, Piece, Refused, Step as Stage};
@@ -49,7 +50,7 @@ impl<B: Board> Root<'_, B> {
     /// A program is announced.
     pub(super) fn offered(&mut self, offer: &Offer) -> Result<(), Refused> {
         self.upload = None;
-        let (_, swap) = self.swappable(&offer.monitor)?;
+        let (_, swap) = self.store_of(&offer.monitor)?;
         self.upload = Some(Upload::begin(offer.clone(), &swap)?);
         Ok(())
     }
@@ -64,8 +65,7 @@ impl<B: Board> Root<'_, B> {
     }
 
     fn keep(&self, system: &impl System, upload: &mut Upload, piece: &Piece) -> Result<(), Refused> {
-        let (place, _) = self.swappable(upload.monitor())?;
-        let store = self.monitors.get(place).and_then(|monitor| monitor.store).ok_or(Refused::NoSwap)?;
+        let (store, _) = self.store_of(upload.monitor())?;
         upload.take(piece.offset, &piece.bytes)?;
         if piece.bytes.is_empty() {
             return Ok(());
@@ -77,6 +77,16 @@ impl<B: Board> Root<'_, B> {
         let is_written = self.board.scratch(STORED + within, &piece.bytes);
         OWN.unmap(system, at, pages)?;
         if is_written { Ok(()) } else { Err(Refused::Fails(Stage::Make)) }
+    }
+
+    /// Where a program for whatever has this name is kept, and what is demanded of it.
+    fn store_of(&self, name: &str) -> Result<(Store, SwapPlan), Refused> {
+        if self.is_forward(name) {
+            return self.swappable_forward().map(|(_, store, swap)| (store, swap));
+        }
+        let (place, swap) = self.swappable(name)?;
+        let store = self.monitors.get(place).and_then(|monitor| monitor.store).ok_or(Refused::NoSwap)?;
+        Ok((store, swap))
     }
 
     /// A monitor that may be replaced: its place among root's, and what is kept for that.
@@ -93,6 +103,10 @@ impl<B: Board> Root<'_, B> {
     pub(super) fn exchange(&mut self, system: &impl System, name: &str, step: u16) {
         if step == 0 {
             (self.refused, self.replaced) = (None, None);
+            if self.is_forward(name) {
+                self.replace_forward(system);
+                return;
+            }
             match self.make_new(system, name) {
                 Ok(exchange) => self.exchange = Some(exchange),
                 Err(why) => self.refused = Some(why),
@@ -118,13 +132,9 @@ impl<B: Board> Root<'_, B> {
     #[inline(never)]
     fn make_new(&mut self, system: &impl System, name: &str) -> Result<Exchange, Refused> {
         let (place, swap) = self.swappable(name)?;
-        let upload = self.upload.take().filter(|upload| upload.monitor() == name).ok_or(Refused::CutOff(0))?;
         let monitor = self.monitors.get(place).ok_or(Refused::NoMonitor)?;
         let (number, store) = (monitor.number, monitor.store.ok_or(Refused::NoSwap)?);
-        upload.verify(&swap, store.lowest)?;
-        let pages = (store.next * store.pages, u64::from(upload.bytes()).div_ceil(PAGE).max(1));
-        let program = self.program(system, store.run, pages, &upload, &swap)?;
-        let stored = Stored { run: store.run, pages, program };
+        let (upload, stored) = self.sent(system, name, (store, swap))?;
         let Some(console) = self.servers.first() else { return Err(Refused::Fails(Stage::Make)) };
         let ends = Ends { console, output: self.console[0] };
         let Some(monitor) = self.monitors.get_mut(place) else { return Err(Refused::NoMonitor) };
@@ -145,6 +155,17 @@ impl<B: Board> Root<'_, B> {
                 Err(Refused::Fails(Stage::Make))
             }
         }
+    }
+
+    /// What was sent for whatever has this name, if it is as it must be.
+    // Out of line: it takes much of the stack.
+    #[inline(never)]
+    pub(super) fn sent(&mut self, system: &impl System, name: &str, (store, swap): (Store, SwapPlan)) -> Result<(Upload, Stored), Refused> {
+        let upload = self.upload.take().filter(|upload| upload.monitor() == name).ok_or(Refused::CutOff(0))?;
+        upload.verify(&swap, store.lowest)?;
+        let pages = (store.next * store.pages, u64::from(upload.bytes()).div_ceil(PAGE).max(1));
+        let program = self.program(system, store.run, pages, &upload, &swap)?;
+        Ok((upload, Stored { run: store.run, pages, program }))
     }
 
     /// The program in what came.
@@ -248,8 +269,7 @@ impl<B: Board> Root<'_, B> {
         let old = core::mem::replace(&mut monitor.now, new);
         monitor.stored = Some(stored);
         if let Some(store) = &mut monitor.store {
-            store.next = 1 - store.next;
-            store.lowest = store.lowest.max(counter);
+            store.turn(counter);
         }
         let ended = monitor.end(system, &old).and_then(|()| monitor.now.be_patient(system, CONTROL));
         if let Err(why) = ended {

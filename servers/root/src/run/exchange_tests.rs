@@ -17,9 +17,9 @@ use trellis_idl::wire::MonitorOp;
 const OLD: usize = MONITOR + 1;
 const NEW: usize = OLD + 1;
 
-type Parts = std::vec::Vec<Part>;
+pub type Parts = std::vec::Vec<Part>;
 
-fn program() -> std::vec::Vec<u8> {
+pub fn program() -> std::vec::Vec<u8> {
     file(PROGRAM + 8, &[(0, 0x40, PROGRAM, 0x40, 5), (0x40, 0x20, PROGRAM + 0x1000, 0x1800, 6)])
 }
 
@@ -34,7 +34,7 @@ fn name() -> Name {
     Name::try_from(MONITOR_NAME).expect("a short name")
 }
 
-fn ask(root: &mut Root<'_, FakeBoard>, fake: &Fake, board: &FakeBoard, ask: Ask) -> Parts {
+pub fn ask(root: &mut Root<'_, FakeBoard>, fake: &Fake, board: &FakeBoard, ask: Ask) -> Parts {
     assert!(Producer::new(board.ring(ring::ROOT_ASKED)).send(&FromHost::Asked(7, ask)));
     for _ in 0..20 {
         root.step(fake);
@@ -43,7 +43,7 @@ fn ask(root: &mut Root<'_, FakeBoard>, fake: &Fake, board: &FakeBoard, ask: Ask)
     core::iter::from_fn(|| ring.receive::<Answer>()).map(|answer| answer.expect("an answer").part).collect()
 }
 
-fn upload(root: &mut Root<'_, FakeBoard>, fake: &Fake, board: &FakeBoard, offer: Offer, file: &[u8]) {
+pub fn upload(root: &mut Root<'_, FakeBoard>, fake: &Fake, board: &FakeBoard, offer: Offer, file: &[u8]) {
     assert_eq!(ask(root, fake, board, Ask::Upload(offer)), [Part::Done]);
     for (index, bytes) in file.chunks(UPLOAD_PIECE).enumerate() {
         let bytes = bytes.iter().copied().collect();
