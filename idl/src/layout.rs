@@ -28,13 +28,44 @@ pub const PAYLOAD_BYTES: u64 = 0x4000_0000;
 pub const SCRATCH: u64 = 0x3c00_0000;
 /// Bytes of that window.
 pub const SCRATCH_BYTES: u64 = 0x0400_0000;
-/// Device page of a server (the console's UART).
+/// Device pages of a server: page `i` at `DEVICE + i * 4096`. The console has one, the UART; irqfwd's are [`message`]'s.
 pub const DEVICE: u64 = 0x3800_0000;
+/// Most of them.
+pub const DEVICE_PAGES: usize = 256;
+/// irqfwd: memory that the interrupt translation service reads and writes by itself, see [`message`].
+pub const TABLES: u64 = 0x3a00_0000;
+/// Most bytes of it.
+pub const TABLES_BYTES: u64 = 0x0100_0000;
 
 /// Bits of the signal to a monitor's reading thread.
 pub mod monitor_signal {
     /// There is something in a ring.
     pub const TOLD: u64 = 1;
+}
+
+/// irqfwd, where messages make lines: which device page is which, and what is in the memory that it shares with hardware.
+pub mod message {
+    use crate::plan::MAX_FUNCTIONS;
+
+    /// The first page of the translation service's registers (GITS).
+    pub const SERVICE: usize = 0;
+    /// The configuration page of the function with this place in [`crate::plan::MessagePlan::functions`].
+    pub const fn function(place: usize) -> usize {
+        1 + place
+    }
+    /// The first page of a redistributor (GICR), in the order of their addresses.
+    pub const fn redistributor(place: usize) -> usize {
+        1 + MAX_FUNCTIONS + place
+    }
+
+    /// Everything in the shared memory lies in blocks of so many bytes, which their own addresses are multiples of.
+    pub const BLOCK: u64 = 0x1_0000;
+    /// Blocks for so many CPUs.
+    pub const fn blocks(cpus: u64) -> u64 {
+        3 + cpus
+    }
+    /// Where root writes the machine address of the first block.
+    pub const ADDRESS: u64 = 0;
 }
 
 /// Which ring page is which, as page numbers from [`RINGS`].

@@ -13,7 +13,7 @@ use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
 
 /// Version of this file's types.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
 /// Most servers in an image (root's signal word has one bit each).
 pub const MAX_SERVERS: usize = 48;
 /// Most guests in an image.
@@ -24,6 +24,8 @@ pub const MAX_VCPUS: usize = 8;
 pub const MAX_DEVICES: usize = 8;
 /// Most lines of all devices that guests own.
 pub const MAX_SOURCES: usize = 64;
+/// Most functions of guests that write messages.
+pub const MAX_FUNCTIONS: usize = 8;
 
 /// Bytes of the payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -323,6 +325,47 @@ pub struct IrqfwdConfig {
     pub guests: Vec<Vec<u8, MAX_VCPUS>, MAX_GUESTS>,
     /// The lines, in the order of their capabilities in [`crate::layout::slot::LINE`].
     pub sources: Vec<SourcePlan, MAX_SOURCES>,
+    /// What it needs for lines that messages make; nothing where there are none.
+    pub messages: Option<MessagePlan>,
+}
+
+/// Who writes messages, and what makes interrupts of them. Runs of registers are named by their place in
+/// [`crate::boot::BootHeader::devices`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MessagePlan {
+    /// The run of the interrupt translation service's registers.
+    pub service: u8,
+    /// That of the redistributors'.
+    pub redistributors: u8,
+    /// The machine address of the first one.
+    pub redistributors_at: u64,
+    /// How many there are at most.
+    pub frames: u8,
+    /// Where messages are written to (GITS_TRANSLATER).
+    pub doorbell: u64,
+    /// CPUs to which they may come, each with its affinity as a redistributor has it (GICR_TYPER).
+    pub cpus: Vec<(u8, u32), MAX_VCPUS>,
+    /// Who writes them.
+    pub functions: Vec<FunctionPlan, MAX_FUNCTIONS>,
+}
+
+/// A function of a PCI device that a guest owns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionPlan {
+    /// Which guest.
+    pub guest: u8,
+    /// The run of its configuration page, which no guest sees.
+    pub run: u8,
+    /// Bus, device and function, by which the translation service knows it.
+    pub requester: u16,
+    /// Where its registers are to be.
+    pub base: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// The line that its first message makes; the others' follow.
+    pub line: u32,
+    /// Its messages: a power of two.
+    pub messages: u8,
 }
 
 /// A line of a device that a guest owns.

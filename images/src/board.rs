@@ -4,6 +4,7 @@
 //! The facts stand in `boards/*.toml`; a manifest may also name a board file of its own.
 
 use crate::device::{self, Device};
+use crate::function::{self, Messages};
 use crate::problem::{Code, Problem, Text};
 use crate::quantity::parse_size;
 use serde::{Deserialize, Deserializer};
@@ -48,6 +49,9 @@ pub struct Board {
     pub gic: Gic,
     /// First serial port.
     pub uart: Uart,
+    /// What makes interrupts of messages, if anything does.
+    #[serde(default)]
+    pub messages: Option<Messages>,
     /// Where its SMMU is, if it has one.
     #[serde(default)]
     pub smmu: Option<u64>,
@@ -182,13 +186,16 @@ impl Board {
 
     /// Reads a board file; `text` names it in problems.
     pub fn parse(text: &Text) -> Result<Board, Problem> {
-        let board: Board = toml::from_str(text.inner()).map_err(|error| {
+        let mut board: Board = toml::from_str(text.inner()).map_err(|error| {
             let problem = Problem::new(Code::BadBoard, "this board file cannot be used").within(text);
             let problem = problem.at(error.span().unwrap_or(0..0), error.message().trim().replace('\n', "; "));
             problem.hint("images/boards/virt.toml shows every key of a board file")
         })?;
         match board.contradiction() {
-            None => Ok(board),
+            None => {
+                function::number(&mut board);
+                Ok(board)
+            }
             Some(sentence) => Err(Problem::new(Code::BoardContradiction, sentence)
                 .within(text)
                 .at(0..0, "in this board file")
@@ -223,7 +230,7 @@ impl Board {
         if self.vmid_bits > 16 {
             return Some("a VMID has at most 16 bits".into());
         }
-        device::contradiction(self)
+        device::contradiction(self).or_else(|| function::contradiction(self))
     }
 
     /// Bytes of memory.

@@ -150,7 +150,7 @@ impl System {
             };
             owned.device.lines.iter().zip(&owned.lines).map(source)
         });
-        IrqfwdConfig { guests: bounded(self.guests.iter().map(cpus)), sources: bounded(lines) }
+        IrqfwdConfig { guests: bounded(self.guests.iter().map(cpus)), sources: bounded(lines), messages: self.message_plan() }
     }
 
     /// The programs of the monitors, by the monitors' names.

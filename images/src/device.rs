@@ -3,6 +3,7 @@
 //! alone on its pages.
 
 use crate::board::Board;
+use crate::function::{self, Requester};
 use crate::manifest::{DeviceEntry, GuestEntry};
 use crate::problem::{Code, Problem, nearest};
 use crate::table::{Problems, not_there_yet};
@@ -47,6 +48,12 @@ pub struct Device {
     /// It reads and writes memory by itself.
     #[serde(default)]
     pub dma: bool,
+    /// It is this function of PCI: its registers are put to `base`, and it interrupts by messages.
+    #[serde(default)]
+    pub function: Option<Requester>,
+    /// How many different ones it writes.
+    #[serde(default)]
+    pub messages: u8,
     /// By which an SMMU knows it.
     #[serde(default)]
     pub stream_ids: Vec<u32>,
@@ -64,6 +71,11 @@ impl Device {
     /// Pages that it lies on.
     pub fn pages(&self) -> u64 {
         (self.base % PAGE).saturating_add(self.bytes).div_ceil(PAGE)
+    }
+
+    /// Whether it reads and writes memory by itself. What writes messages does.
+    pub fn has_dma(&self) -> bool {
+        self.dma || self.function.is_some()
     }
 
     /// Whether two devices have a page in common.
@@ -202,7 +214,7 @@ fn alone(board: &Board, entry: &DeviceEntry, device: &Device, problems: &mut Pro
 
 /// What it could do to memory that is not its guest's.
 fn memory(board: &Board, entry: &DeviceEntry, device: &Device, problems: &mut Problems) {
-    match (&entry.unprotected, device.dma) {
+    match (&entry.unprotected, device.has_dma()) {
         (Some(key), false) => problems.push(
             Problem::new(Code::KeyDoesNotApply, format!("device `{}` does not touch memory by itself", device.name))
                 .at(key.clone(), "means nothing here")
@@ -212,6 +224,7 @@ fn memory(board: &Board, entry: &DeviceEntry, device: &Device, problems: &mut Pr
         (_, true) if board.smmu.is_some() => {
             problems.push(not_there_yet("device", "a device behind an SMMU", entry.device.span.clone()));
         }
+        (Some(_), true) if device.function.is_some() => {}
         (Some(key), true) => {
             problems.push(not_there_yet("dma = \"unprotected\"", "guest memory mapped one to one for a device", key.clone()));
         }
@@ -241,13 +254,16 @@ fn lines(board: &Board, entry: &DeviceEntry, device: &Device, problems: &mut Pro
 fn room(guests: &[GuestEntry], board: &Board, problems: &mut Problems) {
     let mut runs = board.fixed_devices().len();
     let mut sources = 0;
+    let mut before = Vec::new();
     for guest in guests {
         let all = owned(guest, board);
         runs += all.len();
+        before.extend(all.iter().cloned());
+        let runs = runs + function::runs(board, before.iter()).len();
         sources += all.iter().map(|owned| owned.device.lines.len()).sum::<usize>();
         let past = all.iter().any(|owned| owned.address.saturating_add(owned.device.bytes) > OWNED_END);
         let Some(last) = guest.devices.last() else { continue };
-        if all.len() > MAX_DEVICES || runs > MOST_RUNS || sources > MAX_SOURCES || past {
+        if all.len() > MAX_DEVICES || runs > MOST_RUNS || sources > MAX_SOURCES || past || function::too_many(before.iter()) {
             problems.push(
                 Problem::new(Code::TooManyDevices, format!("guest `{}` owns too much", guest.name.value))
                     .at(last.device.span.clone(), "one too many")

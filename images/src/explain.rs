@@ -66,10 +66,26 @@ pub(crate) fn duty(system: &System, name: &str, role: Role) -> Duty {
                 .owned()
                 .filter(|(_, owned)| !owned.device.lines.is_empty())
                 .map(|(index, owned)| format!("take {} and raise it in guest {}", line_list(&owned.device.lines), guest(index as u8)))
+                .chain(message_rights(system))
                 .chain(["be called by root".into(), "signal root and console".into()])
                 .collect(),
         },
     }
+}
+
+/// What irqfwd may beside that where functions of PCI interrupt.
+fn message_rights(system: &System) -> Vec<String> {
+    let functions: Vec<String> = system
+        .owned()
+        .filter_map(|(_, owned)| Some(format!("{} ({})", owned.device.name, owned.device.function?)))
+        .collect();
+    if functions.is_empty() {
+        return Vec::new();
+    }
+    vec![
+        format!("configure {}", functions.join(", ")),
+        "say where the interrupt translation service and the redistributors keep their tables: they write them by themselves".into(),
+    ]
 }
 
 /// What is kept for another one in a monitor's place, or in irqfwd's.
@@ -136,7 +152,8 @@ impl System {
         let devices: Vec<String> =
             self.board.fixed_devices().iter().map(|(name, range)| format!("{name} at {:#x}", range.base)).collect();
         let owned = self.owned().map(|(_, owned)| format!("{} at {:#x}", owned.device.name, owned.device.base));
-        let devices: Vec<String> = devices.into_iter().chain(owned).collect();
+        let more = self.message_runs().into_iter().map(|(name, range)| format!("{name} at {:#x}", range.base));
+        let devices: Vec<String> = devices.into_iter().chain(owned).chain(more).collect();
         format!(
             "\nserver root (rank {ROOT_RANK}) on CPU 0\n  starts the system from its plan and supervises it\n  \
              holds all free memory; devices: {}\n  may create and destroy everything, and switch the machine off\n  \
@@ -258,6 +275,9 @@ fn explain_guest(guest: &Guest) -> String {
         };
         let pages = device.pages();
         text += &format!("  owns {}: {pages} page(s) at {page:#x}, seen at {:#x}; {lines}\n", device.name, owned.address);
+        if device.has_dma() {
+            text += &format!("    {} reads and writes all of memory by itself, unprotected, at the machine's addresses\n", device.name);
+        }
     }
     text += &format!("  exits: memory faults go to {}, all others to {}\n", guest.p2m_name(), guest.vcpu_name());
     for monitor in &guest.monitors {

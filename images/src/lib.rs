@@ -14,6 +14,7 @@ pub mod device;
 mod device_tree;
 mod explain;
 mod fit;
+pub mod function;
 mod guest;
 mod hear;
 mod kernel_file;

@@ -184,7 +184,6 @@ const GUEST_KEYS: [&str; 19] = [
     "on-reset", "essential", "sve", "views", "views-inside", "view", "device", "monitor",
 ];
 const DEVICE_KEYS: [&str; 3] = ["device", "forward", "dma"];
-const DEVICE_LATER: [Later; 1] = [("msi", "message-signalled interrupts")];
 const GUEST_LATER: [Later; 1] = [("swap", "swapping servers at runtime")];
 
 impl Manifest {
@@ -353,7 +352,7 @@ fn devices(table: &Table<'_, '_>, problems: &mut Problems) -> Vec<DeviceEntry> {
 }
 
 fn device(table: &Table<'_, '_>, problems: &mut Problems) -> Option<DeviceEntry> {
-    table.allow(&DEVICE_KEYS, &DEVICE_LATER, problems);
+    table.allow(&DEVICE_KEYS, &[], problems);
     table.require("device", "device = \"rtc\", as the board file names it", problems);
     let forward = table.choice("forward", &[("server", false), ("direct", true)], problems);
     let dma = table.choice("dma", &[("unprotected", ())], problems);

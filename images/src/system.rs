@@ -7,6 +7,7 @@ use crate::board::Board;
 use crate::check::Checker;
 use crate::device::Owned;
 use crate::fit;
+use crate::function;
 use crate::guest::Guest;
 use crate::manifest::{MAX_BYTES, Manifest};
 use crate::monitor::{IRQFWD, Monitor, MonitorEntry, Program, Shipped};
@@ -120,9 +121,16 @@ impl System {
     /// Puts owned devices into the header, behind the board's own.
     pub(crate) fn write_devices(&self, header: &mut BootHeader) {
         let free = header.devices.iter_mut().skip(self.board.fixed_devices().len());
-        for (to, (_, owned)) in free.zip(self.owned()) {
-            *to = Range { base: owned.device.page() * PAGE, bytes: owned.device.pages() * PAGE };
+        let owned = self.owned().map(|(_, owned)| Range { base: owned.device.page() * PAGE, bytes: owned.device.pages() * PAGE });
+        let more = self.message_runs().into_iter().map(|(_, range)| range);
+        for (to, range) in free.zip(owned.chain(more)) {
+            *to = range;
         }
+    }
+
+    /// What root gets besides when a guest owns what writes messages, behind owned devices.
+    pub(crate) fn message_runs(&self) -> Vec<(String, Range)> {
+        function::runs(&self.board, self.owned().map(|(_, owned)| owned))
     }
 
     /// The monitors, in the plan's order.

@@ -28,17 +28,37 @@ pub trait Registers {
     fn read(&self, offset: usize) -> u32;
     /// Writes one; nothing outside the page.
     fn write(&self, offset: usize, value: u32);
+    /// Reads one of 64 bits.
+    fn read_wide(&self, offset: usize) -> u64 {
+        u64::from(self.read(offset)) | u64::from(self.read(offset + 4)) << 32
+    }
+    /// Writes one of 64 bits.
+    fn write_wide(&self, offset: usize, value: u64) {
+        self.write(offset, value as u32);
+        self.write(offset + 4, (value >> 32) as u32);
+    }
+}
+
+/// Memory that a server shares with hardware: words of 64 bits by their offset in bytes. On the board [`Tables`], in tests
+/// what a test makes.
+pub trait SharedMemory {
+    /// Reads one; 0 outside of it.
+    fn read(&self, offset: u64) -> u64;
+    /// Writes one; nothing outside of it.
+    fn write(&self, offset: u64, value: u64);
+    /// What was written is seen by hardware before it sees what is written to its registers from here on.
+    fn publish(&self);
 }
 
 #[cfg(target_os = "none")]
-pub use board::{DevicePage, config, payload, scratch_read, scratch_write};
+pub use board::{DevicePage, Tables, config, payload, scratch_read, scratch_write};
 
 #[cfg(target_os = "none")]
 mod board {
-    use super::{ConfigError, MAX_CONFIG, Registers, decode_config};
+    use super::{ConfigError, MAX_CONFIG, Registers, SharedMemory, decode_config};
     use serde::Deserialize;
     use trellis_idl::kernel::PAGE;
-    use trellis_idl::layout::{CONFIG, DEVICE, PAYLOAD, PAYLOAD_BYTES, SCRATCH, SCRATCH_BYTES};
+    use trellis_idl::layout::{CONFIG, DEVICE, DEVICE_PAGES, PAYLOAD, PAYLOAD_BYTES, SCRATCH, SCRATCH_BYTES, TABLES, TABLES_BYTES};
 
     /// This server's configuration.
     pub fn config<T: Deserialize<'static>>() -> Result<T, ConfigError> {
@@ -86,25 +106,75 @@ mod board {
         true
     }
 
-    /// The page of device registers at [`DEVICE`].
+    /// A page of device registers behind [`DEVICE`].
     #[derive(Clone, Copy, Debug, Default)]
-    pub struct DevicePage;
+    pub struct DevicePage(usize);
+
+    impl DevicePage {
+        /// The page with this place; the first one where there is no such place.
+        pub const fn at(place: usize) -> DevicePage {
+            DevicePage(if place < DEVICE_PAGES { place * PAGE as usize } else { 0 })
+        }
+    }
 
     impl Registers for DevicePage {
         fn read(&self, offset: usize) -> u32 {
             if offset >= PAGE as usize || offset % 4 != 0 {
                 return 0;
             }
-            // SAFETY: inside the device page, aligned; no Rust object lives there.
-            unsafe { core::ptr::read_volatile((DEVICE as usize + offset) as *const u32) }
+            // SAFETY: inside the device pages, aligned; no Rust object lives there.
+            unsafe { core::ptr::read_volatile((DEVICE as usize + self.0 + offset) as *const u32) }
         }
 
         fn write(&self, offset: usize, value: u32) {
             if offset >= PAGE as usize || offset % 4 != 0 {
                 return;
             }
-            // SAFETY: inside the device page, aligned; no Rust object lives there.
-            unsafe { core::ptr::write_volatile((DEVICE as usize + offset) as *mut u32, value) }
+            // SAFETY: inside the device pages, aligned; no Rust object lives there.
+            unsafe { core::ptr::write_volatile((DEVICE as usize + self.0 + offset) as *mut u32, value) }
+        }
+
+        fn read_wide(&self, offset: usize) -> u64 {
+            if offset >= PAGE as usize || offset % 8 != 0 {
+                return 0;
+            }
+            // SAFETY: inside the device pages, aligned; no Rust object lives there.
+            unsafe { core::ptr::read_volatile((DEVICE as usize + self.0 + offset) as *const u64) }
+        }
+
+        fn write_wide(&self, offset: usize, value: u64) {
+            if offset >= PAGE as usize || offset % 8 != 0 {
+                return;
+            }
+            // SAFETY: inside the device pages, aligned; no Rust object lives there.
+            unsafe { core::ptr::write_volatile((DEVICE as usize + self.0 + offset) as *mut u64, value) }
+        }
+    }
+
+    /// The memory at [`TABLES`]; where root has mapped nothing, an access is a fault of this thread.
+    #[derive(Clone, Copy, Debug, Default)]
+    pub struct Tables;
+
+    impl SharedMemory for Tables {
+        fn read(&self, offset: u64) -> u64 {
+            if offset >= TABLES_BYTES || offset % 8 != 0 {
+                return 0;
+            }
+            // SAFETY: inside the range, aligned; no Rust object lives there.
+            unsafe { core::ptr::read_volatile((TABLES + offset) as *const u64) }
+        }
+
+        fn write(&self, offset: u64, value: u64) {
+            if offset >= TABLES_BYTES || offset % 8 != 0 {
+                return;
+            }
+            // SAFETY: inside the range, aligned; no Rust object lives there, and what hardware does with it is no object's either.
+            unsafe { core::ptr::write_volatile((TABLES + offset) as *mut u64, value) }
+        }
+
+        fn publish(&self) {
+            // SAFETY: orders accesses, and does nothing else.
+            unsafe { core::arch::asm!("dsb ishst", options(nostack, preserves_flags)) };
         }
     }
 }

@@ -14,7 +14,7 @@ mod board {
 
     fn main(_thread: u64) -> ! {
         let Ok(config) = config::<ConsoleConfig<'_>>() else { panic!("no configuration") };
-        let mut console = Console::new(&config, DevicePage, ring::page);
+        let mut console = Console::new(&config, DevicePage::at(0), ring::page);
         console.open(&Svc);
         loop {
             console.step(&Svc);

@@ -2,6 +2,7 @@
 //! The life of a line: forwarded and masked, open, leaving. Each state is a type, and what is not possible in it is not
 //! there.
 
+use crate::messages::{Gate, Nobody};
 use trellis_idl::kernel::Refusal;
 use trellis_runtime::handle::Tie;
 use trellis_runtime::{Line, System, Vcpu};
@@ -9,15 +10,17 @@ use trellis_runtime::{Line, System, Vcpu};
 /// Forwarded to some vCPUs, masked.
 #[derive(Debug)]
 #[must_use = "the line stays forwarded"]
-pub struct Masked {
+pub struct Masked<G = Nobody> {
     line: Line,
     source: u16,
+    /// Whom else to ask than the kernel that it may come, by which number: messages make it.
+    gate: Option<(G, u32)>,
 }
 
 /// It may come.
 #[derive(Debug)]
 #[must_use = "the line stays open"]
-pub struct Open(Masked);
+pub struct Open<G = Nobody>(Masked<G>);
 
 /// To be nobody's: masked and tied to no vCPU, but its source may be in a queue or with a server.
 #[derive(Debug)]
@@ -28,7 +31,9 @@ pub struct Leaving {
 
 /// Makes a line a source that all these vCPUs can get as this line of theirs; `direct`: the first of them without a server. Where one of them
 /// refuses, nothing is left of it. A line that is a source already, since a server before this one made it so, stays it.
-pub fn bind(system: &impl System, line: Line, guest_line: u8, vcpus: &[Vcpu], direct: bool) -> Result<Masked, Refusal> {
+pub fn bind<G: Gate>(
+    system: &impl System, line: Line, guest_line: u8, vcpus: &[Vcpu], direct: bool, gate: Option<(G, u32)>,
+) -> Result<Masked<G>, Refusal> {
     let (source, _) = line.forward(system, guest_line)?;
     for (index, vcpu) in vcpus.iter().enumerate() {
         let tie = if direct && index == 0 { Tie::Direct } else { Tie::Ends };
@@ -39,7 +44,7 @@ pub fn bind(system: &impl System, line: Line, guest_line: u8, vcpus: &[Vcpu], di
             return Err(refusal);
         }
     }
-    Ok(Masked { line, source })
+    Ok(Masked { line, source, gate })
 }
 
 fn untie(system: &impl System, line: Line, vcpus: &[Vcpu]) {
@@ -49,17 +54,24 @@ fn untie(system: &impl System, line: Line, vcpus: &[Vcpu]) {
     }
 }
 
-impl Masked {
+impl<G: Gate> Masked<G> {
     /// The number of its source.
     pub const fn source(&self) -> u16 {
         self.source
     }
 
     /// It comes to this CPU from now on.
-    pub fn open(self, system: &impl System, cpu: u8) -> Result<Open, (Masked, Refusal)> {
-        match self.line.open_at(system, cpu) {
+    pub fn open(self, system: &impl System, cpu: u8) -> Result<Open<G>, (Masked<G>, Refusal)> {
+        match self.open_at(system, cpu) {
             Ok(()) => Ok(Open(self)),
             Err(refusal) => Err((self, refusal)),
+        }
+    }
+
+    fn open_at(&self, system: &impl System, cpu: u8) -> Result<(), Refusal> {
+        match &self.gate {
+            Some((gate, number)) => gate.open(system, *number, cpu),
+            None => self.line.open_at(system, cpu),
         }
     }
 
@@ -70,7 +82,7 @@ impl Masked {
     }
 }
 
-impl Open {
+impl<G: Gate> Open<G> {
     /// The number of its source.
     pub const fn source(&self) -> u16 {
         self.0.source
@@ -78,7 +90,7 @@ impl Open {
 
     /// It comes to another CPU from now on.
     pub fn move_to(&self, system: &impl System, cpu: u8) -> Result<(), Refusal> {
-        self.0.line.open_at(system, cpu)
+        self.0.open_at(system, cpu)
     }
 
     /// It goes straight to this vCPU from now on.
@@ -87,9 +99,12 @@ impl Open {
     }
 
     /// It does not come any more.
-    pub fn mask(self, system: &impl System) -> Masked {
-        // The kernel refuses this only to who has no line.
-        let _ = self.0.line.mask(system);
+    pub fn mask(self, system: &impl System) -> Masked<G> {
+        match &self.0.gate {
+            Some((gate, number)) => gate.close(system, *number),
+            // The kernel refuses this only to who has no line.
+            None => drop(self.0.line.mask(system)),
+        }
         self.0
     }
 }

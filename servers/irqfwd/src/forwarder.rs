@@ -8,6 +8,7 @@
 
 use crate::binding::{self, Leaving, Masked, Open};
 use crate::delays::{Delays, STEPS};
+use crate::messages::{Gate, Nobody};
 use crate::queue::{Queue, Served, Woken};
 use crate::storm::{Limit, Storm};
 use heapless::Vec;
@@ -24,7 +25,7 @@ const FIRST_TRY: u64 = 20_000;
 
 /// What a source shall do.
 #[derive(Clone, Debug)]
-pub struct Wish {
+pub struct Wish<G = Nobody> {
     /// The physical line.
     pub line: Line,
     /// The guest's line that it comes as; 0 = that of its number.
@@ -39,6 +40,8 @@ pub struct Wish {
     pub number: u32,
     /// The kernel hands it to the vCPU that it goes to, and this server sees only what that vCPU does not take.
     pub direct: bool,
+    /// Who masks it and sends it to a CPU, where messages make it.
+    pub gate: Option<G>,
 }
 
 /// What a source did.
@@ -70,21 +73,21 @@ impl Counters {
 
 /// Where a line is in its life.
 #[derive(Debug)]
-enum Stage {
-    Open(Open),
+enum Stage<G> {
+    Open(Open<G>),
     /// Masked by whoever owns it.
-    Masked(Masked),
+    Masked(Masked<G>),
     /// Masked since it came too often, until then.
-    Cooling(Masked, u64),
+    Cooling(Masked<G>, u64),
     Leaving(Leaving),
     /// Only for as long as it goes from one to the other.
     Between,
 }
 
 #[derive(Debug)]
-struct Source {
-    stage: Stage,
-    wish: Wish,
+struct Source<G> {
+    stage: Stage<G>,
+    wish: Wish<G>,
     /// The vCPU that took the last one, by its place in the wish.
     target: usize,
     storm: Storm,
@@ -136,29 +139,29 @@ impl Post {
 
 /// The server.
 #[derive(Debug)]
-pub struct Forwarder {
-    sources: [Shared<Option<Source>>; SOURCES],
+pub struct Forwarder<G = Nobody> {
+    sources: [Shared<Option<Source<G>>>; SOURCES],
 }
 
-impl Default for Forwarder {
+impl<G: Gate> Default for Forwarder<G> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Forwarder {
+impl<G: Gate> Forwarder<G> {
     /// Nothing is forwarded.
-    pub const fn new() -> Forwarder {
+    pub const fn new() -> Forwarder<G> {
         Forwarder { sources: [const { Shared::new(None) }; SOURCES] }
     }
 
     #[inline(always)]
-    fn at(&self, source: u16) -> &Shared<Option<Source>> {
+    fn at(&self, source: u16) -> &Shared<Option<Source<G>>> {
         &self.sources[source as usize % SOURCES]
     }
 
     /// Forwards a line to a guest. Back: the number of its source.
-    pub fn bind(&self, system: &impl System, wish: Wish) -> Result<u16, Refusal> {
+    pub fn bind(&self, system: &impl System, wish: Wish<G>) -> Result<u16, Refusal> {
         if wish.vcpus.is_empty() || wish.vcpus.len() != wish.cpus.len() {
             return Err(Refusal::BadArgument);
         }
@@ -169,7 +172,8 @@ impl Forwarder {
         if source.is_some() {
             return Err(Refusal::Occupied);
         }
-        let masked = binding::bind(system, wish.line, wish.guest_line, &wish.vcpus, wish.direct)?;
+        let gate = wish.gate.clone().map(|gate| (gate, wish.number));
+        let masked = binding::bind(system, wish.line, wish.guest_line, &wish.vcpus, wish.direct, gate)?;
         let (stage, result) = match masked.open(system, cpu) {
             Ok(open) => (Stage::Open(open), Ok(number)),
             Err((masked, refusal)) => (Stage::Leaving(masked.leave(system, &wish.vcpus)), Err(refusal)),
@@ -209,7 +213,7 @@ impl Forwarder {
 
     /// Ends it and forwards the line anew, to another guest or otherwise. `Again`: nothing is forwarded yet; the same call
     /// later goes on.
-    pub fn rebind(&self, system: &impl System, source: u16, queue: Queue, wish: Wish) -> Result<u16, Refusal> {
+    pub fn rebind(&self, system: &impl System, source: u16, queue: Queue, wish: Wish<G>) -> Result<u16, Refusal> {
         self.unbind(system, source, queue)?;
         self.bind(system, wish)
     }
@@ -379,12 +383,12 @@ impl Forwarder {
     /// to call again, if at any time.
     pub fn attend(&self, system: &impl System) -> Option<u64> {
         let now = now(system);
-        let attend = |place: &Shared<Option<Source>>| place.lock(system).as_mut()?.attend(system, now);
+        let attend = |place: &Shared<Option<Source<G>>>| place.lock(system).as_mut()?.attend(system, now);
         self.sources.iter().filter_map(attend).min()
     }
 }
 
-impl Source {
+impl<G: Gate> Source<G> {
     /// The vCPU that gets its next interrupt, if nothing else is to be thought of; it is counted as handed on.
     #[inline]
     fn admit(&mut self, served: &Served) -> Option<Vcpu> {
@@ -497,7 +501,7 @@ impl Source {
     }
 
     /// Opens a masked line where its vCPU is.
-    fn open(&mut self, system: &impl System, line: Masked) -> Result<(), Refusal> {
+    fn open(&mut self, system: &impl System, line: Masked<G>) -> Result<(), Refusal> {
         let cpu = self.wish.cpus.get(self.target).copied().unwrap_or(0);
         let (stage, result) = match line.open(system, cpu) {
             Ok(open) => (Stage::Open(open), Ok(())),

@@ -4,14 +4,21 @@
 //! The kernel keeps the state of each source and one queue a CPU; [`queue`] is this server's side of that protocol, as
 //! types that can be used in the right order only. [`binding`] is the life of a line, [`storm`] when it is too much,
 //! [`delays`] how long it took, and [`forwarder`] puts them together; [`server`] is all that with a configuration and
-//! root's questions.
+//! root's questions. Lines that devices make by messages go through [`messages`]: [`its`] is the translation service with its
+//! [`command`]s, [`function`] the device's end.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 pub mod binding;
+#[cfg(target_os = "none")]
+pub mod board;
+pub mod command;
 pub mod delays;
 pub mod forwarder;
+pub mod function;
+pub mod its;
+pub mod messages;
 pub mod queue;
 pub mod server;
 pub mod storm;

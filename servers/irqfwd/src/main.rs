@@ -7,15 +7,10 @@
 mod board {
     use core::convert::Infallible;
     use trellis_idl::kernel::Refusal;
-    use trellis_irqfwd::Irqfwd;
-    use trellis_runtime::{Once, Svc, config, serve};
+    use trellis_irqfwd::board::{OnBoard, build};
+    use trellis_runtime::{Once, Svc, serve};
 
-    static SERVER: Once<Irqfwd> = Once::new();
-
-    fn build() -> Result<Irqfwd, &'static str> {
-        let config = config().map_err(|_| "no configuration that is understood")?;
-        Ok(Irqfwd::start(&Svc, config))
-    }
+    static SERVER: Once<OnBoard> = Once::new();
 
     fn main(_first_word: u64) -> ! {
         let server = match SERVER.get_or_build(&Svc, build) {
@@ -30,7 +25,7 @@ mod board {
     }
 
     /// Serves this thread's queue for as long as it has it.
-    fn forward(server: &Irqfwd) -> Result<Infallible, Refusal> {
+    fn forward(server: &OnBoard) -> Result<Infallible, Refusal> {
         let mut post = server.post(&Svc, Svc.thread())?;
         let mut woken = post.wait(&Svc)?;
         loop {

@@ -5,14 +5,15 @@
 //! that are sources stay so, and what it was serving comes again once they are bound here.
 
 use crate::delays::STEPS;
+use crate::messages::{Gate, Nobody};
 use crate::{Counters, Forwarder, Limit, Post, Queue, Wish, Woken};
 use trellis_idl::interface::{self, ATTACH};
-use trellis_idl::kernel::{Exit, Refusal, WORDS};
+use trellis_idl::kernel::{Exit, FIRST_MESSAGE, Refusal, WORDS};
 use trellis_idl::layout::{badge as badges, slot};
 use trellis_idl::plan::{IrqfwdConfig, MAX_SOURCES, MAX_VCPUS, SourcePlan};
 use trellis_idl::wire::{IrqfwdOp, to_answer};
 use trellis_runtime::handle::clock;
-use trellis_runtime::{Line, Machine, Reply, Server, Shared, Signal, System, Vcpu, message};
+use trellis_runtime::{Line, Machine, Reply, Server, Shared, Signal, System, Vcpu, log, message};
 
 /// Interrupts of a line, in as many milliseconds, that are no storm.
 const MOST: u32 = 500;
@@ -25,9 +26,12 @@ const NONE: u16 = u16::MAX;
 
 /// The server.
 #[derive(Debug)]
-pub struct Irqfwd {
+pub struct Irqfwd<G: 'static = Nobody> {
     config: IrqfwdConfig,
-    forwarder: Forwarder,
+    /// Too much for a stack, on which a server is made.
+    forwarder: &'static Forwarder<G>,
+    /// Who makes lines of messages, if anybody.
+    gate: Option<G>,
     /// The source of each line of the configuration, or [`NONE`].
     sources: Shared<[u16; MAX_SOURCES]>,
     limit: Limit,
@@ -35,14 +39,16 @@ pub struct Irqfwd {
     adopted: Shared<bool>,
 }
 
-impl Irqfwd {
+impl<G: Gate> Irqfwd<G> {
     /// Binds every line whose guest is there.
-    pub fn start(system: &impl System, config: IrqfwdConfig) -> Irqfwd {
+    pub fn start(
+        system: &impl System, config: IrqfwdConfig, forwarder: &'static Forwarder<G>, gate: Option<G>,
+    ) -> Irqfwd<G> {
         let (_, hertz) = clock(system);
         let ticks = |milliseconds: u64| hertz * milliseconds / 1000;
         let limit = Limit { most: MOST, window: ticks(WINDOW_MS), cool_down: ticks(COOL_DOWN_MS) };
         let sources = Shared::new([NONE; MAX_SOURCES]);
-        let server = Irqfwd { config, forwarder: Forwarder::new(), sources, limit, adopted: Shared::new(false) };
+        let server = Irqfwd { config, forwarder, gate, sources, limit, adopted: Shared::new(false) };
         server.bind_all(system);
         server
     }
@@ -90,26 +96,44 @@ impl Irqfwd {
         for (index, plan) in self.lines(guest) {
             let mut sources = self.sources.lock(system);
             let Some(place) = sources.get_mut(index).filter(|place| **place == NONE) else { continue };
-            match self.forwarder.bind(system, self.wish(index, plan)) {
+            let wish = self.wish(index, plan);
+            if is_message(plan.line) && wish.gate.is_none() {
+                result = Err(Refusal::Unsupported);
+                continue;
+            }
+            match self.forwarder.bind(system, wish) {
                 Ok(source) => *place = source,
                 Err(refusal) => result = Err(refusal),
             }
         }
-        result
+        result.and(self.connect(system, guest))
     }
 
-    fn wish(&self, index: usize, plan: &SourcePlan) -> Wish {
+    /// What a guest owns may write messages, once they are heard.
+    fn connect(&self, system: &impl System, guest: u64) -> Result<(), Refusal> {
+        let Some(gate) = self.gate.as_ref() else { return Ok(()) };
+        gate.connect(system, guest as u8).map_err(|why| {
+            log!("a function of guest {guest}: {why:?}");
+            Refusal::BadState
+        })
+    }
+
+    fn wish(&self, index: usize, plan: &SourcePlan) -> Wish<G> {
         let cpus = self.config.guests.get(usize::from(plan.guest)).cloned().unwrap_or_default();
         let first = slot::VCPUS + u64::from(plan.guest) * MAX_VCPUS as u64;
         let vcpus = (first..).take(cpus.len()).map(Vcpu::at).collect();
         let line = Line::at(slot::LINE + index as u64);
         let (guest_line, number, direct) = (plan.guest_line, plan.line, plan.direct);
-        Wish { line, guest_line, vcpus, cpus, limit: self.limit, direct, number }
+        let gate = self.gate.clone().filter(|_| is_message(number));
+        Wish { line, guest_line, vcpus, cpus, limit: self.limit, direct, number, gate }
     }
 
     fn unbind(&self, system: &impl System, guest: u64) -> Result<(), Refusal> {
         let queue = Queue::of_any(Machine::at(slot::SYSTEM));
         let mut result = Ok(());
+        if let Some(gate) = &self.gate {
+            gate.disconnect(system, guest as u8);
+        }
         for (index, _) in self.lines(guest) {
             let mut sources = self.sources.lock(system);
             let Some(place) = sources.get_mut(index).filter(|place| **place != NONE) else { continue };
@@ -167,13 +191,17 @@ impl Irqfwd {
     }
 }
 
+fn is_message(line: u32) -> bool {
+    u64::from(line) >= FIRST_MESSAGE
+}
+
 /// CPUs that have a vCPU of a guest with a device: each has a thread.
 fn cpus(config: &IrqfwdConfig) -> u64 {
     let all = config.guests.iter().flatten().fold(0u64, |all, cpu| all | 1 << (cpu & 63));
     all.count_ones().into()
 }
 
-impl Server for Irqfwd {
+impl<G: Gate> Server for Irqfwd<G> {
     fn exit(&self, _: &impl System, _: u64, _: &Exit) -> Reply {
         // No vCPU's exits are routed here.
         Reply::Call([0; WORDS])

@@ -4,11 +4,14 @@
 
 use heapless::Vec;
 use std::cell::{Cell, RefCell};
+use std::sync::Mutex;
 use trellis_core::trap::Trap;
 use trellis_hosted::small::{self, ROOT, anywhere, must, slot};
 use trellis_hosted::{Hosted, Now, Settings, laws};
-use trellis_idl::kernel::{LineField, LineState, Op, PLACE, Refusal, WORDS};
+use trellis_idl::kernel::{FIRST_MESSAGE, LineField, LineState, Op, PLACE, Refusal, WORDS};
 use trellis_idl::layout::root_slot;
+use trellis_irqfwd::its::Failure;
+use trellis_irqfwd::messages::Gate;
 use trellis_irqfwd::{Counters, Forwarder, Limit, Post, Queue, Wish};
 use trellis_runtime::handle::Tie;
 use trellis_runtime::{Line, Machine, Signal, System, Vcpu};
@@ -150,6 +153,7 @@ fn wish(limit: Limit) -> Wish {
         limit,
         direct: false,
         number: LINE as u32,
+        gate: None,
     }
 }
 
@@ -657,4 +661,81 @@ fn a_server_that_follows_a_lost_one_loses_nothing() {
         assert_eq!(counters(&kernel, &next, source), Counters { taken: 2, passed: 2, ..Counters::default() });
         laws::full(&kernel.0.borrow()).expect("the laws hold");
     }
+}
+
+/// A gate that remembers what it was asked: the CPU that the line was opened at, or that it was closed.
+#[derive(Debug, Default)]
+struct Asked(Mutex<std::vec::Vec<(u32, Option<u8>)>>);
+
+impl Asked {
+    fn taken(&self) -> std::vec::Vec<(u32, Option<u8>)> {
+        std::mem::take(&mut *self.0.lock().expect("nobody panics with it"))
+    }
+}
+
+impl Gate for &Asked {
+    fn open(&self, _: &impl System, line: u32, cpu: u8) -> Result<(), Refusal> {
+        self.0.lock().expect("nobody panics with it").push((line, Some(cpu)));
+        if cpu == 9 { Err(Refusal::BadState) } else { Ok(()) }
+    }
+
+    fn close(&self, _: &impl System, line: u32) {
+        self.0.lock().expect("nobody panics with it").push((line, None));
+    }
+
+    fn connect(&self, _: &impl System, _: u8) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn disconnect(&self, _: &impl System, _: u8) {}
+}
+
+/// Whoever has the translation service opens, moves and masks what messages make; the kernel forwards it like any other.
+#[test]
+fn a_line_that_messages_make_is_opened_moved_and_masked_by_its_gate() {
+    const MESSAGE: u32 = FIRST_MESSAGE as u32 + 5;
+    let asked = Asked::default();
+    let kernel = Kernel::new();
+    let line = Line::at(slot::FREE + 2);
+    must(&mut kernel.0.borrow_mut(), Op::LineCreate, [root_slot::SYSTEM, MESSAGE.into(), line.slot(), 1, 0, 0]);
+    let (forwarder, queue) = (Forwarder::new(), kernel.queue(false));
+    let limit = Limit { most: 3, window: 1000, cool_down: 100 };
+    let wish = |cpus: [u8; 2]| Wish {
+        line,
+        guest_line: LINE as u8,
+        vcpus: Vec::from_slice(&VCPUS).expect("two fit"),
+        cpus: Vec::from_slice(&cpus).expect("two fit"),
+        limit,
+        direct: false,
+        number: MESSAGE,
+        gate: Some(&asked),
+    };
+    assert_eq!(forwarder.bind(&kernel, wish([9, 1])), Err(Refusal::BadState), "its gate does not open");
+    let source = forwarder.bind(&kernel, wish([0, 1])).expect("nothing was left of it");
+    assert_eq!(asked.taken(), [(MESSAGE, Some(9)), (MESSAGE, Some(0))]);
+    let fire = || {
+        kernel.0.borrow_mut().trap(0, Trap::Line(MESSAGE));
+    };
+    for _ in 0..2 {
+        fire();
+        forwarder.serve(&kernel, queue);
+        assert!(kernel.guest_serves(0) && !kernel.guest_serves(0));
+    }
+    // The third one in too short a time is handed on, and was the last for a while.
+    fire();
+    assert!(forwarder.serve(&kernel, queue), "it is to be opened again");
+    assert!(kernel.guest_serves(0));
+    assert_eq!(asked.taken(), [(MESSAGE, None)]);
+    kernel.pass_time(200);
+    assert_eq!(forwarder.attend(&kernel), None);
+    assert_eq!(asked.taken(), [(MESSAGE, Some(0))]);
+    // It follows its guest's wish.
+    kernel.move_line(0, 1);
+    fire();
+    assert!(!forwarder.serve(&kernel, queue));
+    assert!(kernel.guest_serves(1));
+    assert_eq!(asked.taken(), [(MESSAGE, Some(1))]);
+    forwarder.unbind(&kernel, source, queue).expect("nothing is on its way");
+    assert_eq!((asked.taken(), kernel.comes_to()), (vec![(MESSAGE, None)], None));
+    laws::full(&kernel.0.borrow()).expect("the laws hold");
 }

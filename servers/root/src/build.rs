@@ -167,7 +167,7 @@ fn program(
 }
 
 /// Fills fresh frames, which are zeroes, through root's scratch window.
-fn fill(system: &impl System, board: &impl Board, run: Frames, bytes: &[u8]) -> Result<(), StartError> {
+pub(crate) fn fill(system: &impl System, board: &impl Board, run: Frames, bytes: &[u8]) -> Result<(), StartError> {
     let piece_pages = STORED / PAGE;
     for (index, piece) in bytes.chunks(STORED as usize).enumerate() {
         let pages = (piece.len() as u64).div_ceil(PAGE);

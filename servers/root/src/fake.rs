@@ -598,6 +598,11 @@ pub struct FakeBoard {
 impl FakeBoard {
     /// A payload with the configuration of both vcpu servers where [`plan`] says.
     pub fn new() -> FakeBoard {
+        FakeBoard::with(None)
+    }
+
+    /// The same; irqfwd gets this for messages.
+    pub fn with(messages: Option<MessagePlan>) -> FakeBoard {
         let mut payload = vec![0; (PAYLOAD_PAGES * PAGE) as usize];
         for guest in 0..2u64 {
             let at = (vcpu_config(guest).offset) as usize;
@@ -619,7 +624,7 @@ impl FakeBoard {
         }
         let sources = [(34, false), (40, true)].map(|(line, direct)| SourcePlan { guest: 1, line, guest_line: line as u8, edge: false, direct });
         let guests = [heapless::Vec::new(), [0, 0].into_iter().collect()];
-        let config = IrqfwdConfig { guests: guests.into_iter().collect(), sources: sources.into_iter().collect() };
+        let config = IrqfwdConfig { guests: guests.into_iter().collect(), sources: sources.into_iter().collect(), messages };
         let at = IRQFWD_CONFIG.offset as usize;
         let used = postcard::to_slice(&config, &mut payload[at + 8..]).unwrap().len() as u64;
         payload[at..at + 8].copy_from_slice(&used.to_le_bytes());

@@ -6,6 +6,7 @@
 use crate::build::{self, Built, Stored, Time, UNKNOWN};
 use crate::estate::{self, Ends};
 use crate::guest::Made;
+use crate::messages;
 use crate::program;
 use crate::room::{Room, Store};
 use crate::supply::Supply;
@@ -16,11 +17,11 @@ use trellis_idl::control::SourceState;
 use trellis_idl::interface;
 use trellis_idl::kernel::{Rights, Refusal};
 use trellis_idl::layout::{badge, irqfwd_signal, root_slot, slot};
-use trellis_idl::plan::{IrqfwdConfig, MAX_SOURCES, MAX_VCPUS, Plan, Role, ServerPlan};
+use trellis_idl::plan::{IrqfwdConfig, MAX_SOURCES, MAX_VCPUS, MessagePlan, Plan, Role, ServerPlan};
 use trellis_idl::wire::IrqfwdOp;
 use trellis_runtime::handle::{budget, clock};
 use trellis_runtime::memory::decode_config;
-use trellis_runtime::{Line, Machine, Portal, Signal, System, Thread, log, message};
+use trellis_runtime::{Frames, Line, Machine, Portal, Signal, System, Thread, log, message};
 
 /// Above all guests, so that an interrupt of one that waits is not kept waiting by one that runs, and bounded, so that a
 /// device that storms does not take a neighbour's time.
@@ -42,6 +43,8 @@ pub struct Forward {
     room: Room,
     rings: Pair,
     lines: Vec<Line, MAX_SOURCES>,
+    /// Memory that hardware which makes lines of messages reads and writes by itself: the same for each irqfwd.
+    tables: Option<Frames>,
     ends: Ways,
     /// Where what the host sends is kept, if another may take its place.
     pub store: Option<Store>,
@@ -76,26 +79,44 @@ fn config(board: &impl Board, server: &ServerPlan<'_>) -> Result<IrqfwdConfig, S
     decode_config(u64::from_le_bytes(*length), rest).map_err(|_| StartError::Plan("a configuration nobody understands"))
 }
 
+/// What of that is about messages. Apart, since the rest is large and the stack is not.
+#[inline(never)]
+fn messages(board: &impl Board, server: &ServerPlan<'_>) -> Result<Option<MessagePlan>, StartError> {
+    Ok(config(board, server)?.messages)
+}
+
 /// Makes it for the first time, if the plan has one. It does not run yet.
 #[inline(never)]
 pub fn make(
     system: &impl System, board: &impl Board, supply: &mut Supply, plan: &Plan<'_>, guests: &[Made], ends: Ends<'_>,
 ) -> Result<Option<(Forward, Built)>, StartError> {
     let Some((number, server)) = planned(plan) else { return Ok(None) };
-    let mut lines = Vec::new();
-    for source in &config(board, server)?.sources {
-        let line = MACHINE.line(system, source.line, source.edge, supply.slot()).step("make a line")?;
-        lines.push(line).map_err(|_| StartError::Plan("too many lines"))?;
-    }
+    let lines = lines(system, board, supply, server)?;
+    let messages = messages(board, server)?;
+    let tables = messages::tables(system, board, supply, messages.as_ref())?;
     let rings = wire::pair(system, supply, ends.console.domain, number)?;
     let threads = server.cpus.len() as u64;
     let room = Room::make(system, supply, build::most_pages(server, threads), slots(threads))?;
     let store = Store::make(system, supply, server)?;
     let (built, ways) = in_room(system, board, supply, room, (number, server), (&lines, &rings), ends, None)?;
+    messages::attach(system, messages.as_ref(), tables, built.domain)?;
     for (index, made) in guests.iter().enumerate() {
         grant_guest(system, plan, index, made, &built)?;
     }
-    Ok(Some((Forward { number, room, rings, lines, ends: ways, store, stored: None }, built)))
+    Ok(Some((Forward { number, room, rings, lines, tables, ends: ways, store, stored: None }, built)))
+}
+
+/// A line for each source of its configuration.
+#[inline(never)]
+fn lines(
+    system: &impl System, board: &impl Board, supply: &mut Supply, server: &ServerPlan<'_>,
+) -> Result<Vec<Line, MAX_SOURCES>, StartError> {
+    let mut lines = Vec::new();
+    for source in &config(board, server)?.sources {
+        let line = MACHINE.line(system, source.line, source.edge, supply.slot()).step("make a line")?;
+        lines.push(line).map_err(|_| StartError::Plan("too many lines"))?;
+    }
+    Ok(lines)
 }
 
 /// Slots: tables, domain, segments, stacks, threads and what they save registers in, root's signal, the queues', the portal.
@@ -178,6 +199,7 @@ impl Forward {
         let made = in_room(system, board, supply, self.room, server, (&self.lines, &self.rings), ends, self.stored.as_ref());
         let (built, ways) = made?;
         self.ends = ways;
+        messages::attach(system, messages(board, server.1)?.as_ref(), self.tables, built.domain)?;
         for (index, made) in guests.iter().enumerate().filter(|(index, _)| goes_on(*index)) {
             grant_guest(system, plan, index, made, &built)?;
         }

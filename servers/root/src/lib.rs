@@ -19,6 +19,7 @@ pub mod forward;
 pub mod guest;
 pub mod host;
 pub mod load;
+pub mod messages;
 pub mod policy;
 pub mod program;
 pub mod room;

@@ -107,7 +107,7 @@ fn guest(at: &mut u64) {
 /// The guest's line, which it has in both ways.
 fn wish(direct: bool) -> Wish {
     let (line, number) = (Line::at(LINE), SERIAL_LINE as u32);
-    let mut wish = Wish { line, guest_line: 0, vcpus: Vec::new(), cpus: Vec::new(), limit: LIMIT, direct, number };
+    let mut wish = Wish { line, guest_line: 0, vcpus: Vec::new(), cpus: Vec::new(), limit: LIMIT, direct, number, gate: None };
     let room = wish.vcpus.push(Vcpu::at(VCPU)).is_ok() && wish.cpus.push(0).is_ok();
     assert!(room, "one fits");
     wish

@@ -2,9 +2,10 @@
 //! The start sequence against the layout, and what root does when something happens.
 
 use super::*;
-use crate::fake::{Fake, FakeBoard, FakeDomain, Object, plan, plan_with_device};
+use crate::fake::{Fake, FakeBoard, FakeDomain, Mapped, Object, plan, plan_with_device};
 use trellis_idl::kernel::{Access, ExitClass, Groups, Op, PAGE, PASSIVE};
-use trellis_idl::layout::{BUFFERS, CONFIG, PAYLOAD, PROGRAM, RINGS, STACK_BYTES, STACK_STRIDE, STACKS, badge, vcpu_signal};
+use trellis_idl::layout::{BUFFERS, CONFIG, PAYLOAD, PROGRAM, RINGS, STACK_BYTES, STACK_STRIDE, STACKS, TABLES, badge, message, vcpu_signal};
+use trellis_idl::plan::{FunctionPlan, MessagePlan};
 use trellis_idl::wire::GuestEnd;
 
 /// Domains in the fake kernel: root is 0, server `i` is `i + 1`.
@@ -16,8 +17,11 @@ fn start(fake: &Fake) -> (Root<'static, FakeBoard>, FakeBoard) {
 }
 
 pub(super) fn start_plan(fake: &Fake, plan: Plan<'static>) -> (Root<'static, FakeBoard>, FakeBoard) {
+    start_on(fake, plan, FakeBoard::new())
+}
+
+fn start_on(fake: &Fake, plan: Plan<'static>, board: FakeBoard) -> (Root<'static, FakeBoard>, FakeBoard) {
     let plan: &'static Plan<'static> = Box::leak(Box::new(plan));
-    let board = FakeBoard::new();
     let root = Root::start(fake, board, plan, |_| {}).unwrap();
     (root, board)
 }
@@ -421,6 +425,74 @@ fn an_irqfwd_that_faults_is_made_again_of_the_same_memory_and_its_guests_go_on()
     }
     assert_eq!(fake.runs(), runs, "no memory more and no memory less");
     assert_eq!((fake.count(Op::VcpuStop), fake.count(Op::LineCreate)), (0, 3), "guests and lines stay");
+}
+
+/// Device runs of the translation service, of two redistributors and of a function, behind the guest's own device, and what
+/// irqfwd is told of them.
+fn messages(fake: &Fake) -> MessagePlan {
+    let memory = Frames::at(root_slot::MEMORY);
+    for (run, first, pages) in [(2, 0x3f000, 1), (3, 0x3f100, 64), (4, 0x3f200, 1)] {
+        memory.split(fake, first, pages, root_slot::DEVICES + run).expect("the end of memory is nobody's");
+    }
+    let function = FunctionPlan { guest: 1, run: 4, requester: 0x10, base: 0x1000_0000, bytes: 0x10_0000, line: 8192, messages: 1 };
+    MessagePlan {
+        service: 2,
+        redistributors: 3,
+        redistributors_at: 0x080a_0000,
+        frames: 2,
+        doorbell: 0x0809_0040,
+        cpus: [(0, 0)].into_iter().collect(),
+        functions: [function].into_iter().collect(),
+    }
+}
+
+#[test]
+fn irqfwd_alone_gets_what_makes_lines_of_messages_and_the_next_one_gets_the_same() {
+    let fake = Fake::new();
+    let board = FakeBoard::with(Some(messages(&fake)));
+    let (mut root, _) = start_on(&fake, plan_with_device(), board);
+    let of = |address: u64, pages: u64| move |map: &&Mapped| map.0 == address && map.3 == pages;
+    let expect = |domain: usize| {
+        let maps = fake.domain(domain).maps;
+        let page = |place: usize| maps.iter().find(of(DEVICE + place as u64 * PAGE, 1)).map(|map| map.2);
+        let pages = [message::SERVICE, message::function(0), message::redistributor(0), message::redistributor(1)].map(page);
+        assert_eq!(pages, [Some(0), Some(0), Some(0), Some(32)]);
+        let tables = *maps.iter().find(of(TABLES, 4 * 16)).expect("three blocks and one a CPU");
+        assert_eq!(maps.iter().filter(|map| map.0 >= DEVICE).count(), 5, "{maps:x?}");
+        tables.1
+    };
+    let run = expect(IRQFWD + 1);
+    let others = (0..IRQFWD + 1).filter(|domain| fake.domain(*domain).maps.iter().any(|map| map.0 == TABLES || map.1 == run));
+    assert_eq!(others.count(), 0, "nobody else has it");
+    fake.stopped.borrow_mut().insert((IRQFWD + 1, 0), 2);
+    fake.bits.borrow_mut().push_back(root_signal::server(IRQFWD));
+    root.step(&fake);
+    assert_eq!(expect(IRQFWD + 2), run, "what hardware writes stays where it is");
+}
+
+#[test]
+fn the_memory_of_tables_begins_with_its_own_address_in_the_machine() {
+    let (fake, board) = (Fake::new(), FakeBoard::new());
+    let plan = messages(&fake);
+    let mut supply = crate::supply::Supply::new(&fake);
+    let run = crate::messages::tables(&fake, &board, &mut supply, Some(&plan)).unwrap().expect("there is a plan");
+    let mut bytes = [0; 8];
+    assert!(crate::Board::scratch_read(&board, message::ADDRESS, &mut bytes));
+    let address = u64::from_le_bytes(bytes);
+    assert_eq!((address, address % message::BLOCK), (run.info(&fake).unwrap().first * PAGE, 0));
+}
+
+#[test]
+fn runs_that_are_no_devices_are_not_handed_out_for_messages() {
+    let spoilt: [fn(&mut MessagePlan); 4] =
+        [|plan| plan.service = 0, |plan| plan.redistributors = 16, |plan| plan.functions[0].run = 40, |plan| plan.frames = 255];
+    for spoil in spoilt {
+        let fake = Fake::new();
+        let mut plan = messages(&fake);
+        spoil(&mut plan);
+        let plans: &'static Plan<'static> = Box::leak(Box::new(plan_with_device()));
+        assert!(matches!(Root::start(&fake, FakeBoard::with(Some(plan)), plans, |_| {}), Err(StartError::Plan(_))));
+    }
 }
 
 #[test]

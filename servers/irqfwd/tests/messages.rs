@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The translation service as irqfwd drives it, on one made of memory: it carries out commands as GICv3 chapter 5 says,
+//! remembers what redistributors remember (so that a command that is forgotten is noticed), and refuses what hardware may.
+
+mod model;
+
+use model::{Board, Fake, Function};
+use trellis_idl::kernel::{FIRST_MESSAGE, Op, Refusal, WORDS};
+use trellis_idl::plan::{FunctionPlan, MessagePlan};
+use trellis_irqfwd::its::Failure;
+use trellis_irqfwd::messages::{Gate, Messages};
+use trellis_runtime::System;
+
+const LINE: u32 = FIRST_MESSAGE as u32;
+
+/// Nobody is asked: a lock that is free needs nobody.
+struct Nothing;
+
+impl System for Nothing {
+    fn invoke(&self, _: Op, _: [u64; 6]) -> Result<[u64; 3], Refusal> {
+        Err(Refusal::Unsupported)
+    }
+
+    fn call(&self, _: u64, _: [u64; WORDS]) -> Result<[u64; WORDS], Refusal> {
+        Err(Refusal::Unsupported)
+    }
+
+    fn wait(&self, _: u64, _: u64) -> u64 {
+        0
+    }
+
+    fn with_buffer<R>(&self, f: impl FnOnce(&mut [u8; 4096]) -> R) -> R {
+        f(&mut [0; 4096])
+    }
+}
+
+/// Two functions: one writes a message, the other four.
+fn plan() -> MessagePlan {
+    let function = |guest, requester, base, line, messages| FunctionPlan { guest, run: 3, requester, base, bytes: 0x10_0000, line, messages };
+    MessagePlan {
+        service: 1,
+        redistributors: 2,
+        redistributors_at: model::REDISTRIBUTORS,
+        frames: 8,
+        doorbell: model::DOORBELL,
+        cpus: [(1, 1), (3, 3)].into_iter().collect(),
+        functions: [function(0, 0x10, 0x1000_0000, LINE, 1), function(1, 0x18, 0x1010_0000, LINE + 1, 4)].into_iter().collect(),
+    }
+}
+
+fn start(fake: &Fake) -> Result<Messages<Board>, Failure> {
+    Messages::start(fake.board(), &plan())
+}
+
+#[test]
+fn a_message_makes_the_line_that_the_plan_says_at_the_cpu_that_is_wished() {
+    for by_address in [false, true] {
+        let fake = Fake::with(|settings| settings.by_address = by_address);
+        let messages = start(&fake).expect("all is there");
+        let gate = &messages;
+        assert_eq!(fake.message(0x10, 0), None, "nobody has opened it");
+        for (number, cpu) in [(0, 1), (0, 3), (0, 1)] {
+            gate.open(&Nothing, LINE, cpu).expect("it is there");
+            assert_eq!(fake.message(0x10, number), Some((u32::from(cpu), LINE)));
+        }
+        for number in 0..4 {
+            gate.open(&Nothing, LINE + 1 + number, 3).expect("it is there");
+            assert_eq!(fake.message(0x18, number), Some((3, LINE + 1 + number)));
+        }
+        assert_eq!(fake.message(0x18, 4), None, "it writes four");
+        assert_eq!(fake.message(0x11, 0), None, "nobody's");
+    }
+}
+
+#[test]
+fn a_line_that_is_closed_comes_when_it_is_open_again_once() {
+    let fake = Fake::new();
+    let messages = start(&fake).expect("all is there");
+    let gate = &messages;
+    gate.open(&Nothing, LINE, 1).expect("it is there");
+    gate.close(&Nothing, LINE);
+    assert_eq!((fake.message(0x10, 0), fake.message(0x10, 0), fake.pending()), (None, None, vec![LINE]));
+    // Somewhere else, even: what is pending goes along.
+    gate.open(&Nothing, LINE, 3).expect("it is there");
+    assert_eq!(fake.taken(3), vec![LINE]);
+    assert_eq!((fake.taken(3), fake.taken(1), fake.pending()), (vec![], vec![], vec![]));
+    // Its neighbours in the same word of properties were let alone.
+    assert_eq!(fake.message(0x18, 0), None);
+}
+
+#[test]
+fn a_server_that_follows_a_lost_one_finds_all_as_it_was() {
+    let fake = Fake::new();
+    let first = start(&fake).expect("all is there");
+    (&first).open(&Nothing, LINE, 3).expect("it is there");
+    let commands = fake.commands();
+    drop(first);
+    assert_eq!(fake.message(0x10, 0), Some((3, LINE)), "nobody is needed for it");
+    let second = start(&fake).expect("it is as it was");
+    assert!(fake.commands() - commands <= 2, "nothing is mapped a second time");
+    assert_eq!(fake.message(0x10, 0), Some((3, LINE)));
+    (&second).open(&Nothing, LINE, 1).expect("it is there");
+    assert_eq!(fake.message(0x10, 0), Some((1, LINE)));
+}
+
+/// Whatever it was doing: the next one begins anew, and all is there in the end.
+#[test]
+fn a_server_that_was_lost_while_it_brought_all_up_is_followed_by_one_that_does() {
+    let mut stopped = 0;
+    // Between the first writes and the last ones a thousand lines get their priorities.
+    for most in (0..12).chain((12..1030).step_by(113)).chain(1030..) {
+        let fake = Fake::with(|settings| settings.writes = Some(most));
+        let whole = start(&fake).is_ok() && !fake.is_broken();
+        fake.mend();
+        let messages = start(&fake).expect("all is there");
+        (&messages).open(&Nothing, LINE + 4, 3).expect("it is there");
+        assert_eq!(fake.message(0x18, 3), Some((3, LINE + 4)), "after {most} writes");
+        if whole {
+            break;
+        }
+        stopped += 1;
+    }
+    assert!(stopped > 20, "{stopped} places to stop at");
+}
+
+#[test]
+fn hardware_that_cannot_do_it_is_told_apart() {
+    let cases: [(fn(&mut model::Settings), Failure); 8] = [
+        (|settings| settings.kind &= !1, Failure::NoLines),
+        (|settings| settings.kind = settings.kind & !(31 << 8) | 12 << 8, Failure::NoLines),
+        (|settings| settings.shareable = false, Failure::NotCoherent),
+        (|settings| settings.entry = 1 << 17, Failure::NoTable),
+        (|settings| settings.redistributors = 2, Failure::NoRedistributor),
+        (|settings| settings.lpis = false, Failure::NoRedistributor),
+        (|settings| settings.elsewhere = true, Failure::Elsewhere),
+        (|settings| settings.silent = true, Failure::Stuck),
+    ];
+    for (index, (spoil, failure)) in cases.into_iter().enumerate() {
+        assert_eq!(start(&Fake::with(spoil)).map(drop), Err(failure), "case {index}");
+    }
+    let fake = Fake::new();
+    let far = MessagePlan { functions: [FunctionPlan { requester: 0x4000, ..plan().functions[0] }].into_iter().collect(), ..plan() };
+    assert_eq!(Messages::start(fake.board(), &far).map(drop), Err(Failure::TooMany), "no entry in a table of 64 KiB");
+}
+
+#[test]
+fn tables_of_each_size_of_page_do() {
+    for size in 0..3 {
+        let fake = Fake::with(|settings| settings.page_size = size);
+        let messages = start(&fake).expect("it takes pages of another size");
+        (&messages).open(&Nothing, LINE, 1).expect("it is there");
+        assert_eq!(fake.message(0x10, 0), Some((1, LINE)));
+    }
+}
+
+#[test]
+fn a_function_gets_its_place_and_writes_messages_as_long_as_its_guest_is_there() {
+    let plan = plan();
+    for wide in [false, true] {
+        let fake = Fake::new();
+        fake.functions(&[Function::new(0x10_0000, wide, 1), Function::new(0x10_0000, wide, 4)]);
+        let messages = start(&fake).expect("all is there");
+        let gate = &messages;
+        gate.connect(&Nothing, 1).expect("it can");
+        let function = fake.function(1);
+        assert_eq!((function.base(), function.is_on(), function.writes()), (0x1010_0000, true, Some((model::DOORBELL, 0, 4))));
+        assert_eq!((fake.function(0).base(), fake.function(0).is_on()), (0, false), "another guest's");
+        // Once more, as after a lost server: it is not taken away from its guest for a moment.
+        fake.forbid_moves();
+        gate.connect(&Nothing, 1).expect("it can");
+        gate.disconnect(&Nothing, 1);
+        assert_eq!((fake.function(1).is_master(), fake.function(1).writes()), (false, None));
+        gate.connect(&Nothing, 1).expect("it can");
+        assert!(fake.function(1).is_master());
+    }
+    assert_eq!(plan.functions.len(), 2);
+}
+
+#[test]
+fn a_function_that_is_not_what_the_board_file_says_stays_off() {
+    let cases: [(fn(&mut Function), Failure); 8] = [
+        (|function| function.identity = u32::MAX, Failure::NoFunction),
+        (|function| function.header = 1 << 16, Failure::NoFunction),
+        (|function| function.bytes = 0x20_0000, Failure::NoFunction),
+        (|function| function.bytes = 0, Failure::NoFunction),
+        (|function| function.second = 0x1000, Failure::NoFunction),
+        (|function| function.most = 2, Failure::NoMessages),
+        (|function| function.capability = 0, Failure::NoMessages),
+        (|function| function.is_ring = true, Failure::NoMessages),
+    ];
+    for (index, (spoil, failure)) in cases.into_iter().enumerate() {
+        let fake = Fake::new();
+        let mut function = Function::new(0x10_0000, false, 4);
+        spoil(&mut function);
+        fake.functions(&[Function::new(0x10_0000, false, 1), function]);
+        let messages = start(&fake).expect("all is there");
+        assert_eq!((&messages).connect(&Nothing, 1), Err(failure), "case {index}");
+        assert!(!fake.function(1).is_on() && !fake.function(1).is_master(), "case {index}");
+    }
+}
