@@ -35,7 +35,7 @@ impl Download {
 }
 
 /// Guests of ours, as manifests name them. All are ELF files.
-pub const OUR_GUESTS: [&str; 9] = ["acts", "alarm", "hello", "hostile", "probe", "steps", "vectors", "views", "watched"];
+pub const OUR_GUESTS: [&str; 10] = ["acts", "alarm", "edu", "hello", "hostile", "probe", "steps", "vectors", "views", "watched"];
 
 /// What the composer asks of its caller.
 pub trait Source {

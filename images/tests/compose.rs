@@ -8,7 +8,7 @@ use trellis_idl::event::EventKind;
 use trellis_idl::kernel::{Access, PAGE};
 use trellis_idl::layout::PROGRAM;
 use trellis_idl::plan::{
-    ConsoleConfig, DevicePages, EventPlan, IrqfwdConfig, MonitorConfig, P2mConfig, Part, Plan, Role, RulePlan, RuleVerdict, SourcePlan,
+    ConsoleConfig, DevicePages, EventPlan, FunctionPlan, IrqfwdConfig, MessagePlan, MonitorConfig, P2mConfig, Part, Plan, Role, RulePlan, RuleVerdict, SourcePlan,
     VcpuConfig, WatchedPlan, WatcherPlan, Without,
 };
 use trellis_images::{ComposeError, Download, Programs, Source, System, query};
@@ -208,6 +208,46 @@ fn a_line_that_a_guest_does_not_have_gets_a_number_of_the_guests() {
     for cells in [[0u32, 95, 4], [0, 94, 4], [0, 2, 4]].map(|cells| cells.map(u32::to_be_bytes).concat()) {
         assert!(tree.windows(12).any(|window| window == cells), "{cells:?}");
     }
+}
+
+#[test]
+fn a_function_gets_a_line_for_each_message_and_irqfwd_what_makes_them() {
+    let text = std::fs::read_to_string("edu.toml").expect("the manifest");
+    let text = text.replace("board = \"virt\"", "board = \"tests/files/functions-board.toml\"").replace("cpus = [0]", "cpus = [2, 1]");
+    let text = text + "[[guest.edu.device]]\ndevice = \"net\"\ndma = \"unprotected\"\n";
+    let system = System::from_text(Path::new("edu.toml"), text, &Shelf).unwrap_or_else(|report| panic!("{}", report.render(false)));
+    let image = system.compose(&programs()).expect("an image");
+    let found = header(&image);
+    let runs: Vec<_> = found.devices[1..8].iter().map(|run| (run.base, run.bytes)).collect();
+    let (gits, gicr) = ((0x0808_0000, PAGE), (0x080a_0000, 8 * 0x2_0000));
+    let [edu, net] = [0x10u64, 0x18].map(|function| (0x40_1000_0000 + function * PAGE, PAGE));
+    assert_eq!(runs, [(0x2000_0000, 0x10_0000), (0x2010_0000, 0x4000), gits, gicr, edu, net, (0, 0)]);
+    let plan = Part { offset: found.plan.base, bytes: found.plan.bytes };
+    let plan: Plan<'_> = postcard::from_bytes(part(&image, plan)).expect("a plan");
+    assert_eq!(plan.guests[0].devices[..], [1, 2], "what makes lines of messages is no guest's");
+    let forward: IrqfwdConfig =
+        postcard::from_bytes(config(&image, plan.servers.last().expect("servers").config)).expect("a configuration");
+    let lines: Vec<_> = forward.sources.iter().map(|source| (source.line, source.guest_line, source.edge)).collect();
+    let expected = (0..6).map(|number| (8192 + number, 127 - number as u8, true));
+    assert_eq!(lines, expected.collect::<Vec<_>>());
+    let function = |run, requester, base, bytes, line, messages| FunctionPlan { guest: 0, run, requester, base, bytes, line, messages };
+    let messages = MessagePlan {
+        service: 3,
+        redistributors: 4,
+        redistributors_at: 0x080a_0000,
+        frames: 8,
+        doorbell: 0x0809_0040,
+        cpus: [(1, 1), (2, 2)].into_iter().collect(),
+        functions: [function(5, 0x10, 0x2000_0000, 0x10_0000, 8192, 4), function(6, 0x18, 0x2010_0000, 0x4000, 8196, 2)].into_iter().collect(),
+    };
+    assert_eq!(forward.messages, Some(messages));
+    let explained = system.explain();
+    for words in ["configure edu (00:02.0), net (00:03.0)", "edu reads and writes all of memory by itself", "redistributors at 0x80a0000"] {
+        assert!(explained.contains(words), "{explained}");
+    }
+    // Its lines are edges.
+    let cells = [0u32, 95, 1].map(u32::to_be_bytes).concat();
+    assert!(system.guests()[0].placement.tree.windows(12).any(|window| window == cells));
 }
 
 /// Two guests, one of them watched by two monitors, of which one is a program of its own and watches both.

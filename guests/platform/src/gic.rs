@@ -91,6 +91,13 @@ pub fn open(line: u32, index: usize, affinity: u64) {
     device_write(DISTRIBUTOR + 0x100 + word, bit);
 }
 
+/// The same for one that an edge triggers (GICD_ICFGR).
+pub fn open_edge(line: u32, index: usize, affinity: u64) {
+    let place = DISTRIBUTOR + 0xc00 + u64::from(line / 16) * 4;
+    device_write(place, device_read(place) | 2 << (line % 16 * 2));
+    open(line, index, affinity);
+}
+
 /// Sends a shared line to another CPU (GICD_IROUTER).
 pub fn route(line: u32, affinity: u64) {
     let place = DISTRIBUTOR + 0x6000 + 8 * u64::from(line);

@@ -32,6 +32,8 @@ pub struct Tree<'a> {
     pub clock: Option<Device>,
     /// A page where writing a number rings it.
     pub bell: Option<Device>,
+    /// The emulator's device for teaching.
+    pub edu: Option<Device>,
     /// A PL011 serial port of the guest's own, beside the platform's.
     pub port: Option<Device>,
 }
@@ -58,6 +60,7 @@ impl<'a> Tree<'a> {
         tree.clock = device(fdt, "arm,pl031");
         tree.port = device(fdt, "arm,pl011");
         tree.bell = device(fdt, "trellis,doorbell");
+        tree.edu = device(fdt, "trellis,edu");
         tree
     }
 

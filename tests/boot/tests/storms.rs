@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Everything that can happen to a device's interrupts, in random order while they come: guests that reset themselves, that
-//! are started again, paused and let go on, an irqfwd that is ended and made again, or replaced by another. On four CPUs, with two guests that own
-//! devices and one beside them.
+//! are started again, paused and let go on, an irqfwd that is ended and made again, or replaced by another. On four CPUs, with
+//! three guests that own devices, one of which interrupts by messages, and one beside them.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,11 @@ use trellis_cli::run::Run;
 use trellis_cli::status::Status;
 use trellis_cli::system::Host;
 
-/// A guest whose clock goes from CPU to CPU, one with a port on two of the same CPUs, and one that only talks.
+/// Guests that own devices.
+const OWNERS: [&str; 3] = ["clock", "port", "ring"];
+
+/// A guest whose clock goes from CPU to CPU, one whose messages do, one with a port on one of the same CPUs, and one that only
+/// talks.
 fn manifest(forward: &str) -> String {
     let device = |guest: &str, device: &str| format!("[[guest.{guest}.device]]\ndevice = \"{device}\"\nforward = \"{forward}\"\n");
     let mut text = String::from("name = \"storms\"\nboard = \"virt\"\ncontrol = \"full\"\n");
@@ -21,7 +25,9 @@ fn manifest(forward: &str) -> String {
     text += "[guest.clock]\nkernel = \"alarm\"\ncommand-line = \"beats=100\"\nmemory = \"16M\"\ncpus = [1, 2, 3]\nessential = false\n";
     text += &device("clock", "rtc");
     text += "[guest.port]\nkernel = \"alarm\"\ncommand-line = \"port=200 resets=1\"\nmemory = \"16M\"\ncpus = [2]\nessential = false\n";
-    text + &device("port", "serial1")
+    text += &device("port", "serial1");
+    text += "[guest.ring]\nkernel = \"edu\"\ncommand-line = \"beats=100\"\nmemory = \"16M\"\ncpus = [3, 1]\nessential = false\n";
+    text + &device("ring", "edu") + "dma = \"unprotected\"\n"
 }
 
 /// A number that follows from the one before.
@@ -30,16 +36,19 @@ fn next(seed: &mut u64) -> u64 {
     *seed >> 33
 }
 
+/// What a guest says when its device goes on.
+const SAID: [&str; 3] = ["| alarm: beat ", "| alarm: sent ", "| edu: beat "];
+
 /// How often a guest has said that its device goes on.
 fn beats(system: &System, guest: &str) -> usize {
     let text = system.log.text();
-    let of = |line: &&str| line.strip_prefix(guest).is_some_and(|rest| rest.starts_with("| alarm: beat ") || rest.starts_with("| alarm: sent "));
+    let of = |line: &&str| line.strip_prefix(guest).is_some_and(|rest| SAID.iter().any(|said| rest.starts_with(said)));
     text.lines().filter(of).count()
 }
 
-/// Every interrupt leads to another, for both.
+/// Every interrupt leads to another, for all.
 fn goes_on(system: &System) {
-    let goals = ["clock", "port"].map(|guest| (guest, beats(system, guest) + 2));
+    let goals = OWNERS.map(|guest| (guest, beats(system, guest) + 2));
     system.until("each device went on", |system| {
         assert!(!system.log.text().contains("the line is dead"), "{}", system.log.text());
         goals.iter().all(|(guest, goal)| beats(system, guest) >= *goal)
@@ -54,7 +63,7 @@ fn left(system: &System) -> Vec<String> {
 }
 
 fn step(system: &System, irqfwd: &Path, seed: &mut u64) {
-    let guest = ["clock", "port"][next(seed) as usize % 2].to_owned();
+    let guest = OWNERS[next(seed) as usize % OWNERS.len()].to_owned();
     let what = match next(seed) % 6 {
         0 | 1 => What::Reboot { guest },
         2 => What::Pause { guest },
@@ -98,12 +107,12 @@ fn storm(forward: &str, mut seed: u64) {
     let irqfwd = program(folder.path(), "next.elf", |_| {});
     goes_on(&system);
     let before = left(&system);
-    assert_eq!(before.len(), 4, "{before:?}");
+    assert_eq!(before.len(), 5, "{before:?}");
     for _ in 0..ROUNDS {
         for _ in 0..1 + next(&mut seed) % 6 {
             step(&system, &irqfwd, &mut seed);
         }
-        for guest in ["clock", "port"] {
+        for guest in OWNERS {
             system.says(What::Resume { guest: guest.into() });
         }
         goes_on(&system);
@@ -166,7 +175,7 @@ fn another_irqfwd_takes_over_its_lines_with_what_was_counted_and_one_that_is_non
     for _ in 0..4 {
         let before = passed(&system);
         let said = system.says(swap(&good));
-        assert!(said.contains("next.elf now; 2 guests have devices of its\nno interrupt is lost") && said.contains("bytes of state"), "{said}");
+        assert!(said.contains("next.elf now; 3 guests have devices of its\nno interrupt is lost") && said.contains("bytes of state"), "{said}");
         assert!(passed(&system) >= before, "it goes on counting");
         goes_on(&system);
     }
