@@ -183,6 +183,56 @@ fn monitors_come_and_go_on_one_cpu_and_on_four() {
     }
 }
 
+/// Rounds of one system: it must end within its time limit.
+const LIFE: u64 = 40;
+
+/// Something happens to the monitor of a running system, and it is said as it should be.
+fn round(system: &System, [good, bad, hangs, none]: [&Path; 4], kind: u64) {
+    let refused = |program: &Path, why: &str| {
+        let refused = system.ctl(swap(program, false), false).expect_err("it is refused").text(false);
+        assert!(refused.contains(why), "{refused}\n{}", system.log.text());
+    };
+    match kind {
+        0..=3 => {
+            let said = system.says(swap(good, kind == 3));
+            assert!(said.contains("1 guest is watched"), "{said}");
+            assert!(kind == 3 || said.contains("bytes of state were handed over"), "{said}");
+        }
+        4 => assert!(system.says(kill("watchdog")).contains("was ended and made again")),
+        5 => refused(bad, "it could not begin"),
+        6 => refused(hangs, "it could not begin"),
+        _ => refused(none, "it is no ELF file"),
+    }
+}
+
+/// A thousand swaps and as many failures in random order, with one, two and four CPUs. `TRELLIS_BOOT_SWAPS`: another number.
+#[test]
+#[ignore = "nightly: hours"]
+fn monitors_come_and_go_and_fail_a_thousand_times() {
+    let rounds: u64 = std::env::var("TRELLIS_BOOT_SWAPS").ok().and_then(|count| count.parse().ok()).unwrap_or(1000);
+    let folder = tempfile::tempdir().expect("a folder");
+    let good = program(folder.path(), "next.elf", |_| {});
+    let bad = program(folder.path(), "crashes.elf", |file| file[0x1000..0x1004].copy_from_slice(&[0; 4]));
+    let hangs = program(folder.path(), "hangs.elf", |file| file[0x1000..0x1004].copy_from_slice(&[0, 0, 0, 0x14]));
+    let none = program(folder.path(), "text.elf", |file| file.truncate(60));
+    let mut numbers = 1u64;
+    for (cpus, count) in [("[0]", 1), ("[0, 1]", 2), ("[0, 1, 2, 3]", 4)] {
+        // Half of them are swaps.
+        for begin in (0..2 * rounds).step_by(LIFE as usize) {
+            let system = start("full", cpus, "");
+            for _ in begin..(begin + LIFE).min(2 * rounds) {
+                // Marsaglia's xorshift.
+                numbers ^= numbers << 13;
+                numbers ^= numbers >> 7;
+                numbers ^= numbers << 17;
+                round(&system, [&good, &bad, &hangs, &none], numbers % 8);
+            }
+            let log = ends_well(system, count);
+            assert!(!log.contains("starts again") && !log.contains("web ended"), "{log}");
+        }
+    }
+}
+
 /// The boot ring's bound; `./trellis bench` prints the figures.
 #[test]
 fn a_guest_waits_for_another_monitor_for_half_a_million_instructions_at_most() {
