@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The host's side of a swap: a program's file, and questions that root answers.
 
-use crate::whole::{Sight, Whole};
-use trellis_idl::control::{Ask, Name, Offer, Part, Piece, UPLOAD_PIECE};
+use crate::whole::{Act, ENTRY, Kind, Sight, Whole, watched_plan};
+use sha2::{Digest, Sha256};
+use trellis_idl::control::{Ask, Control, Name, Offer, Part, Piece, UPLOAD_PIECE};
 use trellis_idl::layout::PROGRAM;
+use trellis_idl::plan::{OnReset, RulePlan, SwapPlan, Without};
 use trellis_root::Root;
+
+/// PSCI 5.1: CPU_ON, in 64 bits.
+const CPU_ON: u64 = 0xc400_0003;
 
 /// A program's file: a page of code and one of data (System V gABI 4, 5). Whatever is in them, what runs is the walks' own monitor.
 pub fn file() -> Vec<u8> {
@@ -27,6 +32,11 @@ pub fn watchdog() -> Name {
     Name::try_from("watchdog").expect("a short name")
 }
 
+/// A file is offered that nobody has signed.
+pub fn offer(file: &[u8], is_fresh: bool) -> Offer {
+    Offer { monitor: watchdog(), bytes: file.len() as u32, digest: Sha256::digest(file).into(), proof: None, is_fresh }
+}
+
 /// A system that a host asks.
 #[derive(Debug)]
 pub struct Asked {
@@ -38,9 +48,36 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// Nothing has been asked.
-    pub fn new(whole: &'static Whole, root: Root<'static, Sight<'static>>) -> Asked {
+    /// A guest with a monitor of this kind and these rules, which the host may replace: by whatever `signer` has signed if there
+    /// is one.
+    pub fn watching(kind: Kind, rules: Vec<RulePlan>, on_reset: OnReset, signer: Option<[u8; 32]>) -> Asked {
+        let rules = [rules];
+        let whole = Whole::watched(&rules);
+        whole.kind.set(kind);
+        let mut plan = watched_plan(on_reset, Without::Hold, &rules);
+        plan.control = Control::Full;
+        plan.servers[3].swap = Some(SwapPlan { pages: 4, signer, counter: 0 });
+        let root = whole.root(plan);
+        whole.reports();
         Asked { whole, root, number: 0 }
+    }
+
+    /// The guest switches its second vCPU on.
+    pub fn both_on(&self) {
+        self.whole.does([Act::Call([CPU_ON, 1, ENTRY, 0])]);
+        self.all_done();
+    }
+
+    /// The guest does all that it was to do, without root.
+    pub fn all_done(&self) {
+        for _ in 0..100 {
+            if self.whole.left() == 0 {
+                self.whole.go_on();
+                return self.whole.lawful();
+            }
+            self.whole.go_on();
+        }
+        panic!("{} acts are left: {:?}", self.whole.left(), self.whole.reports());
     }
 
     /// What the host asks, and the whole answer.

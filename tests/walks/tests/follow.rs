@@ -2,17 +2,15 @@
 //! The tracer and the guard: the real monitors with the real root, p2m and vcpu through the real kernel, on two CPUs, while they
 //! are replaced, ended and lost.
 
-use sha2::{Digest, Sha256};
-use trellis_idl::control::{Ask, Control, Handed, Offer, Part};
+use trellis_idl::control::{Ask, Handed, Part};
 use trellis_idl::kernel::VcpuRegister;
-use trellis_idl::plan::{OnReset, RulePlan, RuleVerdict, SwapPlan, Without};
+use trellis_idl::plan::{OnReset, RulePlan, RuleVerdict};
 use trellis_idl::wire::{GuestEnd, MonitorOp, Report};
 use trellis_core::machine::VcpuContext;
-use trellis_walks::uploads::{Asked, file, watchdog};
-use trellis_walks::whole::{Act, BASE, CPUS, ENTRY, Fate, Kind, Stored, Whim, Whole, watched_plan};
+use trellis_walks::random::Random;
+use trellis_walks::uploads::{Asked, file, offer, watchdog};
+use trellis_walks::whole::{Act, BASE, CPUS, Fate, Kind, Stored, Whim, Whole};
 
-/// PSCI 5.1: CPU_ON, in 64 bits.
-const CPU_ON: u64 = 0xc400_0003;
 /// Rank of monitors.
 const MONITOR: u8 = 3;
 /// Pages that are not in the block that the image was loaded into. The first of them are spoken of by the rule.
@@ -22,49 +20,18 @@ const FREE: u64 = FIRST + 0x1000 * PAGES;
 /// Where exceptions of the guest go.
 const VECTORS: u64 = BASE + 0x1_0000;
 
-/// Marsaglia's xorshift.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % end
-    }
-}
-
 /// A guest that runs on both CPUs, watched by one of them with a rule about [`PAGES`] pages.
 fn started(kind: Kind, verdict: RuleVerdict) -> Asked {
-    let rules = [vec![RulePlan { guest: 0, first: FIRST / 4096, pages: PAGES, access: 7, verdict, log: true }]];
-    let whole = Whole::watched(&rules);
-    whole.kind.set(kind);
-    let mut plan = watched_plan(OnReset::End, Without::Hold, &rules);
-    plan.control = Control::Full;
-    plan.servers[3].swap = Some(SwapPlan { pages: 4, signer: None, counter: 0 });
-    let root = whole.root(plan);
-    whole.reports();
-    whole.does([Act::Call([CPU_ON, 1, ENTRY, 0])]);
-    let asked = Asked::new(whole, root);
-    all_done(&asked);
+    let rule = RulePlan { guest: 0, first: FIRST / 4096, pages: PAGES, access: 7, verdict, log: true };
+    let asked = Asked::watching(kind, vec![rule], OnReset::End, None);
+    asked.both_on();
     for cpu in 0..CPUS {
-        let mut hosted = whole.hosted.borrow_mut();
+        let mut hosted = asked.whole.hosted.borrow_mut();
         let vcpus = &mut hosted.cpus[usize::from(cpu)].local.vcpus;
         let index = vcpus.names().next().expect("a vCPU").index() as u16;
         vcpus.at_mut(index).context.set(VcpuRegister::VbarEl1 as u64, VECTORS).expect("an address");
     }
     asked
-}
-
-fn all_done(asked: &Asked) {
-    for _ in 0..100 {
-        if asked.whole.left() == 0 {
-            asked.whole.go_on();
-            return asked.whole.lawful();
-        }
-        asked.whole.go_on();
-    }
-    panic!("{} acts are left: {:?}", asked.whole.left(), asked.whole.reports());
 }
 
 /// What became of all that a vCPU was to do.
@@ -75,10 +42,6 @@ fn done(asked: &Asked, cpu: usize) -> Vec<(u64, Stored)> {
 /// Instructions one behind the other.
 fn run(first: u64, count: u64) -> impl Iterator<Item = Act> {
     (0..count).map(move |n| Act::Execute(first + 4 * n))
-}
-
-fn offer(file: &[u8], is_fresh: bool) -> Offer {
-    Offer { monitor: watchdog(), bytes: file.len() as u32, digest: Sha256::digest(file).into(), proof: None, is_fresh }
 }
 
 /// Another one takes its place, in the middle of what the guest does before a step.
@@ -102,7 +65,7 @@ fn each_instruction_that_is_followed_is_an_event_and_happens_once() {
         // What is not executed nobody is asked about.
         asked.whole.does_on(cpu, (0..5).map(|n| Act::Store(FIRST + 0x4000 + 0x800 * u64::from(cpu) + 8 * n)));
     }
-    all_done(&asked);
+    asked.all_done();
     let told = asked.whole.told.take();
     for cpu in 0..usize::from(CPUS) {
         let wanted: Vec<u64> = runs.into_iter().flat_map(|(first, count)| (0..count).map(move |n| first + 0x400 * cpu as u64 + 4 * n)).collect();
@@ -119,7 +82,7 @@ fn each_instruction_that_is_followed_is_an_event_and_happens_once() {
 /// Whatever becomes of the tracer, the guest executes each instruction once and in order; what was counted is handed over.
 #[test]
 fn a_tracer_is_replaced_and_lost_and_every_instruction_happens_once() {
-    let (mut asked, mut random, mut counted) = (started(Kind::Tracer, RuleVerdict::Allow), Random(7), 0);
+    let (mut asked, mut random, mut counted) = (started(Kind::Tracer, RuleVerdict::Allow), Random::new(7), 0);
     for round in 0..300u64 {
         let mut wanted = [Vec::new(), Vec::new()];
         for (cpu, wanted) in (0..CPUS).zip(&mut wanted) {
@@ -205,13 +168,13 @@ fn the_first_use_of_a_page_decides_and_the_other_is_a_violation() {
     let asked = started(Kind::Guard, RuleVerdict::Fault);
     let (data, code) = (FIRST, FIRST + 0x1000);
     asked.whole.does((0..3).map(|n| Act::Store(data + 8 * n)).chain(run(code, 3)));
-    all_done(&asked);
+    asked.all_done();
     assert_eq!(asked.whole.told.take().len(), 2, "one for each page, and no word from then on");
     assert_eq!(asked.whole.count(0), [2, 2, 0, 0, 0]);
     assert!(done(&asked, 0).iter().all(|(_, what)| *what == Stored::Done));
     // The other vCPU may do the same with them, and no other.
     asked.whole.does_on(1, [Act::Store(data + 0x800), Act::Execute(code + 0x800), Act::Store(code + 0x808), Act::Execute(data + 0x800), Act::Store(FREE)]);
-    all_done(&asked);
+    asked.all_done();
     let what: Vec<Stored> = done(&asked, 1).into_iter().map(|(_, what)| what).collect();
     assert_eq!(what, [Stored::Done, Stored::Done, Stored::Skipped, Stored::Skipped, Stored::Done]);
     assert_eq!((asked.whole.count(0), asked.whole.told.take().len()), ([4, 2, 2, 0, 0], 2));
@@ -231,7 +194,7 @@ fn a_violation_that_stops_ends_the_guest() {
 #[test]
 fn a_guard_is_replaced_and_lost_and_no_page_is_ever_both_written_and_executed() {
     for life in 0..30u64 {
-        let (mut asked, mut random, mut counted) = (started(Kind::Guard, RuleVerdict::Fault), Random(life * 2 + 1), 0);
+        let (mut asked, mut random, mut counted) = (started(Kind::Guard, RuleVerdict::Fault), Random::new(life), 0);
         // A page is a vCPU's alone, so that it is known which use is first.
         let mut is_code = [None; PAGES as usize];
         for round in 0..10 {

@@ -2,14 +2,12 @@
 //! Rules that the host adds to a monitor, lists and removes while its guest runs: the real root, p2m, vcpu and monitor through the
 //! real kernel, with losses and another program in the monitor's place in between.
 
-use sha2::{Digest, Sha256};
-use trellis_idl::control::{Ask, Control, Name, Offer, Part, Piece, Refused, RuleState, UPLOAD_PIECE, Watch, WatchWhat};
+use trellis_idl::control::{Ask, Name, Part, Refused, RuleState, Watch, WatchWhat};
 use trellis_idl::event::EventKind;
 use trellis_idl::kernel::{Access, Exit, ExitClass, ExitHeader, VcpuRegister};
-use trellis_idl::layout::PROGRAM;
-use trellis_idl::plan::{EventPlan, FIRST_ADDED, MAX_ADDED, OnReset, Rule, RulePlan, RuleVerdict, SwapPlan, Without};
-use trellis_root::Root;
-use trellis_walks::whole::{Act, BASE, Fate, Sight, Stored, Whole, watched_plan};
+use trellis_idl::plan::{EventPlan, FIRST_ADDED, MAX_ADDED, OnReset, Rule, RulePlan, RuleVerdict};
+use trellis_walks::uploads::{Asked, file, offer, watchdog};
+use trellis_walks::whole::{Act, BASE, Fate, Kind, Stored};
 
 const ALLOWED: u64 = BASE + (2 << 20) + 0x3000;
 const ADDED: u64 = ALLOWED + 0x1000;
@@ -33,40 +31,15 @@ fn name(text: &str) -> Name {
     Name::try_from(text).expect("a short name")
 }
 
-struct Story {
-    whole: &'static Whole,
-    root: Root<'static, Sight<'static>>,
-    number: u32,
-}
+struct Story(Asked);
 
 impl Story {
     fn begin() -> Story {
-        let rules = [vec![rule(ALLOWED, RuleVerdict::Allow)]];
-        let whole = Whole::watched(&rules);
-        let mut plan = watched_plan(OnReset::Reboot, Without::Hold, &rules);
-        plan.control = Control::Full;
-        plan.servers[3].swap = Some(SwapPlan { pages: 4, signer: None, counter: 0 });
-        let root = whole.root(plan);
-        whole.reports();
-        Story { whole, root, number: 0 }
-    }
-
-    fn ask(&mut self, ask: Ask) -> Vec<Part> {
-        self.number += 1;
-        self.whole.ask(self.number, ask);
-        let mut parts = Vec::new();
-        for _ in 0..200 {
-            self.root.step(&self.whole.body(0, 0));
-            parts.extend(self.whole.answers());
-            if let Some(Part::Done | Part::Refused(_)) = parts.last() {
-                return parts;
-            }
-        }
-        panic!("no answer: {parts:?}")
+        Story(Asked::watching(Kind::Standard, vec![rule(ALLOWED, RuleVerdict::Allow)], OnReset::Reboot, None))
     }
 
     fn watch(&mut self, what: WatchWhat) -> Vec<Part> {
-        self.ask(Ask::Watch(Watch { guest: name("script"), monitor: Name::new(), what }))
+        self.0.ask(Ask::Watch(Watch { guest: name("script"), monitor: Name::new(), what }))
     }
 
     fn add(&mut self, rule: Rule) -> Result<u16, Refused> {
@@ -97,25 +70,25 @@ impl Story {
 
     /// The guest stores to places of a page; what becomes of it.
     fn stores(&mut self, page: u64, count: u64) -> Vec<Stored> {
-        let before = self.whole.stores.borrow()[0].len();
-        self.whole.does((0..count).map(|n| Act::Store(page + 8 * n)));
+        let before = self.0.whole.stores.borrow()[0].len();
+        self.0.whole.does((0..count).map(|n| Act::Store(page + 8 * n)));
         self.all_done();
-        self.whole.stores.borrow()[0][before..].iter().map(|(_, what)| *what).collect()
+        self.0.whole.stores.borrow()[0][before..].iter().map(|(_, what)| *what).collect()
     }
 
     fn all_done(&mut self) {
         for _ in 0..200 {
-            if self.whole.left() == 0 {
-                self.whole.go_on();
-                return self.whole.lawful();
+            if self.0.whole.left() == 0 {
+                self.0.whole.go_on();
+                return self.0.whole.lawful();
             }
-            if self.whole.is_root_wanted() {
-                self.root.step(&self.whole.body(0, 0));
+            if self.0.whole.is_root_wanted() {
+                self.0.root.step(&self.0.whole.body(0, 0));
             } else {
-                self.whole.go_on();
+                self.0.whole.go_on();
             }
         }
-        panic!("{} acts are left", self.whole.left());
+        panic!("{} acts are left", self.0.whole.left());
     }
 }
 
@@ -131,10 +104,10 @@ fn a_rule_is_added_counts_and_is_removed_while_its_guest_runs() {
     assert_eq!(story.add(event(EventKind::Context, RuleVerdict::Deny)), Ok(FIRST_ADDED + 1));
     let header = ExitHeader(4 << 48);
     let write = Exit { header, syndrome: WRITE_CONTEXT, value: 77, ..Exit::default() };
-    story.whole.does([Act::Stop(ExitClass::Register, write.to_words())]);
+    story.0.whole.does([Act::Stop(ExitClass::Register, write.to_words())]);
     story.all_done();
     let context = {
-        let hosted = story.whole.hosted.borrow();
+        let hosted = story.0.whole.hosted.borrow();
         let index = hosted.cpus[0].local.vcpus.names().next().expect("a vCPU").index() as u16;
         trellis_core::machine::VcpuContext::get(&hosted.cpus[0].local.vcpus.at(index).context, VcpuRegister::ContextidrEl1 as u64)
     };
@@ -169,29 +142,13 @@ fn what_cannot_be_added_or_removed_is_refused_and_changes_nothing() {
     }
     for (guest, monitor, why) in [("nobody", "", Refused::NoGuest), ("script", "nobody", Refused::NoMonitor)] {
         let ask = Ask::Watch(Watch { guest: name(guest), monitor: name(monitor), what: WatchWhat::List });
-        assert_eq!(story.ask(ask), [Part::Refused(why)]);
+        assert_eq!(story.0.ask(ask), [Part::Refused(why)]);
     }
     for n in 0..MAX_ADDED as u64 {
         assert_eq!(story.add(page(FREE + 4096 * n, 2)), Ok(FIRST_ADDED + n as u16));
     }
     assert_eq!(story.add(page(FREE + (1 << 18), 2)), Err(Refused::RulesFull));
     assert_eq!(story.stores(ALLOWED, 2), [Stored::Done; 2], "and the guest goes on");
-}
-
-/// A program's file: a page of code and one of data.
-fn file() -> Vec<u8> {
-    let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    file.extend([2u16, 183].map(u16::to_le_bytes).concat());
-    file.extend(1u32.to_le_bytes());
-    file.extend([PROGRAM, 64, 0].map(u64::to_le_bytes).concat());
-    file.extend(0u32.to_le_bytes());
-    file.extend([64u16, 56, 2, 0, 0, 0].map(u16::to_le_bytes).concat());
-    for (offset, address, flags) in [(0u64, PROGRAM, 5u32), (100, PROGRAM + 0x1000, 6)] {
-        file.extend([1, flags].map(u32::to_le_bytes).concat());
-        file.extend([offset, address, address, 200, 300, 0x1000].map(u64::to_le_bytes).concat());
-    }
-    file.resize(700, 0x5a);
-    file
 }
 
 #[test]
@@ -202,25 +159,19 @@ fn rules_that_were_added_outlive_losses_swaps_and_reboots() {
     assert_eq!(story.remove(FIRST_ADDED), Part::Done);
     assert_eq!(story.stores(ADDED, 2), [Stored::Skipped; 2]);
     // Lost over an event of that rule: the next one has it before it is asked again.
-    story.whole.fate.set(Some((MONITOR, Fate::Crash)));
+    story.0.whole.fate.set(Some((MONITOR, Fate::Crash)));
     assert_eq!(story.stores(ADDED + 0x100, 3), [Stored::Skipped; 3]);
     assert_eq!(story.list(), [(1, false, 0), (FIRST_ADDED + 1, true, 3)], "with the number that it had");
     // Another program in its place takes over what it has counted.
     let file = file();
-    let digest: [u8; 32] = Sha256::digest(&file).into();
-    let offer = Offer { monitor: name("watchdog"), bytes: file.len() as u32, digest, proof: None, is_fresh: false };
-    assert_eq!(story.ask(Ask::Upload(offer)), [Part::Done]);
-    for (index, bytes) in file.chunks(UPLOAD_PIECE).enumerate() {
-        let piece = Piece { offset: (index * UPLOAD_PIECE) as u32, bytes: bytes.iter().copied().collect() };
-        assert_eq!(story.ask(Ask::Piece(piece)), [Part::Done]);
-    }
-    let swapped = story.ask(Ask::Swap(name("watchdog")));
+    story.0.upload(offer(&file, false), &file);
+    let swapped = story.0.ask(Ask::Swap(watchdog()));
     assert!(matches!(swapped[..], [Part::Replaced(_), Part::Done]), "{swapped:?}");
     assert_eq!(story.stores(ADDED + 0x200, 2), [Stored::Skipped; 2]);
     assert_eq!(story.list()[1], (FIRST_ADDED + 1, true, 5));
     // A guest that starts again is watched so from its first instruction on.
-    story.whole.does([Act::Hypercall(RESET)]);
-    story.whole.told_by(&mut story.root, 8);
-    story.whole.forget();
+    story.0.whole.does([Act::Hypercall(RESET)]);
+    story.0.whole.told_by(&mut story.0.root, 8);
+    story.0.whole.forget();
     assert_eq!(story.stores(ADDED, 2), [Stored::Skipped; 2]);
 }

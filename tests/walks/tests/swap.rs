@@ -6,43 +6,25 @@
 //! `TRELLIS_SWAPS` says how many rounds (10,000).
 
 use ed25519_dalek::{Signer, SigningKey};
-use sha2::{Digest, Sha256};
-use trellis_idl::control::{Ask, Control, Handed, Offer, Part, Proof, Refused, Step, Unfit, statement};
+use trellis_idl::control::{Ask, Handed, Offer, Part, Proof, Refused, Step, Unfit, statement};
 use trellis_idl::interface::ATTACH;
 use trellis_idl::kernel::Access;
 use trellis_idl::layout::PROGRAM;
-use trellis_idl::plan::{OnReset, RulePlan, RuleVerdict, SwapPlan, Without};
+use trellis_idl::plan::{OnReset, RulePlan, RuleVerdict};
 use trellis_idl::wire::{MonitorOp, Report};
-use trellis_walks::uploads::{Asked, file, watchdog};
-use trellis_walks::whole::{Act, BASE, CPUS, ENTRY, Fate, Stored, Told, Whim, Whole, watched_plan};
+use trellis_walks::random::Random;
+use trellis_walks::uploads::{Asked, file, offer, watchdog};
+use trellis_walks::whole::{Act, BASE, CPUS, Fate, Kind, Stored, Told, Whim, Whole};
 
 /// Pages that are not in the block that the image was loaded into.
 const ALLOWED: u64 = BASE + (2 << 20) + 0x3000;
 const DENIED: u64 = ALLOWED + 0x1000;
 /// Of that one nobody is asked: it happens, and is told.
 const TOLD: u64 = ALLOWED + 0x2000;
-/// PSCI 5.1: CPU_ON, in 64 bits.
-const CPU_ON: u64 = 0xc400_0003;
 /// Rank of monitors.
 const MONITOR: u8 = 3;
 /// Rounds of one system.
 const LIFE: u64 = 100;
-
-/// A generator of numbers (Marsaglia's xorshift).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % end
-    }
-
-    fn one_of<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize]
-    }
-}
 
 /// Where a file says what, and what makes it none (System V gABI 4, 5): its kind, its machine, where it begins, how much memory
 /// its data take, and where they go.
@@ -92,19 +74,10 @@ impl Oracle {
         let mut rules = vec![rule(ALLOWED, RuleVerdict::Allow), rule(DENIED, RuleVerdict::Deny), rule(TOLD, RuleVerdict::Report)];
         // What it knows of many rules fits into no ten words.
         rules.extend((0..seed % 20).map(|n| rule(ALLOWED + 0x8000 + n * 0x1000, RuleVerdict::Deny)));
-        let rules = [rules];
-        let whole = Whole::watched(&rules);
-        let mut plan = watched_plan(OnReset::End, Without::Hold, &rules);
-        plan.control = Control::Full;
         let signer = signed.then(|| key().verifying_key().to_bytes());
-        plan.servers[3].swap = Some(SwapPlan { pages: 4, signer, counter: 0 });
-        let root = whole.root(plan);
-        whole.reports();
-        // The second vCPU is switched on by the first.
-        whole.does([Act::Call([CPU_ON, 1, ENTRY, 0])]);
-        (0..100).take_while(|_| whole.left() > 0).for_each(|_| whole.go_on());
-        let random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        Oracle { host: Asked::new(whole, root), random, stores: Default::default(), at: 0, counter: 0, lowest: 0, signed, counted: [0; 3], missed: 0, is_lossy: false, is_slow: false }
+        let host = Asked::watching(Kind::Standard, rules, OnReset::End, signer);
+        host.both_on();
+        Oracle { host, random: Random::new(seed), stores: Default::default(), at: 0, counter: 0, lowest: 0, signed, counted: [0; 3], missed: 0, is_lossy: false, is_slow: false }
     }
 
     /// Both vCPUs are given stores to do: to pages of their own halves, in order.
@@ -130,12 +103,12 @@ impl Oracle {
     }
 
     fn offer(&self, file: &[u8], counter: u64, is_fresh: bool) -> Offer {
-        let digest: [u8; 32] = Sha256::digest(file).into();
+        let offer = offer(file, is_fresh);
         let proof = self.signed.then(|| {
-            let signature = key().sign(&statement(counter, &digest));
+            let signature = key().sign(&statement(counter, &offer.digest));
             Proof { counter, signature: [*signature.r_bytes(), *signature.s_bytes()] }
         });
-        Offer { monitor: watchdog(), bytes: file.len() as u32, digest, proof, is_fresh }
+        Offer { proof, ..offer }
     }
 
     /// Puts what was uploaded into its place, in the middle of it all: before a step the old one may be just deciding, or about to
