@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A system that runs in a thread of its own while a test talks to it, as `./trellis ctl` does from another terminal.
 
+use crate::story;
 use std::io::{self, PipeWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -56,8 +57,7 @@ impl System {
     /// Starts the manifest with this text; the rest of the run is as it is given.
     pub fn start(text: &str, run: Run) -> System {
         let folder = tempfile::tempdir().expect("a folder");
-        let manifest = folder.path().join("m.toml");
-        std::fs::write(&manifest, text).expect("a manifest");
+        let manifest = story::written(folder.path(), text);
         let socket = folder.path().join("socket");
         let run = Run { manifest: Some(manifest), control: Some(socket.clone()), timeout: Some(LIMIT), ..run };
         let (read, keys) = io::pipe().expect("a pipe");

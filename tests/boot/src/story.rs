@@ -2,7 +2,7 @@
 //! One story: a manifest of ours, run as `./trellis run` does, with somebody typing and a limit of its own.
 
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 use trellis_cli::drive::Outcome;
@@ -32,6 +32,29 @@ pub fn of(name: &str, limit: Duration) -> Run {
     Run { manifest: Some(manifest(name)), timeout: Some(limit), ..Run::default() }
 }
 
+/// Carries out a manifest with this text; the rest of the run is as it is given.
+pub fn of_text(text: &str, run: Run) -> Seen {
+    let folder = tempfile::tempdir().expect("a folder");
+    seen(&Run { manifest: Some(written(folder.path(), text)), ..run }, &[])
+}
+
+/// A manifest with this text in a folder.
+pub fn written(folder: &Path, text: &str) -> PathBuf {
+    let path = folder.join("m.toml");
+    std::fs::write(&path, text).expect("a manifest in a folder of ours");
+    path
+}
+
+/// The text of a manifest for a guest of ours with this command line, on these CPUs, that owns a device. More keys of the device may
+/// follow.
+pub fn owner(guest: &str, device: &str, forward: &str, arguments: &str, cpus: &str) -> String {
+    format!(
+        "name = \"{guest}\"\nboard = \"virt\"\n\n[guest.{guest}]\nkernel = \"{guest}\"\ncommand-line = \"{arguments}\"\n\
+         memory = \"16M\"\ncpus = {cpus}\non-reset = \"end\"\n\n\
+         [[guest.{guest}.device]]\ndevice = \"{device}\"\nforward = \"{forward}\"\n"
+    )
+}
+
 /// The one guest of a manifest that has only one.
 pub fn only_guest(name: &str) -> String {
     let text = std::fs::read_to_string(manifest(name)).unwrap_or_else(|error| panic!("images/{name}: {error}"));
@@ -59,6 +82,13 @@ impl Seen {
     /// Fails with everything that was seen unless this holds.
     pub fn expect(&self, holds: bool, sentence: &str) {
         assert!(holds, "{sentence}\n{:?}\n── consoles ──\n{}\n── logs ──\n{}", self.outcome, self.out, self.log);
+    }
+
+    /// Fails unless a guest said each of these, with its program's name before it.
+    pub fn expect_lines(&self, guest: &str, lines: &[&str]) {
+        for line in lines {
+            self.expect(self.out.contains(&format!("{guest}| {guest}: {line}")), line);
+        }
     }
 
     /// Fails unless every guest ended well.

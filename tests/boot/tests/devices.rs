@@ -15,20 +15,14 @@ use trellis_cli::system::{FAULTY, StandIns};
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// A guest that owns a clock, with this command line, on these CPUs; `more` is another guest.
-fn run(name: &str, forward: &str, arguments: &str, cpus: &str, more: &str, with: (bool, StandIns)) -> Seen {
-    let mut text = format!("name = \"{name}\"\nboard = \"virt\"\n\n[guest.alarm]\nkernel = \"alarm\"\ncommand-line = \"{arguments}\"\n");
-    text += &format!("memory = \"16M\"\ncpus = {cpus}\non-reset = \"end\"\n\n");
-    text += &format!("[[guest.alarm.device]]\ndevice = \"rtc\"\nforward = \"{forward}\"\n{more}");
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{forward}.toml"));
-    std::fs::write(&path, text).expect("a manifest in the folder for temporary files");
+fn run(forward: &str, arguments: &str, cpus: &str, more: &str, with: (bool, StandIns)) -> Seen {
+    let text = story::owner("alarm", "rtc", forward, arguments, cpus) + more;
     let (icount, stand_ins) = with;
-    story::seen(&Run { manifest: Some(path), icount, timeout: Some(LIMIT), stand_ins, ..Run::default() }, &[])
+    story::of_text(&text, Run { icount, timeout: Some(LIMIT), stand_ins, ..Run::default() })
 }
 
 fn expect_lines(seen: &Seen, lines: &[&str]) {
-    for line in lines {
-        seen.expect(seen.out.contains(&format!("alarm| alarm: {line}")), line);
-    }
+    seen.expect_lines("alarm", lines);
     seen.expect_good_end();
 }
 
@@ -46,7 +40,7 @@ fn every_alarm_and_every_byte_interrupts_the_guest_that_owns_the_device() {
 #[test]
 fn an_interrupt_goes_to_the_cpu_that_the_guest_sends_it_to() {
     for forward in ["server", "direct"] {
-        let seen = run("everywhere", forward, "alarms=5", "[0, 1, 2, 1]", "", (false, &[]));
+        let seen = run(forward, "alarms=5", "[0, 1, 2, 1]", "", (false, &[]));
         let turns = ["CPU 1 sent for, CPU 1 got it", "CPU 2 sent for, CPU 2 got it", "CPU 3 sent for, CPU 3 got it"];
         expect_lines(&seen, &turns);
         expect_lines(&seen, &["5 alarms set, 5 came", "done"]);
@@ -56,7 +50,7 @@ fn an_interrupt_goes_to_the_cpu_that_the_guest_sends_it_to() {
 #[test]
 fn a_device_that_interrupts_too_often_is_masked_for_a_while_and_its_neighbour_goes_on() {
     let hello = "\n[guest.hello]\nkernel = \"hello\"\ncommand-line = \"waits=300\"\nmemory = \"16M\"\n";
-    let seen = run("storm", "server", "alarms=1 storm=10000", "[0]", hello, (true, &[]));
+    let seen = run("server", "alarms=1 storm=10000", "[0]", hello, (true, &[]));
     expect_lines(&seen, &["a storm of 10000 took", "done"]);
     seen.expect(seen.log.contains("irqfwd| line 34 comes too often: masked for a while"), "it is said");
     let took = |before: &str| seen.out.split(before).nth(1)?.split_whitespace().next()?.parse::<u64>().ok();
@@ -71,7 +65,7 @@ fn a_device_that_interrupts_too_often_is_masked_for_a_while_and_its_neighbour_go
 /// It dies with every twentieth interrupt in its hands, three times.
 #[test]
 fn an_irqfwd_that_crashes_is_made_again_and_no_interrupt_is_lost() {
-    let seen = run("killed", "server", "alarms=70", "[0, 1]", "", (false, FAULTY));
+    let seen = run("server", "alarms=70", "[0, 1]", "", (false, FAULTY));
     expect_lines(&seen, &["70 alarms set, 70 came", "CPU 1 sent for, CPU 1 got it", "done"]);
     let count = |text: &str| seen.log.matches(text).count();
     let deaths = count("root| server irqfwd faulted: ");
@@ -89,13 +83,9 @@ fn every_ring_of_a_doorbell_above_the_lines_of_a_guest_is_heard() {
     let board_file = folder.join("virt-gicv2-bell.toml");
     std::fs::write(&board_file, board.replace("[emulator]", bell)).expect("a board file");
     for forward in ["server", "direct"] {
-        let text = format!(
-            "name = \"bell\"\nboard = {board_file:?}\n[guest.alarm]\nkernel = \"alarm\"\ncommand-line = \"bell=140 rings=100\"\n\
-            memory = \"16M\"\non-reset = \"end\"\n[[guest.alarm.device]]\ndevice = \"bell\"\nforward = \"{forward}\"\n"
-        );
-        let path = folder.join(format!("bell-{forward}.toml"));
-        std::fs::write(&path, text).expect("a manifest");
-        let seen = story::seen(&Run { manifest: Some(path), timeout: Some(LIMIT), ..Run::default() }, &[]);
+        let text = story::owner("alarm", "bell", forward, "bell=140 rings=100", "[0]");
+        let text = text.replace("board = \"virt\"", &format!("board = {board_file:?}"));
+        let seen = story::of_text(&text, Run { timeout: Some(LIMIT), ..Run::default() });
         expect_lines(&seen, &["a doorbell at 0xb000000 with interrupt 127", "100 rings, 100 heard", "done"]);
     }
 }

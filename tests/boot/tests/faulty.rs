@@ -5,7 +5,6 @@
 //! The servers have a weakness, for these tests only (`tests/faulty`), and `hostile` knows the word. Runs are by
 //! instruction count, so that times are exact, but for the one that costs too many.
 
-use std::path::Path;
 use std::time::Duration;
 use trellis_boot_tests::story::{self, Seen};
 use trellis_cli::run::Run;
@@ -24,13 +23,10 @@ fn run(server: &str, how: u8, on_reset: &str, more: &str) -> Seen {
     let mut text = format!("name = \"faulty\"\nboard = \"virt\"\n\n[guest.hello]\nkernel = \"hello\"\ncommand-line = \"waits=40\"\n{common}");
     text += &format!("\n[guest.victim]\nkernel = \"hostile\"\ncommand-line = \"misdeed=spoil-{server} how={how} {more}\"\n");
     text += &format!("on-reset = \"{on_reset}\"\n{common}");
-    let name = format!("faulty-{server}-{how}-{on_reset}{}.toml", more.replace('=', ""));
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    std::fs::write(&path, text).expect("a manifest in the folder for temporary files");
     let timeout = Some(Duration::from_secs(300));
     // Five seconds in a circle are many instructions.
     let icount = how != SPIN;
-    story::seen(&Run { manifest: Some(path), icount, timeout, stand_ins: FAULTY, ..Run::default() }, &[])
+    story::of_text(&text, Run { icount, timeout, stand_ins: FAULTY, ..Run::default() })
 }
 
 /// That these stand in the log in this order.

@@ -2,7 +2,6 @@
 //! A guest that owns a function of PCI, in whole systems under the emulator: its messages become LPIs by the interrupt
 //! translation service, and one of the guest's lines.
 
-use std::path::Path;
 use std::time::Duration;
 use trellis_boot_tests::story::{self, Seen};
 use trellis_cli::run::Run;
@@ -11,28 +10,22 @@ use trellis_cli::system::{FAULTY, StandIns};
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// A guest that owns the function, with this command line, on these CPUs.
-fn run(name: &str, forward: &str, arguments: &str, cpus: &str, with: (bool, StandIns)) -> Seen {
-    let mut text = format!("name = \"{name}\"\nboard = \"virt\"\n\n[guest.edu]\nkernel = \"edu\"\ncommand-line = \"{arguments}\"\n");
-    text += &format!("memory = \"16M\"\ncpus = {cpus}\non-reset = \"end\"\n\n");
-    text += &format!("[[guest.edu.device]]\ndevice = \"edu\"\nforward = \"{forward}\"\ndma = \"unprotected\"\n");
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{forward}.toml"));
-    std::fs::write(&path, text).expect("a manifest in the folder for temporary files");
+fn run(forward: &str, arguments: &str, cpus: &str, with: (bool, StandIns)) -> Seen {
+    let text = story::owner("edu", "edu", forward, arguments, cpus) + "dma = \"unprotected\"\n";
     let (icount, stand_ins) = with;
-    story::seen(&Run { manifest: Some(path), icount, timeout: Some(LIMIT), stand_ins, ..Run::default() }, &[])
+    story::of_text(&text, Run { icount, timeout: Some(LIMIT), stand_ins, ..Run::default() })
 }
 
 fn expect_lines(seen: &Seen, lines: &[&str]) {
-    for line in lines {
-        seen.expect(seen.out.contains(&format!("edu| edu: {line}")), line);
-    }
-    seen.expect(seen.out.contains("edu| edu: done"), "it came to its end");
+    seen.expect_lines("edu", lines);
+    seen.expect_lines("edu", &["done"]);
     seen.expect_good_end();
 }
 
 #[test]
 fn every_message_of_a_function_interrupts_the_guest_that_owns_it() {
     for forward in ["server", "direct"] {
-        let seen = run("edu", forward, "facts=12 rings=100", "[0]", (false, &[]));
+        let seen = run(forward, "facts=12 rings=100", "[0]", (false, &[]));
         expect_lines(&seen, &["at 0xb000000 with interrupt 127", "is 0x10000ed and lives"]);
         expect_lines(&seen, &["12 factorials, 12 right, each with a message", "100 rings, 100 heard"]);
     }
@@ -41,7 +34,7 @@ fn every_message_of_a_function_interrupts_the_guest_that_owns_it() {
 #[test]
 fn a_message_goes_to_the_cpu_that_the_guest_sends_it_to() {
     for forward in ["server", "direct"] {
-        let seen = run("edu-cpus", forward, "rings=5", "[1, 0, 2, 1]", (false, &[]));
+        let seen = run(forward, "rings=5", "[1, 0, 2, 1]", (false, &[]));
         expect_lines(&seen, &["CPU 1 sent for, CPU 1 got it", "CPU 2 sent for, CPU 2 got it", "CPU 3 sent for, CPU 3 got it"]);
         expect_lines(&seen, &["5 rings, 5 heard"]);
     }
@@ -50,7 +43,7 @@ fn a_message_goes_to_the_cpu_that_the_guest_sends_it_to() {
 /// The service masks it: what comes meanwhile is one interrupt afterwards.
 #[test]
 fn a_function_that_writes_too_many_messages_is_masked_for_a_while_and_none_that_counts_is_lost() {
-    let seen = run("edu-storm", "server", "storm=20000", "[0]", (true, &[]));
+    let seen = run("server", "storm=20000", "[0]", (true, &[]));
     expect_lines(&seen, &["a storm of 20000 took"]);
     seen.expect(seen.log.contains("irqfwd| line 8192 comes too often: masked for a while"), "it is said");
 }
@@ -58,7 +51,7 @@ fn a_function_that_writes_too_many_messages_is_masked_for_a_while_and_none_that_
 /// It dies with every twentieth message in its hands, three times; the next one finds the service at work.
 #[test]
 fn an_irqfwd_that_crashes_is_made_again_and_no_message_is_lost() {
-    let seen = run("edu-killed", "server", "rings=70", "[0, 1]", (false, FAULTY));
+    let seen = run("server", "rings=70", "[0, 1]", (false, FAULTY));
     expect_lines(&seen, &["70 rings, 70 heard", "CPU 1 sent for, CPU 1 got it"]);
     let count = |text: &str| seen.log.matches(text).count();
     seen.expect(count("root| server irqfwd faulted: ") == 3 && count("root| irqfwd is made again") == 3, "it died three times");

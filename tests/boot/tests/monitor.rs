@@ -5,7 +5,6 @@
 //! The guest `watched` looks from inside whether each access had just the effect that was ordered, and crashes otherwise. Runs
 //! with a monitor that dies are by instruction count, so that its deadline is exact.
 
-use std::path::Path;
 use std::time::Duration;
 use trellis_boot_tests::story::{self, Seen};
 use trellis_cli::run::Run;
@@ -29,10 +28,8 @@ fn run(name: &str, guest: &str, monitor: &str, (rules, count): (&[(u64, &str, &s
     };
     let rules: String = rules.iter().copied().chain(idle).map(rule).collect();
     text += &format!("[server.watchdog.config]\nwatch = [\n{rules}]\n");
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.toml"));
-    std::fs::write(&path, text).expect("a manifest in the folder for temporary files");
     let (icount, stand_ins) = with;
-    story::seen(&Run { manifest: Some(path), icount, timeout: Some(LIMIT), stand_ins, ..Run::default() }, &[])
+    story::of_text(&text, Run { icount, timeout: Some(LIMIT), stand_ins, ..Run::default() })
 }
 
 fn count(seen: &Seen, text: &str) -> usize {
@@ -64,9 +61,8 @@ fn what_is_only_reported_has_its_effect_at_once_and_is_read_later() {
     let text = std::fs::read_to_string(story::manifest("monitor.toml")).expect("it comes with Trellis");
     let (asked, told) = ("access = \"w\", verdict = \"allow\"", "access = \"w\", verdict = \"report\"");
     assert!(text.contains(asked) && text.contains("rounds=50"), "the example allows writes of one page");
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("reported.toml");
-    std::fs::write(&path, text.replace(asked, told).replace("rounds=50", "rounds=50 forms=all")).expect("a folder for files");
-    let seen = story::seen(&Run { manifest: Some(path), timeout: Some(LIMIT), ..Run::default() }, &[]);
+    let text = text.replace(asked, told).replace("rounds=50", "rounds=50 forms=all");
+    let seen = story::of_text(&text, Run { timeout: Some(LIMIT), ..Run::default() });
     expect_ordered(&seen, 2);
     seen.expect(seen.log.contains("wrote 8 bytes at 0x4080_0"), "what was reported is read");
     seen.expect(seen.log.contains("at 0x4080_1"), "and the other page is asked about");

@@ -2,7 +2,6 @@
 //! What the kernel finds out about CPUs and does about it, as far as an emulator shows: the line in the log, guarded
 //! vectors, hidden features, breakpoints that are a guest's own.
 
-use std::path::Path;
 use std::time::Duration;
 use trellis_boot_tests::story::{self, Seen, seen};
 use trellis_cli::run::Run;
@@ -44,14 +43,12 @@ fn guarded_predictors_change_nothing_but_time() {
 
 /// A guest that tries what its CPU has and its ID registers do not say.
 fn hostile_on(cpu: &str, misdeeds: &[&str]) {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("silicon-{cpu}.toml"));
     let text = format!(
         "name = \"silicon\"\nboard = \"virt\"\n\n[guest.hostile]\nkernel = \"hostile\"\nmemory = \"16M\"\ncpus = [0]\n\
          on-reset = \"end\"\ncommand-line = \"misdeed={}\"\n",
         misdeeds.join(",")
     );
-    std::fs::write(&path, text).expect("a manifest in the folder for temporary files");
-    let seen = seen(&Run { manifest: Some(path), cpu: Some(cpu.into()), timeout: Some(LIMIT), ..Run::default() }, &[]);
+    let seen = story::of_text(&text, Run { cpu: Some(cpu.into()), timeout: Some(LIMIT), ..Run::default() });
     seen.expect_good_end();
     for name in misdeeds {
         seen.expect(seen.out.contains(&format!("misdeed {name} survived")), name);

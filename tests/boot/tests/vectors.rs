@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 use std::time::Duration;
-use trellis_boot_tests::story::{Seen, of, seen};
+use trellis_boot_tests::story::{Seen, of, of_text, seen};
 use trellis_cli::run::Run;
 use trellis_cli::status::Status;
 use trellis_cli::system::MEASURE;
@@ -27,10 +27,7 @@ fn manifest(cpus: &[u8], rounds: u64, wishes: &[Wish]) -> String {
 
 /// Runs until all have ended.
 fn run(cpu: &str, text: &str) -> Seen {
-    let file = tempfile::Builder::new().suffix(".toml").tempfile().expect("a place for a manifest");
-    std::fs::write(file.path(), text).expect("the manifest is written");
-    let run = Run { manifest: Some(file.path().to_owned()), cpu: Some(cpu.into()), ..of("vectors.toml", LIMIT) };
-    seen(&run, &[])
+    of_text(text, Run { cpu: Some(cpu.into()), timeout: Some(LIMIT), ..Run::default() })
 }
 
 fn beside(cpu: &str, cpus: &[u8], rounds: u64, wishes: &[Wish]) -> Seen {
