@@ -66,15 +66,19 @@ impl<R: Registers, P: Fn(usize) -> &'static RingPage> Console<R, P> {
 
     /// Moves what can be moved now, then waits for more.
     pub fn step(&mut self, system: &impl System) {
-        self.input(system);
+        let mut is_more = self.input(system);
         while self.output(system) {
-            self.input(system);
+            is_more = self.input(system);
         }
         if self.is_closed() {
             self.closing = None;
             self.uart.finish();
             // Root waits for this with a deadline of its own.
             let _ = Signal::at(slot::ROOT).raise(system);
+        }
+        // What is left in the queue has had its interrupt.
+        if is_more {
+            return;
         }
         let bits = wait(system);
         if bits & console_signal::LINE != 0 {
@@ -120,13 +124,14 @@ impl<R: Registers, P: Fn(usize) -> &'static RingPage> Console<R, P> {
         self.closing.is_some() && self.outgoing.rest().is_empty()
     }
 
-    /// Takes what the host sent.
-    fn input(&mut self, system: &impl System) {
+    /// Takes what the host sent. True: there may be more.
+    fn input(&mut self, system: &impl System) -> bool {
         for _ in 0..MAX_INPUT {
-            let Some(byte) = self.uart.receive() else { return };
+            let Some(byte) = self.uart.receive() else { return false };
             let Some(frame) = self.decoder.push(byte) else { continue };
             deliver(system, &self.channels, frame);
         }
+        true
     }
 }
 
@@ -435,6 +440,19 @@ mod tests {
         fake.bits.set(console_signal::OUTPUT | console_signal::LINE);
         console.step(&fake);
         assert_eq!(fake.waits.take(), [(WAKES, 0)]);
+    }
+
+    #[test]
+    fn nobody_sleeps_over_bytes_whose_interrupt_was_ended() {
+        let (wire, fake, pages) = (Wire::default(), Fake::default(), pages());
+        let mut console = console(&wire, pages);
+        wire.input.borrow_mut().extend([7; 2 * MAX_INPUT + 1]);
+        console.step(&fake);
+        console.step(&fake);
+        assert!(fake.waits.borrow().is_empty());
+        console.step(&fake);
+        assert_eq!(fake.waits.take(), [(WAKES, 0)]);
+        assert!(wire.input.borrow().is_empty());
     }
 
     #[test]

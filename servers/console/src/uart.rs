@@ -1,20 +1,27 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The PL011 (ARM DDI 0183): bytes in and out, and its interrupt. Speed and format are as the firmware or kernel left
-//! them.
+//! The PL011 (ARM DDI 0183): bytes in and out, and its interrupt. Speed and format are as the firmware left them;
+//! its queues of 16 bytes are switched on.
 
 use trellis_runtime::memory::Registers;
 
 const DATA: usize = 0x00;
 const FLAGS: usize = 0x18;
+const LINE_CONTROL: usize = 0x2c;
 const CONTROL: usize = 0x30;
+const LEVELS: usize = 0x34;
 const INTERRUPT_MASK: usize = 0x38;
 const INTERRUPT_CLEAR: usize = 0x44;
 
 const FLAG_BUSY: u32 = 1 << 3;
 const FLAG_RECEIVE_EMPTY: u32 = 1 << 4;
 const FLAG_SEND_FULL: u32 = 1 << 5;
+/// The queues hold more than one byte.
+const QUEUES: u32 = 1 << 4;
+/// It interrupts when a queue is half full, or half empty.
+const HALF: u32 = 2 | 2 << 3;
+const CONTROL_ENABLED: u32 = 1;
 /// Enabled, sending and receiving.
-const CONTROL_ON: u32 = 1 | 1 << 8 | 1 << 9;
+const CONTROL_ON: u32 = CONTROL_ENABLED | 1 << 8 | 1 << 9;
 /// Received, and received some time ago.
 const INTERRUPT_RECEIVE: u32 = 1 << 4 | 1 << 6;
 const INTERRUPT_SEND: u32 = 1 << 5;
@@ -40,6 +47,14 @@ impl<R: Registers> Pl011<R> {
 
     /// Lets it receive and interrupt when it has.
     pub fn open(&mut self) {
+        let format = self.registers.read(LINE_CONTROL);
+        if format & QUEUES == 0 {
+            // 3.3.8: it is switched off for that, with nothing on the wire.
+            self.finish();
+            self.registers.write(CONTROL, self.registers.read(CONTROL) & !CONTROL_ENABLED);
+            self.registers.write(LINE_CONTROL, format | QUEUES);
+        }
+        self.registers.write(LEVELS, HALF);
         self.registers.write(CONTROL, self.registers.read(CONTROL) | CONTROL_ON);
         self.registers.write(INTERRUPT_CLEAR, INTERRUPT_ALL);
         self.registers.write(INTERRUPT_MASK, INTERRUPT_RECEIVE);
@@ -104,6 +119,8 @@ pub(crate) mod fake {
         /// Room to send.
         pub room: Cell<usize>,
         pub mask: Cell<u32>,
+        pub format: Cell<u32>,
+        pub control: Cell<u32>,
     }
 
     impl Registers for &Wire {
@@ -114,6 +131,8 @@ pub(crate) mod fake {
                     let empty = if self.input.borrow().is_empty() { FLAG_RECEIVE_EMPTY } else { 0 };
                     empty | if self.room.get() == 0 { FLAG_SEND_FULL } else { 0 }
                 }
+                LINE_CONTROL => self.format.get(),
+                CONTROL => self.control.get(),
                 _ => 0,
             }
         }
@@ -125,8 +144,22 @@ pub(crate) mod fake {
                     self.out.borrow_mut().push(value as u8);
                 }
                 INTERRUPT_MASK => self.mask.set(value),
+                LINE_CONTROL => {
+                    assert_eq!(self.control.get() & CONTROL_ENABLED, 0, "its format is not changed while it is at work");
+                    self.format.set(value);
+                }
+                CONTROL => self.control.set(value),
                 _ => {}
             }
+        }
+    }
+
+    #[test]
+    fn its_queues_are_switched_on_and_its_format_stays() {
+        for format in [0x60, 0x70, 0x06] {
+            let wire = Wire { format: Cell::new(format), control: Cell::new(0x301), ..Wire::default() };
+            Pl011::new(&wire).open();
+            assert_eq!((wire.format.get(), wire.control.get()), (format | QUEUES, 0x301));
         }
     }
 
