@@ -21,8 +21,8 @@ use std::time::Duration;
 
 /// Measures the system.
 ///
-/// Runs images/bench.toml, images/bench-pair.toml, images/views.toml and images/bench-watched.toml, one instruction a nanosecond, so that figures repeat to the digit,
-/// and traces the dearest paths for what they are made of. Exit status 3 if a guest did not end well.
+/// Runs images/bench.toml and other images beside it, one instruction a nanosecond, so that figures repeat to the digit, and
+/// traces the dearest paths for what they are made of. Exit status 3 if a guest did not end well.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Bench {
     /// Prints JSON
@@ -37,8 +37,10 @@ pub struct Bench {
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// Runs whose guests measure; where two measure the same, the first counts.
-const MANIFESTS: [&str; 4] =
-    ["images/bench.toml", "images/bench-pair.toml", "images/views.toml", "images/bench-watched.toml"];
+const MANIFESTS: [&str; 6] = [
+    "images/bench.toml", "images/bench-pair.toml", "images/views.toml", "images/bench-watched.toml", "images/bench-messages.toml",
+    "images/bench-messages-direct.toml",
+];
 
 /// The image for what floating-point registers cost; the last figure of its run, which stops at whatever is not as it
 /// must be.

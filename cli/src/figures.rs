@@ -14,6 +14,7 @@ pub const WANTED: &[(&str, u64, u64)] = &[
     ("irq_to_thread", 400, 250),
     ("irq_forward_server", 1_000, 450),
     ("irq_forward_direct", 400, 150),
+    ("msi_forward", 1_200, 500),
     ("irq_storm_cost", 200, 60),
     ("sgi_self", 800, 200),
     ("sgi_roundtrip_wfi", 3_000, 1_000),

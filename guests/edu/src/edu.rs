@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Has factorials computed and waits for the message that each is done; has the device ring; lets it ring without an end.
 //! Command line: `facts=` factorials, `rings=` rings, each heard before the next; `storm=` rings in a row that nobody waits
-//! for; `beats=` rings until it resets itself, for ever, each sent to another CPU than the one before.
+//! for; `passes=` rings for the figure named `figure=`; `beats=` rings until it resets itself, for ever, each sent to another CPU than
+//! the one before.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use trellis_guest_platform::cpu::{device_read, device_write};
 use trellis_guest_platform::tree::Device;
+use trellis_guest_platform::figure::Sum;
 use trellis_guest_platform::{Machine, cpu, gic, guest, println, psci, timer, vectors};
 
 /// Registers of the device (QEMU's manual, "EDU device").
@@ -28,6 +30,8 @@ static BASE: AtomicU64 = AtomicU64::new(0);
 static LINE: AtomicU32 = AtomicU32::new(0);
 static CAME: AtomicU64 = AtomicU64::new(0);
 static CAME_TO: AtomicU64 = AtomicU64::new(0);
+/// The counter when the last one came.
+static CAME_AT: AtomicU64 = AtomicU64::new(0);
 /// All the reasons that were found, one bit each.
 static REASONS: AtomicU32 = AtomicU32::new(0);
 
@@ -45,6 +49,9 @@ fn run(machine: &'static Machine) {
     lives(device);
     facts(device, wanted("facts") as u32);
     rings(device, wanted("rings"));
+    if let Some(figure) = machine.arguments().value("figure") {
+        measure(device, figure, wanted("passes"));
+    }
     everywhere(machine, device);
     beats(machine, device, wanted("beats"));
     storm(device, wanted("storm"));
@@ -80,6 +87,27 @@ fn rings(device: Device, count: u64) {
         cpu::sleep_until(|| CAME.load(Ordering::Acquire) >= first + ring);
     }
     println!("edu: {count} rings, {} heard", CAME.load(Ordering::Acquire) - first);
+}
+
+/// How long a message takes, from the store that rings to the first instruction of the handler. They come slowly enough not to be
+/// taken for a storm.
+fn measure(device: Device, figure: &str, passes: u64) {
+    let mut sum = Sum::default();
+    for pass in 0..=passes {
+        let rested = cpu::counter() + timer::microseconds(50);
+        while cpu::counter() < rested {}
+        let (before, begin) = (CAME.load(Ordering::Acquire), cpu::counter());
+        device_write(device.base + RING, RUNG);
+        while CAME.load(Ordering::Acquire) == before {
+            core::hint::spin_loop();
+        }
+        // The first one finds nothing where the others find it.
+        if pass > 0 {
+            sum.add(CAME_AT.load(Ordering::Relaxed) - begin);
+        }
+    }
+    let unit = if cpu::frequency() == 1_000_000_000 { "instructions" } else { "ticks" };
+    println!("figure {figure} {} {unit}", sum.mean());
 }
 
 /// With more CPUs: each gets the line in turn.
@@ -142,7 +170,7 @@ fn storm(device: Device, count: u64) {
     println!("edu: a storm of {count} took {took} ms, its last one was heard");
 }
 
-fn came(line: u32, _: u64) {
+fn came(line: u32, entered: u64) {
     if line != LINE.load(Ordering::Acquire) {
         return;
     }
@@ -151,5 +179,6 @@ fn came(line: u32, _: u64) {
     device_write(base + ANSWER, reasons);
     REASONS.fetch_or(reasons, Ordering::AcqRel);
     CAME_TO.store(cpu::index() as u64, Ordering::Relaxed);
+    CAME_AT.store(entered, Ordering::Relaxed);
     CAME.fetch_add(1, Ordering::Release);
 }
