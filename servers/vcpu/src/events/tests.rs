@@ -211,6 +211,49 @@ fn a_session_speaks_for_itself_and_takes_nothing_of_others() {
     listen(&server, &system, 1, &[EventKind::Power, EventKind::Identity], 0, 0).expect("it is free now");
 }
 
+/// vCPUs, orders, kinds, sessions and operations: 0, the last, the count, one more, and what is round or enormous.
+#[test]
+fn every_number_that_is_said_to_it_is_tried_at_its_bounds() {
+    let (server, system) = started(2);
+    listen(&server, &system, 0, &[EventKind::Tables0], 0, 0).expect("it may");
+    system.set(0, VcpuRegister::Ttbr0El1 as u64, 7);
+    system.set(0, 9, 0x4200_0000);
+    let (_, event) = told(&server, &system, 0, &write(WRITE_TABLES, 0x4200_0000)).expect("it is heard");
+    let [header, syndrome, physical, virtual_address, ..] = event.to_words();
+    let completes = |which: u64, badge: u64| {
+        let words = [VcpuOp::Complete as u64, which, 0, physical, header, syndrome, physical, virtual_address, 0, 0];
+        call(&server, &system, badge, words)
+    };
+    for number in [0, 1, 2, 3, 4, 5, 7, 8, 63, 64, 255, 256, 511, 512, 65_535, 1 << 32, 1 << 48, u64::MAX] {
+        if (2..256).contains(&number) {
+            assert_eq!(completes(number, badge::monitor(0, 0)), Err(Refusal::OutOfRange), "vCPU {number}");
+        }
+        if (4..1 << 56).contains(&number) {
+            assert_eq!(completes(number << 8, badge::monitor(0, 0)), Err(Refusal::BadArgument), "order {number}");
+        }
+        if VcpuOp::Listen as u64 + 1 <= number {
+            for badge in [badge::ROOT, badge::monitor(0, 0)] {
+                let refused = call(&server, &system, badge, [number; WORDS]);
+                assert_eq!(refused, Err(if badge == badge::ROOT { Refusal::NoOperation } else { Refusal::MissingRight }), "{number}");
+            }
+        }
+        let kinds = [VcpuOp::Listen as u64, number, number, number, number, number, number, number, number, 0];
+        let known = EventKind::ALL.iter().fold(0, |all, kind| all | u64::from(kind.bit()));
+        if number & !(known | known << 32) != 0 {
+            assert_eq!(call(&server, &system, badge::monitor(0, 0), kinds), Err(Refusal::BadArgument), "kinds {number:#x}");
+        }
+        let said = server.exit(&system, badge::EXIT | number & 0xff, &write(READ_IDENTITY, 0));
+        assert!(matches!(said, Reply::Value(..)), "vCPU {number}: nobody hears of that");
+    }
+    for session in [4, 5, 14, 15] {
+        let words = [VcpuOp::Listen as u64, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(call(&server, &system, badge::monitor(session, 0), words), Err(Refusal::OutOfRange), "session {session}");
+    }
+    assert_eq!(system.register(0, VcpuRegister::Ttbr0El1), 7, "what is refused has no effect");
+    assert_eq!(complete(&server, &system, Order::Do, 0, &event), Ok((Answer::ADVANCE, 0)), "and what waits goes on");
+    assert_eq!(system.register(0, VcpuRegister::Ttbr0El1), 0x4200_0000);
+}
+
 #[test]
 fn what_is_allowed_is_done_as_if_nobody_had_heard_of_it() {
     let (server, system) = started(1);
