@@ -163,6 +163,11 @@ impl<G: Gate> Irqfwd<G> {
         result
     }
 
+    /// A guest of the configuration.
+    fn guest(&self, guest: u64) -> Result<u64, Refusal> {
+        if guest < self.config.guests.len() as u64 { Ok(guest) } else { Err(Refusal::OutOfRange) }
+    }
+
     /// The source of a line of the configuration.
     fn source(&self, system: &impl System, index: u64) -> Result<u16, Refusal> {
         let sources = self.sources.lock(system);
@@ -217,8 +222,8 @@ impl<G: Gate> Server for Irqfwd<G> {
             return Reply::Call(answer);
         }
         answer[0] = to_answer(match IrqfwdOp::from_number(words[0]) {
-            Some(IrqfwdOp::Bind) => self.bind(system, words[1]),
-            Some(IrqfwdOp::Unbind) => self.unbind(system, words[1]),
+            Some(IrqfwdOp::Bind) => self.guest(words[1]).and_then(|guest| self.bind(system, guest)),
+            Some(IrqfwdOp::Unbind) => self.guest(words[1]).and_then(|guest| self.unbind(system, guest)),
             Some(IrqfwdOp::Moved) => self.moved(system, [words[1], words[2], words[3]]),
             Some(IrqfwdOp::Count) => self.count(system, words[1]).map(|counts| answer[1..7].copy_from_slice(&counts)),
             Some(IrqfwdOp::Delays) => self.delays(system, words[1]).map(|delays| answer[1..].copy_from_slice(&delays)),

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What root asks of irqfwd, with every number at its bounds.
+
+use std::sync::Mutex;
+use trellis_idl::kernel::{FIRST_MESSAGE, Op, Refusal, WORDS};
+use trellis_idl::layout::{badge, slot};
+use trellis_idl::plan::{IrqfwdConfig, SourcePlan};
+use trellis_idl::wire::{IrqfwdOp, from_answer};
+use trellis_irqfwd::Forwarder;
+use trellis_irqfwd::its::Failure;
+use trellis_irqfwd::messages::Gate;
+use trellis_irqfwd::server::Irqfwd;
+use trellis_runtime::{Reply, Server, System};
+
+/// 0, the last, the count, one more, and what is round or enormous; of a byte too.
+const NUMBERS: [u64; 14] = [0, 1, 2, 3, 7, 8, 255, 256, 257, 511, 512, 65_535, 1 << 32, u64::MAX];
+
+/// A kernel that does whatever it is asked. The source of a line has its place as a number.
+struct Willing;
+
+impl System for Willing {
+    fn invoke(&self, op: Op, arguments: [u64; 6]) -> Result<[u64; 3], Refusal> {
+        Ok(match op {
+            Op::Clock => [5, 1_000_000_000, 0],
+            Op::LineForward => [arguments[0] - slot::LINE, 0, 0],
+            _ => [0; 3],
+        })
+    }
+
+    fn call(&self, _: u64, _: [u64; WORDS]) -> Result<[u64; WORDS], Refusal> {
+        Err(Refusal::Unsupported)
+    }
+
+    fn wait(&self, _: u64, _: u64) -> u64 {
+        0
+    }
+
+    fn with_buffer<R>(&self, f: impl FnOnce(&mut [u8; 4096]) -> R) -> R {
+        f(&mut [0; 4096])
+    }
+}
+
+/// Guests whose functions were connected, and disconnected.
+#[derive(Default)]
+struct Noted(Mutex<(Vec<u8>, Vec<u8>)>);
+
+impl Gate for &Noted {
+    fn open(&self, _: &impl System, _: u32, _: u8) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn close(&self, _: &impl System, _: u32) {}
+
+    fn connect(&self, _: &impl System, guest: u8) -> Result<(), Failure> {
+        self.0.lock().unwrap().0.push(guest);
+        Ok(())
+    }
+
+    fn disconnect(&self, _: &impl System, guest: u8) {
+        self.0.lock().unwrap().1.push(guest);
+    }
+}
+
+/// Two guests: one has two vCPUs and a wire, the other a message.
+fn config() -> IrqfwdConfig {
+    let source = |guest, line| SourcePlan { line: line as u32, guest, guest_line: 127, edge: false, direct: false };
+    let mut config = IrqfwdConfig::default();
+    for cpus in [&[0, 1][..], &[1]] {
+        config.guests.push(cpus.iter().copied().collect()).expect("there is room");
+    }
+    for source in [source(0, 34), source(1, FIRST_MESSAGE)] {
+        config.sources.push(source).expect("there is room");
+    }
+    config
+}
+
+fn call(server: &impl Server, words: &[u64]) -> Result<[u64; WORDS], Refusal> {
+    let mut all = [0; WORDS];
+    all[..words.len()].copy_from_slice(words);
+    match server.call(&Willing, badge::ROOT, all) {
+        Reply::Call(answer) => from_answer(answer[0]).map(|()| answer),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn every_number_that_root_says_is_tried_at_its_bounds() {
+    let noted: &Noted = Box::leak(Box::default());
+    let server = Irqfwd::start(&Willing, config(), Box::leak(Box::new(Forwarder::new())), Some(noted));
+    assert_eq!(*noted.0.lock().unwrap(), (vec![0, 1], vec![]));
+    for number in NUMBERS {
+        let refused = (number > 1).then_some(Refusal::OutOfRange);
+        for op in [IrqfwdOp::Unbind, IrqfwdOp::Bind] {
+            assert_eq!(call(&server, &[op as u64, number]).err(), refused, "{op:?} guest {number}");
+        }
+        assert_eq!(call(&server, &[IrqfwdOp::Moved as u64, number, 0, 0]).err(), refused, "of guest {number}");
+        assert_eq!(call(&server, &[IrqfwdOp::Moved as u64, 0, number, 0]).err(), refused, "vCPU {number}");
+        // One that nobody serves leaves its lines where they are.
+        assert_eq!(call(&server, &[IrqfwdOp::Moved as u64, 0, 1, number]).err(), None, "CPU {number}");
+        for op in [IrqfwdOp::Count, IrqfwdOp::Delays, IrqfwdOp::Restore, IrqfwdOp::RestoreDelays] {
+            let answer = call(&server, &[op as u64, number, number, number, number, number, number, number, number, number]);
+            assert_eq!(answer.is_ok(), number < 2, "{op:?} line {number}: {answer:?}");
+        }
+        if IrqfwdOp::from_number(number).is_none() && number != 0 {
+            assert_eq!(call(&server, &[number; WORDS]), Err(Refusal::NoOperation), "{number}");
+        }
+    }
+    let (connected, disconnected) = noted.0.lock().unwrap().clone();
+    assert_eq!((connected, disconnected), (vec![0, 1, 0, 1], vec![0, 1]), "nobody else's functions were touched");
+}
