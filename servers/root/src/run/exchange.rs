@@ -226,16 +226,18 @@ impl<B: Board> Root<'_, B> {
         }
         if exchange.is_fresh {
             exchange.state = Handed::NotWanted;
-        } else if let (false, Some(monitor)) = (exchange.is_lost, self.monitors.get(exchange.place)) {
-            // It reads nothing any more, until it is told to go on.
+        }
+        if let (false, Some(monitor)) = (exchange.is_lost, self.monitors.get(exchange.place)) {
+            // It reads nothing any more, until it is told to go on: so it is asked even where nobody wants to know.
             exchange.is_watching = true;
             match monitor.now.export(system) {
+                // It is lost, and with it what it knew: that is no reason to keep it.
+                Err(Refusal::Late | Refusal::Gone) => exchange.is_lost = true,
+                _ if exchange.is_fresh => {}
                 Ok(state) => {
                     exchange.new.import(system, &state).map_err(not_taken)?;
                     exchange.state = Handed::Taken(state.body.len() as u16);
                 }
-                // It is lost, and with it what it knew: that is no reason to keep it.
-                Err(Refusal::Late | Refusal::Gone) => exchange.is_lost = true,
                 Err(refusal) => exchange.state = Handed::NotGiven(refusal as u8),
             }
         }

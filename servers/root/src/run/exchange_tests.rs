@@ -107,6 +107,20 @@ fn another_one_is_made_beside_it_takes_over_and_is_asked() {
     assert_eq!(swap(&mut root, &fake, &board), [Part::Refused(Refused::CutOff(0))], "an upload is used once");
 }
 
+/// What the old one reads of no more the new one reads, and nothing is read by both.
+#[test]
+fn one_that_is_to_begin_afresh_is_told_nothing_and_the_old_one_reads_no_more() {
+    let fake = Fake::new();
+    let (mut root, board) = system(&fake, SWAP);
+    let file = program();
+    upload(&mut root, &fake, &board, Offer { is_fresh: true, ..offer(MONITOR_NAME, &file) }, &file);
+    fake.calls.borrow_mut().clear();
+    let parts = swap(&mut root, &fake, &board);
+    assert!(matches!(parts[..], [Part::Replaced(replaced), Part::Done] if replaced.state == Handed::NotWanted), "{parts:?}");
+    let order = |domain, op| (Object::Portal(domain, 1, badge::ROOT), op as u64);
+    assert_eq!(*fake.calls.borrow(), [order(OLD, MonitorOp::Export), order(NEW, MonitorOp::Adopt)]);
+}
+
 #[test]
 fn what_is_not_as_it_was_announced_changes_nothing() {
     let fake = Fake::new();
