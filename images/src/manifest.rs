@@ -17,6 +17,11 @@ pub const MAX_BYTES: usize = 1 << 20;
 const MAX_NAME: usize = 31;
 const RESERVED: [&str; 7] = ["root", "console", "kernel", "host", "p2m", "vcpu", "irqfwd"];
 
+/// Whether no guest, monitor or channel may have this name.
+pub fn is_reserved(name: &str) -> bool {
+    RESERVED.contains(&name.to_ascii_lowercase().as_str())
+}
+
 /// The whole manifest.
 #[derive(Clone, Debug)]
 pub struct Manifest {
@@ -422,7 +427,7 @@ fn check_name(what: &str, name: &Placed<String>, problems: &mut Problems) {
                 .at(name.span.clone(), "not a name")
                 .hint(format!("letters, digits and hyphens, a letter or digit first, at most {MAX_NAME}")),
         );
-    } else if what != "a system" && RESERVED.contains(&text.to_ascii_lowercase().as_str()) {
+    } else if what != "a system" && is_reserved(text) {
         problems.push(
             Problem::new(Code::ReservedName, format!("`{text}` is a name of the system's own"))
                 .at(name.span.clone(), "taken")

@@ -2,7 +2,7 @@
 //! What monitors watch: rules of guests' pages, and whether they make sense together with the guests that they name.
 
 use crate::guest::Guest;
-use crate::manifest::{GuestEntry, Manifest};
+use crate::manifest::{GuestEntry, Manifest, is_reserved};
 use crate::hear;
 use crate::monitor::{Image, MonitorEntry, STANDARD, ServerEntry, Shipped};
 use crate::problem::{Code, Problem, nearest};
@@ -293,6 +293,11 @@ fn watched(guest: &GuestEntry, manifest: &Manifest, problems: &mut Problems) {
 
 fn unknown(monitor: &MonitorEntry, guest: &GuestEntry, manifest: &Manifest) -> Problem {
     let name = &monitor.server.value;
+    if is_reserved(name) {
+        return Problem::new(Code::UnknownServer, format!("`{name}` watches nobody"))
+            .at(monitor.server.span.clone(), format!("to watch guest `{}`", guest.name.value))
+            .hint(format!("give the monitor a name of its own: server = \"watchdog\", and [server.watchdog] with image = \"{STANDARD}\""));
+    }
     let hint = match nearest(name, manifest.servers.iter().map(|server| server.name.value.as_str())) {
         Some(meant) => format!("did you mean \"{meant}\"?"),
         None => format!("add it: [server.{name}] with image = \"{STANDARD}\""),
