@@ -53,9 +53,13 @@ pub mod message {
     pub const fn function(place: usize) -> usize {
         1 + place
     }
+    /// The page of the same function's registers that the table of its messages begins on, if it has one.
+    pub const fn table(place: usize) -> usize {
+        1 + MAX_FUNCTIONS + place
+    }
     /// The first page of a redistributor (GICR), in the order of their addresses.
     pub const fn redistributor(place: usize) -> usize {
-        1 + MAX_FUNCTIONS + place
+        1 + 2 * MAX_FUNCTIONS + place
     }
 
     /// Everything in the shared memory lies in blocks of so many bytes, which their own addresses are multiples of.

@@ -13,7 +13,7 @@ use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
 
 /// Version of this file's types.
-pub const VERSION: u16 = 7;
+pub const VERSION: u16 = 8;
 /// Most servers in an image (root's signal word has one bit each).
 pub const MAX_SERVERS: usize = 48;
 /// Most guests in an image.
@@ -26,6 +26,8 @@ pub const MAX_DEVICES: usize = 8;
 pub const MAX_SOURCES: usize = 64;
 /// Most functions of guests that write messages.
 pub const MAX_FUNCTIONS: usize = 8;
+/// Most ranges of registers of a function: it has so many base address registers.
+pub const MAX_RANGES: usize = 6;
 
 /// Bytes of the payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -350,7 +352,7 @@ pub struct MessagePlan {
 }
 
 /// A function of a PCI device that a guest owns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FunctionPlan {
     /// Which guest.
     pub guest: u8,
@@ -358,14 +360,47 @@ pub struct FunctionPlan {
     pub run: u8,
     /// Bus, device and function, by which the translation service knows it.
     pub requester: u16,
-    /// Where its registers are to be.
-    pub base: u64,
-    /// Bytes of them.
-    pub bytes: u64,
+    /// Where its registers are to be, all of them, ascending by their base address registers.
+    pub ranges: Vec<RangePlan, MAX_RANGES>,
     /// The line that its first message makes; the others' follow.
     pub line: u32,
-    /// Its messages: a power of two.
+    /// Its messages: a power of two, where it has no table of them.
     pub messages: u8,
+    /// The table of its messages (MSI-X); none: they are in its configuration page (MSI).
+    pub table: Option<TablePlan>,
+}
+
+/// A range of a function's registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RangePlan {
+    /// Where it is to be, at a multiple of its size.
+    pub base: u64,
+    /// Which base address register it has: below [`MAX_RANGES`]. Where that one has 64 bits it takes the next one too.
+    pub register: u8,
+    /// Its size: 2 to the power of this.
+    pub bits: u8,
+}
+
+/// Where a function keeps its messages, and which of them wait. No guest sees the pages that these are on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TablePlan {
+    /// The run that begins with the page of the first entry. All that are used are on that page.
+    pub run: u8,
+    /// Entries that there are at most.
+    pub entries: u16,
+    /// The table.
+    pub at: TablePlace,
+    /// A bit for each entry: its message waits until it is let go.
+    pub pending: TablePlace,
+}
+
+/// A place in a function's registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TablePlace {
+    /// The range, by its base address register.
+    pub register: u8,
+    /// Bytes from its first one on: a multiple of 8.
+    pub offset: u32,
 }
 
 /// A line of a device that a guest owns.

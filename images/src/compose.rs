@@ -257,9 +257,9 @@ fn p2m_config(guest: &Guest) -> P2mConfig<'_> {
         watchers: guest.monitors.len() as u8,
         views: guest.views_count(),
         view: bounded(guest.views.planned.iter().map(|view| view.value.clone())),
-        devices: bounded(guest.devices.iter().map(|owned| DevicePages {
-            page: owned.address / PAGE,
-            pages: owned.device.pages(),
+        devices: bounded(guest.devices.iter().flat_map(|owned| &owned.stretches).map(|stretch| DevicePages {
+            page: stretch.address / PAGE,
+            pages: stretch.pages(),
         })),
     }
 }

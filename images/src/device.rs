@@ -6,6 +6,7 @@ use crate::board::Board;
 use crate::function::{self, Requester};
 use crate::manifest::{DeviceEntry, GuestEntry};
 use crate::problem::{Code, Problem, nearest};
+use crate::ranges::{self, Pending, RegisterRange, Stretch, Table};
 use crate::table::{Problems, not_there_yet};
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -30,9 +31,11 @@ const STRIDE: u64 = 0x1_0000;
 pub struct Device {
     /// As manifests name it.
     pub name: String,
-    /// First byte of its registers.
+    /// First byte of its registers, where they are one range.
+    #[serde(default)]
     pub base: u64,
     /// Bytes of them.
+    #[serde(default)]
     pub bytes: u64,
     /// Its interrupts.
     #[serde(default)]
@@ -54,6 +57,15 @@ pub struct Device {
     /// How many different ones it writes.
     #[serde(default)]
     pub messages: u8,
+    /// A function's registers, where they are not one range alone with its first base address register.
+    #[serde(default)]
+    pub ranges: Vec<RegisterRange>,
+    /// The table of its messages (MSI-X), if it has one.
+    #[serde(default)]
+    pub table: Option<Table>,
+    /// Where it says which of them wait.
+    #[serde(default)]
+    pub pending: Option<Pending>,
     /// By which an SMMU knows it.
     #[serde(default)]
     pub stream_ids: Vec<u32>,
@@ -63,16 +75,6 @@ pub struct Device {
 }
 
 impl Device {
-    /// Its first page.
-    pub fn page(&self) -> u64 {
-        self.base / PAGE
-    }
-
-    /// Pages that it lies on.
-    pub fn pages(&self) -> u64 {
-        (self.base % PAGE).saturating_add(self.bytes).div_ceil(PAGE)
-    }
-
     /// Whether it reads and writes memory by itself. What writes messages does.
     pub fn has_dma(&self) -> bool {
         self.dma || self.function.is_some()
@@ -80,7 +82,8 @@ impl Device {
 
     /// Whether two devices have a page in common.
     fn meets(&self, other: &Device) -> bool {
-        self.page() < other.page() + other.pages() && other.page() < self.page() + self.pages()
+        let others = other.all_ranges();
+        self.all_ranges().iter().any(|range| others.iter().any(|other| range.meets(&other.pages())))
     }
 }
 
@@ -89,8 +92,8 @@ impl Device {
 pub struct Owned {
     /// Which.
     pub device: Device,
-    /// Where the guest sees its first byte.
-    pub address: u64,
+    /// What the guest is shown of it, and where.
+    pub stretches: Vec<Stretch>,
     /// Its interrupts as the guest numbers them, in the order of the device's.
     pub lines: Vec<u32>,
     /// The kernel hands its interrupts on.
@@ -100,13 +103,18 @@ pub struct Owned {
 /// What a board file says of its devices and cannot be.
 pub fn contradiction(board: &Board) -> Option<String> {
     for (index, device) in board.devices.iter().enumerate() {
-        let name = &device.name;
-        let end = device.base.checked_add(device.bytes).filter(|end| device.bytes > 0 && *end <= 1 << 48);
-        let Some(end) = end else { return Some(format!("device `{name}` has no bytes, or some where no address is")) };
+        let (name, ranges) = (&device.name, device.all_ranges());
+        let is_nowhere = |range: &RegisterRange| range.bytes == 0 || range.base.checked_add(range.bytes).is_none_or(|end| end > 1 << 48);
+        if ranges.iter().any(is_nowhere) {
+            return Some(format!("device `{name}` has no bytes, or some where no address is"));
+        }
         if board.devices.iter().take(index).any(|other| other.name == *name) {
             return Some(format!("two devices are called `{name}`"));
         }
-        let on_pages = |base: u64, bytes: u64| base / PAGE < end.div_ceil(PAGE) && device.page() < (base + bytes).div_ceil(PAGE);
+        let on_pages = |base: u64, bytes: u64| {
+            let pages = base / PAGE..(base + bytes).div_ceil(PAGE);
+            ranges.iter().any(|range| range.meets(&pages))
+        };
         if board.ram.iter().any(|ram| on_pages(ram.base, ram.bytes)) {
             return Some(format!("device `{name}` lies in memory"));
         }
@@ -117,6 +125,9 @@ pub fn contradiction(board: &Board) -> Option<String> {
         if device.lines.iter().any(|line| !(FIRST_LINE..board.gic.lines).contains(line) || *line == board.uart.line) {
             return Some(format!("device `{name}` has a line that no device has, or that of the serial port"));
         }
+        if let Some(sentence) = ranges::contradiction(device) {
+            return Some(sentence);
+        }
     }
     None
 }
@@ -126,10 +137,14 @@ pub fn owned(entry: &GuestEntry, board: &Board) -> Vec<Owned> {
     let mut next = OWNED;
     let known = entry.devices.iter().filter_map(|entry| Some((entry, find(board, entry)?)));
     let place = |(entry, device): (&DeviceEntry, &Device)| {
-        let bytes = device.pages() * PAGE;
-        let base = next.next_multiple_of(bytes.next_power_of_two().max(STRIDE));
-        next = base.saturating_add(bytes);
-        Owned { device: device.clone(), address: base + device.base % PAGE, lines: Vec::new(), direct: entry.direct }
+        let mut stretches = Vec::new();
+        for range in device.all_ranges() {
+            let bytes = (range.pages().end - range.pages().start) * PAGE;
+            let base = next.next_multiple_of(bytes.next_power_of_two().max(STRIDE));
+            next = base.saturating_add(bytes);
+            stretches.extend(device.shown(&range, base + range.base % PAGE));
+        }
+        Owned { device: device.clone(), stretches, lines: Vec::new(), direct: entry.direct }
     };
     let mut all: Vec<Owned> = known.map(place).collect();
     number(&mut all);
@@ -204,9 +219,10 @@ fn alone(board: &Board, entry: &DeviceEntry, device: &Device, problems: &mut Pro
     let others = board.devices.iter().filter(|other| other.name != device.name && other.meets(device));
     let names: Vec<_> = others.map(|other| format!("`{}`", other.name)).collect();
     if !names.is_empty() {
+        let first = device.all_ranges().first().map_or(0, |range| range.pages().start * PAGE);
         problems.push(
             Problem::new(Code::DevicePageShared, format!("device `{}` shares a page with {}", device.name, names.join(", ")))
-                .at(entry.device.span.clone(), format!("its registers are on the page at {:#x}", device.page() * PAGE))
+                .at(entry.device.span.clone(), format!("its registers are on the page at {first:#x}"))
                 .hint("its owner could use the other one too; pages are the smallest that can be handed out"),
         );
     }
@@ -257,18 +273,19 @@ fn room(guests: &[GuestEntry], board: &Board, problems: &mut Problems) {
     let mut before = Vec::new();
     for guest in guests {
         let all = owned(guest, board);
-        runs += all.len();
+        let own: usize = all.iter().map(|owned| owned.stretches.len()).sum();
+        runs += own;
         before.extend(all.iter().cloned());
         let runs = runs + function::runs(board, before.iter()).len();
         sources += all.iter().map(|owned| owned.device.lines.len()).sum::<usize>();
-        let past = all.iter().any(|owned| owned.address.saturating_add(owned.device.bytes) > OWNED_END);
+        let past = all.iter().flat_map(|owned| &owned.stretches).any(|one| one.address.saturating_add(one.bytes) > OWNED_END);
         let Some(last) = guest.devices.last() else { continue };
-        if all.len() > MAX_DEVICES || runs > MOST_RUNS || sources > MAX_SOURCES || past || function::too_many(before.iter()) {
+        if own > MAX_DEVICES || runs > MOST_RUNS || sources > MAX_SOURCES || past || function::too_many(before.iter()) {
             problems.push(
                 Problem::new(Code::TooManyDevices, format!("guest `{}` owns too much", guest.name.value))
                     .at(last.device.span.clone(), "one too many")
                     .hint(format!(
-                        "at most {MAX_DEVICES} devices a guest, {} and {MAX_SOURCES} interrupts in all, {} MiB of registers a guest",
+                        "at most {MAX_DEVICES} ranges of registers a guest, {} and {MAX_SOURCES} interrupts in all, {} MiB of registers a guest",
                         MOST_RUNS - board.fixed_devices().len(),
                         (OWNED_END - OWNED) >> 20
                     )),

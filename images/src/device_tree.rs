@@ -163,9 +163,11 @@ impl Platform<'_> {
 /// A device that the guest owns: as its driver looks for it, with the guest's numbers of its lines.
 fn device(tree: &mut FdtWriter, owned: &Owned) -> FdtWriterResult<()> {
     let device = &owned.device;
-    let node = tree.begin_node(&format!("{}@{:x}", device.name, owned.address))?;
+    let first = owned.stretches.first().map_or(0, |stretch| stretch.address);
+    let node = tree.begin_node(&format!("{}@{first:x}", device.name))?;
     tree.property_string_list("compatible", device.compatible.clone())?;
-    tree.property_array_u64("reg", &[owned.address, device.bytes])?;
+    let registers: Vec<u64> = owned.stretches.iter().flat_map(|stretch| [stretch.address, stretch.bytes]).collect();
+    tree.property_array_u64("reg", &registers)?;
     if !device.lines.is_empty() {
         let trigger = if device.edge { EDGE_RISING } else { LEVEL_HIGH };
         let cells: Vec<u32> = owned.lines.iter().flat_map(|line| [0, line - 32, trigger]).collect();

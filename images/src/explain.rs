@@ -151,7 +151,9 @@ impl System {
     fn explain_root(&self) -> String {
         let devices: Vec<String> =
             self.board.fixed_devices().iter().map(|(name, range)| format!("{name} at {:#x}", range.base)).collect();
-        let owned = self.owned().map(|(_, owned)| format!("{} at {:#x}", owned.device.name, owned.device.base));
+        let owned = self.owned().flat_map(|(_, owned)| {
+            owned.stretches.iter().map(|stretch| format!("{} at {:#x}", owned.device.name, stretch.base))
+        });
         let more = self.message_runs().into_iter().map(|(name, range)| format!("{name} at {:#x}", range.base));
         let devices: Vec<String> = devices.into_iter().chain(owned).chain(more).collect();
         format!(
@@ -266,15 +268,19 @@ fn explain_guest(guest: &Guest) -> String {
     text += &format!("  begins at {:#x}, EL1, on {}; {}\n", guest.placement.kernel.entry, cpu_list(&guest.cpus), show_budget(guest.budget));
     text += &format!("  sees a GICv{}, a PL011, both timers, PSCI 1.1\n", guest.gic);
     for owned in &guest.devices {
-        let (device, page) = (&owned.device, owned.device.page() * 4096);
+        let device = &owned.device;
         let way = if owned.direct { "straight from the kernel" } else { "through irqfwd" };
         let lines = match &device.lines[..] {
             [] => "no interrupt".into(),
             lines if lines == owned.lines => format!("{}, {way}", line_list(lines)),
             lines => format!("{}, seen as {}, {way}", line_list(lines), line_list(&owned.lines)),
         };
-        let pages = device.pages();
-        text += &format!("  owns {}: {pages} page(s) at {page:#x}, seen at {:#x}; {lines}\n", device.name, owned.address);
+        let pages = owned.stretches.iter();
+        let pages = pages.map(|one| format!("{} page(s) at {:#x}, seen at {:#x}", one.pages(), one.page() * PAGE, one.address));
+        text += &format!("  owns {}: {}; {lines}\n", device.name, pages.collect::<Vec<_>>().join("; "));
+        if device.table.is_some() {
+            text += &format!("    the table of {}'s messages is on pages that it does not see\n", device.name);
+        }
         if device.has_dma() {
             text += &format!("    {} reads and writes all of memory by itself, unprotected, at the machine's addresses\n", device.name);
         }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 use std::collections::BTreeSet;
 use trellis_idl::boot::Range;
 use trellis_idl::kernel::{FIRST_MESSAGE, MESSAGES, PAGE};
-use trellis_idl::plan::{FunctionPlan, MAX_FUNCTIONS, MessagePlan};
+use trellis_idl::plan::{FunctionPlan, MAX_FUNCTIONS, MessagePlan, RangePlan, TablePlace, TablePlan};
 
 /// Where messages are written to, from the first register of the translation service (GITS_TRANSLATER, GICv3 12.18).
 const DOORBELL: u64 = 0x1_0040;
@@ -69,11 +69,10 @@ pub fn contradiction(board: &Board) -> Option<String> {
         if board.messages.is_none() || board.gic.version != 3 {
             return Some(format!("device `{name}` is a function of PCI, and the board has no [messages] or a GICv2"));
         }
-        if !device.messages.is_power_of_two() || u64::from(device.messages) > MESSAGES || !device.lines.is_empty() {
-            return Some(format!("device `{name}` is a function of PCI: it has 1, 2, 4, … {MESSAGES} messages, and no lines"));
-        }
-        if !device.bytes.is_power_of_two() || !device.base.is_multiple_of(device.bytes.max(PAGE)) {
-            return Some(format!("device `{name}`: a function's registers have a power of two of bytes, and begin at a multiple of it"));
+        let is_so_many = device.messages > 0 && (device.messages.is_power_of_two() || device.table.is_some());
+        if !is_so_many || u64::from(device.messages) > MESSAGES || !device.lines.is_empty() {
+            let messages = if device.table.is_some() { "1 to" } else { "1, 2, 4, …" };
+            return Some(format!("device `{name}` is a function of PCI: it has {messages} {MESSAGES} messages, and no lines"));
         }
         if !seen.insert(requester) {
             return Some(format!("two devices are function {requester}"));
@@ -85,7 +84,8 @@ pub fn contradiction(board: &Board) -> Option<String> {
     }
     own(board).into_iter().find_map(|own| {
         let aligned = own.base.is_multiple_of(PAGE);
-        let meets = |device: &Device| device.base < own.base + own.bytes && own.base < device.base.saturating_add(device.bytes);
+        let pages = own.base / PAGE..(own.base + own.bytes).div_ceil(PAGE);
+        let meets = |device: &Device| device.all_ranges().iter().any(|range| range.meets(&pages));
         let met = board.devices.iter().find(|device| meets(device));
         match met {
             Some(device) => Some(format!("device `{}` lies where messages are made interrupts of, or functions are configured", device.name)),
@@ -118,13 +118,16 @@ pub fn number(board: &mut Board) {
 
 /// Device runs that root gets beside the board's own and those of the devices, when guests own these.
 pub fn runs<'a>(board: &Board, owned: impl Iterator<Item = &'a Owned>) -> Vec<(String, Range)> {
-    let functions: Vec<(String, Requester)> =
-        owned.filter_map(|owned| Some((owned.device.name.clone(), owned.device.function?))).collect();
+    let functions: Vec<(&Device, Requester)> = owned.filter_map(|owned| Some((&owned.device, owned.device.function?))).collect();
     let (Some(messages), false) = (board.messages, functions.is_empty()) else { return Vec::new() };
     let service = ("interrupt translation service".to_string(), Range { base: messages.service, bytes: PAGE });
     let bytes = REDISTRIBUTOR_BYTES * board.cpus.len() as u64;
     let redistributors = ("redistributors".to_string(), Range { base: board.gic.cpu, bytes });
-    let pages = functions.into_iter().map(|(name, function)| (format!("configuration of {name}"), configuration(messages, function)));
+    let page = |(device, function): &(&Device, Requester)| (format!("configuration of {}", device.name), configuration(messages, *function));
+    let table = |(device, _): &(&Device, Requester)| {
+        Some((format!("messages of {}", device.name), Range { base: device.table_page()? * PAGE, bytes: PAGE }))
+    };
+    let pages = functions.iter().map(page).chain(functions.iter().filter_map(table));
     [service, redistributors].into_iter().chain(pages).collect()
 }
 
@@ -136,20 +139,26 @@ pub fn too_many<'a>(owned: impl Iterator<Item = &'a Owned>) -> bool {
 impl System {
     /// What irqfwd needs for messages; nothing where no guest owns a function.
     pub(crate) fn message_plan(&self) -> Option<MessagePlan> {
-        let first = (self.board.fixed_devices().len() + self.owned().count()) as u8;
+        let shown: usize = self.owned().map(|(_, owned)| owned.stretches.len()).sum();
+        let first = (self.board.fixed_devices().len() + shown) as u8;
         let owners: Vec<_> = self.owned().filter(|(_, owned)| owned.device.function.is_some()).collect();
         let messages = self.board.messages.filter(|_| !owners.is_empty())?;
         let cpus: BTreeSet<u8> = owners.iter().flat_map(|(guest, _)| self.guests[*guest].cpus.iter().copied()).collect();
+        let mut next = first + 2 + owners.len() as u8;
         let functions = (first + 2..).zip(&owners).filter_map(|(run, (guest, owned))| {
             let device = &owned.device;
             Some(FunctionPlan {
                 guest: *guest as u8,
                 run,
                 requester: device.function?.0,
-                base: device.base,
-                bytes: device.bytes,
+                ranges: bounded(device.all_ranges().iter().map(|range| RangePlan {
+                    base: range.base,
+                    register: range.register,
+                    bits: range.bytes.trailing_zeros() as u8,
+                })),
                 line: *device.lines.first()?,
                 messages: device.messages,
+                table: table(device, &mut next),
             })
         });
         Some(MessagePlan {
@@ -162,6 +171,14 @@ impl System {
             functions: bounded(functions),
         })
     }
+}
+
+/// Where the table of a function's messages is, if it has one. Its page is the next run.
+fn table(device: &Device, next: &mut u8) -> Option<TablePlan> {
+    let (table, pending) = (device.table?, device.pending?);
+    let run = std::mem::replace(next, *next + 1);
+    let pending = TablePlace { register: pending.register, offset: pending.offset };
+    Some(TablePlan { run, entries: table.entries, at: table.place(), pending })
 }
 
 /// An affinity as a redistributor has it, in 32 bits (GICR_TYPER, GICv3 12.11.38), of one as MPIDR_EL1 has it.

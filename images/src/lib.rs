@@ -28,6 +28,7 @@ pub mod problem;
 mod program;
 pub mod quantity;
 mod query;
+pub mod ranges;
 pub mod source;
 pub mod swap;
 mod system;

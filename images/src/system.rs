@@ -12,6 +12,7 @@ use crate::guest::Guest;
 use crate::manifest::{MAX_BYTES, Manifest};
 use crate::monitor::{IRQFWD, Monitor, MonitorEntry, Program, Shipped};
 use crate::problem::{Code, Problem, Report, Text, nearest};
+use crate::ranges::Stretch;
 use crate::source::Source;
 use crate::table::{Placed, Problems};
 use heapless::Vec as Bounded;
@@ -101,9 +102,14 @@ impl System {
         self.guests.iter().flat_map(|guest| &guest.cpus).max().map_or(1, |cpu| usize::from(*cpu) + 1)
     }
 
-    /// Devices that guests own, each with its guest's index, in the order of their runs behind the board's own.
+    /// Devices that guests own, each with its guest's index.
     pub fn owned(&self) -> impl Iterator<Item = (usize, &Owned)> {
         self.guests.iter().enumerate().flat_map(|(index, guest)| guest.devices.iter().map(move |owned| (index, owned)))
+    }
+
+    /// What guests are shown of their devices' registers, each with its guest's index: a run each, in this order.
+    fn stretches(&self) -> impl Iterator<Item = (usize, &Stretch)> {
+        self.owned().flat_map(|(guest, owned)| owned.stretches.iter().map(move |stretch| (guest, stretch)))
     }
 
     /// CPUs that owned devices interrupt, and root's, where irqfwd's control thread is.
@@ -121,7 +127,7 @@ impl System {
     /// Puts owned devices into the header, behind the board's own.
     pub(crate) fn write_devices(&self, header: &mut BootHeader) {
         let free = header.devices.iter_mut().skip(self.board.fixed_devices().len());
-        let owned = self.owned().map(|(_, owned)| Range { base: owned.device.page() * PAGE, bytes: owned.device.pages() * PAGE });
+        let owned = self.stretches().map(|(_, stretch)| Range { base: stretch.page() * PAGE, bytes: stretch.pages() * PAGE });
         let more = self.message_runs().into_iter().map(|(_, range)| range);
         for (to, range) in free.zip(owned.chain(more)) {
             *to = range;
@@ -177,7 +183,7 @@ impl System {
         let servers = self.servers.iter().map(|(name, role)| self.server_plan(name, *role));
         let first_run = self.board.fixed_devices().len() as u8;
         let guests = self.guests.iter().enumerate().map(|(index, guest)| GuestPlan {
-            devices: bounded(self.owned().zip(first_run..).filter(|((owner, _), _)| *owner == index).map(|(_, run)| run)),
+            devices: bounded(self.stretches().zip(first_run..).filter(|((owner, _), _)| *owner == index).map(|(_, run)| run)),
             watchers: bounded(self.watchers(index)),
             ..guest_plan(index, guest)
         });

@@ -8,7 +8,7 @@ use trellis_idl::event::EventKind;
 use trellis_idl::kernel::{Access, PAGE};
 use trellis_idl::layout::PROGRAM;
 use trellis_idl::plan::{
-    ConsoleConfig, DevicePages, EventPlan, FunctionPlan, IrqfwdConfig, MessagePlan, MonitorConfig, P2mConfig, Part, Plan, Role, RulePlan, RuleVerdict, SourcePlan,
+    ConsoleConfig, DevicePages, EventPlan, FunctionPlan, IrqfwdConfig, MessagePlan, MonitorConfig, P2mConfig, Part, Plan, RangePlan, Role, RulePlan, RuleVerdict, SourcePlan, TablePlace, TablePlan,
     VcpuConfig, WatchedPlan, WatcherPlan, Without,
 };
 use trellis_images::{ComposeError, Download, Programs, Source, System, query};
@@ -230,7 +230,8 @@ fn a_function_gets_a_line_for_each_message_and_irqfwd_what_makes_them() {
     let lines: Vec<_> = forward.sources.iter().map(|source| (source.line, source.guest_line, source.edge)).collect();
     let expected = (0..6).map(|number| (8192 + number, 127 - number as u8, true));
     assert_eq!(lines, expected.collect::<Vec<_>>());
-    let function = |run, requester, base, bytes, line, messages| FunctionPlan { guest: 0, run, requester, base, bytes, line, messages };
+    let range = |base, bits| [RangePlan { base, register: 0, bits }].into_iter().collect();
+    let function = |run, requester, base, bits, line, messages| FunctionPlan { guest: 0, run, requester, ranges: range(base, bits), line, messages, table: None };
     let messages = MessagePlan {
         service: 3,
         redistributors: 4,
@@ -238,7 +239,7 @@ fn a_function_gets_a_line_for_each_message_and_irqfwd_what_makes_them() {
         frames: 8,
         doorbell: 0x0809_0040,
         cpus: [(1, 1), (2, 2)].into_iter().collect(),
-        functions: [function(5, 0x10, 0x2000_0000, 0x10_0000, 8192, 4), function(6, 0x18, 0x2010_0000, 0x4000, 8196, 2)].into_iter().collect(),
+        functions: [function(5, 0x10, 0x2000_0000, 20, 8192, 4), function(6, 0x18, 0x2010_0000, 14, 8196, 2)].into_iter().collect(),
     };
     assert_eq!(forward.messages, Some(messages));
     let explained = system.explain();
@@ -248,6 +249,41 @@ fn a_function_gets_a_line_for_each_message_and_irqfwd_what_makes_them() {
     // Its lines are edges.
     let cells = [0u32, 95, 1].map(u32::to_be_bytes).concat();
     assert!(system.guests()[0].placement.tree.windows(12).any(|window| window == cells));
+}
+
+#[test]
+fn a_function_with_several_ranges_shows_its_guest_all_but_the_pages_with_its_table() {
+    let text = std::fs::read_to_string("edu.toml").expect("the manifest");
+    let text = text.replace("board = \"virt\"", "board = \"tests/files/functions-board.toml\"");
+    let text = text + "[[guest.edu.device]]\ndevice = \"card\"\ndma = \"unprotected\"\n";
+    let system = System::from_text(Path::new("edu.toml"), text, &Shelf).unwrap_or_else(|report| panic!("{}", report.render(false)));
+    let image = system.compose(&programs()).expect("an image");
+    let found = header(&image);
+    let runs: Vec<_> = found.devices[1..12].iter().map(|run| (run.base, run.bytes)).collect();
+    let wide = 0x80_0000_0000;
+    let shown = [(0x2000_0000, 0x10_0000), (0x2020_0000, 0x2_0000), (wide, PAGE), (wide + 2 * PAGE, PAGE), (wide + 4 * PAGE, 4 * PAGE)];
+    let own = [(0x0808_0000, PAGE), (0x080a_0000, 8 * 0x2_0000), (0x40_1001_0000, PAGE), (0x40_1002_0000, PAGE), (wide + PAGE, PAGE)];
+    assert_eq!(runs, [&shown[..], &own[..], &[(0, 0)]].concat());
+    let plan = Part { offset: found.plan.base, bytes: found.plan.bytes };
+    let plan: Plan<'_> = postcard::from_bytes(part(&image, plan)).expect("a plan");
+    assert_eq!(plan.guests[0].devices[..], [1, 2, 3, 4, 5]);
+    let maps: P2mConfig<'_> = postcard::from_bytes(config(&image, plan.servers[1].config)).expect("a configuration");
+    let at = |page, pages| DevicePages { page, pages };
+    assert_eq!(maps.devices[..], [at(0xb000, 256), at(0xb100, 32), at(0xb120, 1), at(0xb122, 1), at(0xb124, 4)], "with the gaps");
+    let forward: IrqfwdConfig =
+        postcard::from_bytes(config(&image, plan.servers.last().expect("servers").config)).expect("a configuration");
+    let card = forward.messages.expect("functions").functions[1].clone();
+    let ranges = [RangePlan { base: 0x2020_0000, register: 0, bits: 17 }, RangePlan { base: wide, register: 4, bits: 15 }];
+    let place = |offset| TablePlace { register: 4, offset };
+    let table = TablePlan { run: 10, entries: 8, at: place(0x1000), pending: place(0x3000) };
+    assert_eq!((&card.ranges[..], card.run, card.table, card.messages), (&ranges[..], 9, Some(table), 3));
+    let explained = system.explain();
+    for words in ["32 page(s) at 0x20200000, seen at 0xb100000", "1 page(s) at 0x8000002000, seen at 0xb122000", "messages of card at 0x8000001000"] {
+        assert!(explained.contains(words), "{explained}");
+    }
+    // Each of them in the tree, in order.
+    let cells = [0xb10_0000u64, 0x2_0000, 0xb12_0000, PAGE, 0xb12_2000, PAGE, 0xb12_4000, 4 * PAGE].map(u64::to_be_bytes).concat();
+    assert!(system.guests()[0].placement.tree.windows(cells.len()).any(|window| window == cells));
 }
 
 /// Two guests, one of them watched by two monitors, of which one is a program of its own and watches both.

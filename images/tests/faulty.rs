@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use trellis_images::{Code, Download, Report, Source, System};
 
 /// Boards that are `functions-board.toml` with one thing said otherwise: their names, what it says, and what they do.
-const OTHERWISE: [(&str, &str, &str); 8] = [
+const OTHERWISE: [(&str, &str, &str); 11] = [
     ("functions-many-board.toml", "messages = 4", "messages = 32"),
     ("functions-three-board.toml", "messages = 4", "messages = 3"),
     ("functions-name-board.toml", "function = \"00:02.0\"", "function = \"00:20.0\""),
@@ -17,6 +17,9 @@ const OTHERWISE: [(&str, &str, &str); 8] = [
     ("functions-place-board.toml", "base = 0x20100000", "base = 0x20102000"),
     ("functions-service-board.toml", "base = 0x0c000000", "base = 0x08090000"),
     ("functions-no-function-board.toml", "lines = [153]", "lines = [153]\nmessages = 1"),
+    ("functions-ranges-board.toml", "function = \"00:04.0\"", "lines = []"),
+    ("functions-table-board.toml", "register = 4, offset = 0x1000", "register = 4, offset = 0x7ff0"),
+    ("functions-overlap-board.toml", "base = 0x8000000000", "base = 0x20200000"),
     ("functions-none-board.toml", "[messages]\nservice = 0x08080000\nconfiguration = 0x4010000000\n", ""),
 ];
 

@@ -2,10 +2,12 @@
 //! A function of a PCI device that a guest owns: its registers get their place, and it may write messages for as long as its
 //! guest is there.
 //!
-//! All of this stands in its configuration page, which no guest sees (PCI Local Bus 3.0, chapter 6).
+//! All of this stands in its configuration page (PCI Local Bus 3.0, chapter 6), and where it has a table of messages in the
+//! pages of that: no guest sees any of them.
 
 use crate::its::Failure;
-use trellis_idl::plan::FunctionPlan;
+use trellis_idl::kernel::PAGE;
+use trellis_idl::plan::{FunctionPlan, MAX_RANGES, RangePlan, TablePlace, TablePlan};
 use trellis_runtime::memory::Registers;
 
 const IDENTITY: usize = 0x00;
@@ -13,6 +15,8 @@ const IDENTITY: usize = 0x00;
 const COMMAND: usize = 0x04;
 const HEADER: usize = 0x0c;
 const BASE: usize = 0x10;
+/// Where its program for a start of the machine is; the lowest bit lets it answer there.
+const ROM: usize = 0x30;
 const CAPABILITIES: usize = 0x34;
 /// It answers accesses to memory, makes accesses of its own, has no wire.
 const MEMORY: u32 = 1 << 1;
@@ -24,35 +28,39 @@ const HAS_CAPABILITIES: u32 = 1 << 20;
 const MESSAGES: u32 = 5;
 const WRITES: u32 = 1 << 16;
 const WIDE: u32 = 1 << 23;
+/// That of messages in a table (6.8.2): it may write them; none of them, whatever their entries say.
+const TABLE: u32 = 0x11;
+const TABLE_WRITES: u32 = 1 << 31;
+const TABLE_MASKED: u32 = 1 << 30;
+/// Bytes of an entry: an address, data, and a word of which the lowest bit masks it.
+const ENTRY: usize = 16;
+const MASKED: u32 = 1;
 
-/// A function's configuration.
+/// A function's configuration, and the page that its table of messages begins on, if it has one.
 #[derive(Debug)]
-pub struct Function<R>(R);
+pub struct Function<R> {
+    page: R,
+    table: R,
+}
 
 impl<R: Registers> Function<R> {
-    /// The function behind this page.
-    pub const fn new(page: R) -> Function<R> {
-        Function(page)
+    /// The function behind these pages. Of one without a table the second is not looked at.
+    pub const fn new(page: R, table: R) -> Function<R> {
+        Function { page, table }
     }
 
     /// Puts its registers where they are to be, and lets it write its messages to the doorbell. One that is all that
     /// already stays so without a break: its guest may use it.
     pub fn connect(&self, plan: &FunctionPlan, doorbell: u64) -> Result<(), Failure> {
-        let capability = self.capability(plan.messages)?;
+        let capability = match &plan.table {
+            Some(table) => self.table(table, plan.messages)?,
+            None => self.messages(plan.messages)?,
+        };
         self.place(plan)?;
-        let control = self.0.read(capability);
-        let is_wide = control & WIDE != 0;
-        if doorbell >> 32 != 0 && !is_wide {
-            return Err(Failure::NoMessages);
+        match &plan.table {
+            Some(table) => self.fill(capability, table, plan.messages, doorbell),
+            None => self.direct(capability, plan.messages, doorbell)?,
         }
-        self.0.write(capability + 4, doorbell as u32);
-        if is_wide {
-            self.0.write(capability + 8, (doorbell >> 32) as u32);
-        }
-        // Data is the number of the first message; the function puts the others into its lowest bits.
-        self.0.write(capability + if is_wide { 12 } else { 8 }, 0);
-        let may = plan.messages.trailing_zeros() << 20;
-        self.0.write(capability, control & !(7 << 20) | may | WRITES);
         self.command(MEMORY | MASTER | NO_WIRE);
         Ok(())
     }
@@ -60,31 +68,33 @@ impl<R: Registers> Function<R> {
     /// It makes no access of its own any more, and so writes no message.
     pub fn disconnect(&self) {
         self.command(MEMORY | NO_WIRE);
-        if let Ok(capability) = self.capability(1) {
-            self.0.write(capability, self.0.read(capability) & !WRITES);
+        if let Ok(capability) = self.capability(MESSAGES) {
+            self.page.write(capability, self.page.read(capability) & !WRITES);
+        }
+        if let Ok(capability) = self.capability(TABLE) {
+            self.page.write(capability, self.page.read(capability) & !TABLE_WRITES | TABLE_MASKED);
         }
     }
 
     /// Writing the status, which is in the same word, as zeroes changes nothing of it.
     fn command(&self, bits: u32) {
-        self.0.write(COMMAND, bits);
+        self.page.write(COMMAND, bits);
     }
 
-    /// Where the capability of messages is, if it has so many.
-    fn capability(&self, messages: u8) -> Result<usize, Failure> {
-        if matches!(self.0.read(IDENTITY), 0 | u32::MAX) || self.0.read(HEADER) >> 16 & 0x7f != 0 {
+    /// Where a capability is.
+    fn capability(&self, kind: u32) -> Result<usize, Failure> {
+        if matches!(self.page.read(IDENTITY), 0 | u32::MAX) || self.page.read(HEADER) >> 16 & 0x7f != 0 {
             return Err(Failure::NoFunction);
         }
-        if self.0.read(COMMAND) & HAS_CAPABILITIES == 0 {
+        if self.page.read(COMMAND) & HAS_CAPABILITIES == 0 {
             return Err(Failure::NoMessages);
         }
-        let mut at = self.0.read(CAPABILITIES) as usize & 0xfc;
+        let mut at = self.page.read(CAPABILITIES) as usize & 0xfc;
         // As many as fit into the page's first part: a ring of them has no end.
         for _ in 0..48 {
-            let word = self.0.read(at);
-            if at >= 0x40 && word & 0xff == MESSAGES {
-                let most = 1 << (word >> 17 & 7);
-                return if u32::from(messages) <= most { Ok(at) } else { Err(Failure::NoMessages) };
+            let word = self.page.read(at);
+            if at >= 0x40 && word & 0xff == kind {
+                return Ok(at);
             }
             at = (word >> 8) as usize & 0xfc;
             if at < 0x40 {
@@ -94,47 +104,155 @@ impl<R: Registers> Function<R> {
         Err(Failure::NoMessages)
     }
 
-    /// Its first registers get their place. They must have as many bytes as the board file says: with more it would answer
-    /// where something else is.
-    fn place(&self, plan: &FunctionPlan) -> Result<(), Failure> {
-        let first = self.0.read(BASE);
-        let is_wide = first >> 1 & 3 == 2;
-        let high = |this: &Self| if is_wide { u64::from(this.0.read(BASE + 4)) << 32 } else { 0 };
-        let there = u64::from(first & !15) | high(self);
-        if there == plan.base && self.0.read(COMMAND) & MEMORY != 0 {
-            return Ok(());
-        }
-        if first & 1 != 0 || plan.base >> 32 != 0 && !is_wide {
-            return Err(Failure::NoFunction);
-        }
-        self.command(NO_WIRE);
-        self.0.write(BASE, u32::MAX);
-        if is_wide {
-            self.0.write(BASE + 4, u32::MAX);
-        }
-        let top = if is_wide { 0 } else { 0xffff_ffff_0000_0000 };
-        let bytes = (u64::from(self.0.read(BASE) & !15) | high(self) | top).wrapping_neg();
-        self.0.write(BASE, plan.base as u32);
-        if is_wide {
-            self.0.write(BASE + 4, (plan.base >> 32) as u32);
-        }
-        if bytes != plan.bytes || !plan.base.is_multiple_of(bytes.max(1)) {
-            return Err(Failure::NoFunction);
-        }
-        self.others()
+    /// Where the capability of messages is, if it has so many.
+    fn messages(&self, messages: u8) -> Result<usize, Failure> {
+        let capability = self.capability(MESSAGES)?;
+        let most = 1 << (self.page.read(capability) >> 17 & 7);
+        if u32::from(messages) <= most { Ok(capability) } else { Err(Failure::NoMessages) }
     }
 
-    /// No other registers of it may be anywhere: they would answer at address 0, or where they were left.
-    fn others(&self) -> Result<(), Failure> {
-        let first = self.0.read(BASE);
-        let from = if first >> 1 & 3 == 2 { BASE + 8 } else { BASE + 4 };
-        let is_there = |at: usize| {
-            let before = self.0.read(at);
-            self.0.write(at, u32::MAX);
-            let size = self.0.read(at);
-            self.0.write(at, before);
-            size != 0
-        };
-        if (from..BASE + 24).step_by(4).any(is_there) { Err(Failure::NoFunction) } else { Ok(()) }
+    /// Where the capability of messages in a table is, if the table is where the board file says. With more entries than
+    /// that says the guest would see some.
+    fn table(&self, plan: &TablePlan, messages: u8) -> Result<usize, Failure> {
+        let capability = self.capability(TABLE)?;
+        let entries = (self.page.read(capability) >> 16 & 0x7ff) + 1;
+        if entries < messages.into() {
+            return Err(Failure::NoMessages);
+        }
+        // The range, by its base address register, stands in the lowest three bits.
+        let at = |place: TablePlace| place.offset & !7 | u32::from(place.register);
+        let is_there = [plan.at, plan.pending].map(at) == [4, 8].map(|offset| self.page.read(capability + offset));
+        if is_there && entries <= plan.entries.into() { Ok(capability) } else { Err(Failure::OtherTable) }
     }
+
+    /// Messages whose address stands in the configuration page.
+    fn direct(&self, capability: usize, messages: u8, doorbell: u64) -> Result<(), Failure> {
+        let control = self.page.read(capability);
+        let is_wide = control & WIDE != 0;
+        if doorbell >> 32 != 0 && !is_wide {
+            return Err(Failure::NoMessages);
+        }
+        self.page.write(capability + 4, doorbell as u32);
+        if is_wide {
+            self.page.write(capability + 8, (doorbell >> 32) as u32);
+        }
+        // Data is the number of the first message; the function puts the others into its lowest bits.
+        self.page.write(capability + if is_wide { 12 } else { 8 }, 0);
+        let may = messages.trailing_zeros() << 20;
+        self.page.write(capability, control & !(7 << 20) | may | WRITES);
+        Ok(())
+    }
+
+    /// Messages whose addresses stand in a table: number i writes i. Those that are not used stay masked.
+    fn fill(&self, capability: usize, plan: &TablePlan, messages: u8, doorbell: u64) {
+        let control = self.page.read(capability);
+        let entries = (control >> 16 & 0x7ff) as usize + 1;
+        if self.page.read(COMMAND) & MEMORY == 0 {
+            // The table is among registers that answer nobody yet.
+            self.command(MEMORY | NO_WIRE);
+        }
+        if control & TABLE_WRITES == 0 {
+            self.page.write(capability, control | TABLE_WRITES | TABLE_MASKED);
+        }
+        let first = plan.at.offset as usize % PAGE as usize;
+        for (number, at) in (first..=PAGE as usize - ENTRY).step_by(ENTRY).take(entries).enumerate() {
+            if number < messages.into() {
+                self.entry(at, doorbell, number as u32);
+            } else if self.table.read(at + 12) & MASKED == 0 {
+                self.table.write(at + 12, MASKED);
+            }
+        }
+        self.page.write(capability, control & !TABLE_MASKED | TABLE_WRITES);
+    }
+
+    /// Nobody may change an entry that is not masked (6.8.2.9), so one that is right is let alone.
+    fn entry(&self, at: usize, doorbell: u64, data: u32) {
+        let wanted = [doorbell as u32, (doorbell >> 32) as u32, data];
+        let places = [at, at + 4, at + 8];
+        let is_masked = self.table.read(at + 12) & MASKED != 0;
+        if places.map(|place| self.table.read(place)) != wanted {
+            self.table.write(at + 12, MASKED);
+            places.into_iter().zip(wanted).for_each(|(place, word)| self.table.write(place, word));
+            self.table.write(at + 12, 0);
+        } else if is_masked {
+            self.table.write(at + 12, 0);
+        }
+    }
+
+    /// Its registers get their places. They must be those that the board file lists, each with as many bytes: with more it
+    /// would answer where something else is.
+    fn place(&self, plan: &FunctionPlan) -> Result<(), Failure> {
+        if self.page.read(COMMAND) & MEMORY != 0 && plan.ranges.iter().all(|range| self.is_at(range)) {
+            return Ok(());
+        }
+        self.command(NO_WIRE);
+        self.page.write(ROM, 0);
+        let mut placed = 0;
+        let mut register = 0;
+        while register < MAX_RANGES {
+            let planned = plan.ranges.iter().find(|range| usize::from(range.register) == register);
+            if let Some(range) = planned {
+                self.put(range)?;
+                placed += 1;
+            } else if self.bytes(register) != 0 {
+                // It would answer at address 0, or where it was left.
+                return Err(Failure::NoFunction);
+            }
+            register += if self.is_wide(register) { 2 } else { 1 };
+        }
+        if placed == plan.ranges.len() { Ok(()) } else { Err(Failure::NoFunction) }
+    }
+
+    fn put(&self, range: &RangePlan) -> Result<(), Failure> {
+        let (register, is_wide) = (range.register.into(), self.is_wide(range.register.into()));
+        let is_so = self.bytes(register) == 1u64.checked_shl(range.bits.into()).unwrap_or(0);
+        if !is_so || range.base >> 32 != 0 && !is_wide {
+            return Err(Failure::NoFunction);
+        }
+        self.page.write(base(register), range.base as u32);
+        if is_wide {
+            self.page.write(base(register + 1), (range.base >> 32) as u32);
+        }
+        if self.is_at(range) { Ok(()) } else { Err(Failure::NoFunction) }
+    }
+
+    fn is_at(&self, range: &RangePlan) -> bool {
+        let register = range.register.into();
+        register < MAX_RANGES && self.is_memory(register) && self.address(register) == range.base
+    }
+
+    /// A register that says something of memory. What it says of ports answers nobody: that is never switched on.
+    fn is_memory(&self, register: usize) -> bool {
+        self.page.read(base(register)) & 1 == 0
+    }
+
+    /// It has 64 bits, and takes the next one.
+    fn is_wide(&self, register: usize) -> bool {
+        register + 1 < MAX_RANGES && self.page.read(base(register)) & 7 == 4
+    }
+
+    fn address(&self, register: usize) -> u64 {
+        let high = if self.is_wide(register) { self.page.read(base(register + 1)) } else { 0 };
+        u64::from(self.page.read(base(register)) & !15) | u64::from(high) << 32
+    }
+
+    /// Bytes of memory behind a register, 0 for none. It is as before afterwards.
+    fn bytes(&self, register: usize) -> u64 {
+        if !self.is_memory(register) {
+            return 0;
+        }
+        let is_wide = self.is_wide(register);
+        let registers = [base(register), base(register + 1)];
+        let used = registers.get(..if is_wide { 2 } else { 1 }).unwrap_or_default();
+        let before = registers.map(|at| self.page.read(at));
+        used.iter().for_each(|at| self.page.write(*at, u32::MAX));
+        let all = self.address(register);
+        used.iter().zip(before).for_each(|(at, word)| self.page.write(*at, word));
+        if is_wide { all.wrapping_neg() } else { (all as u32).wrapping_neg().into() }
+    }
+}
+
+/// A base address register.
+const fn base(register: usize) -> usize {
+    BASE + 4 * register
 }

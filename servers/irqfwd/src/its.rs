@@ -102,6 +102,8 @@ pub enum Failure {
     NoFunction,
     /// A function that cannot write so many messages.
     NoMessages,
+    /// A function whose table of messages is elsewhere than the board file says.
+    OtherTable,
 }
 
 /// The service, and what this server has told it.

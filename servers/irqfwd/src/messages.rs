@@ -6,7 +6,7 @@ use crate::function::Function;
 use crate::its::{Failure, Hardware, Its};
 use heapless::Vec;
 use trellis_idl::kernel::Refusal;
-use trellis_idl::layout::message::function;
+use trellis_idl::layout::message::{function, table};
 use trellis_idl::plan::{FunctionPlan, MAX_FUNCTIONS, MAX_VCPUS, MessagePlan};
 use trellis_runtime::{Shared, System};
 
@@ -57,7 +57,8 @@ pub struct Messages<H: Hardware> {
 impl<H: Hardware> Messages<H> {
     /// Brings all up. No line may come yet, and no function write a message.
     pub fn start(hardware: H, plan: &MessagePlan) -> Result<Messages<H>, Failure> {
-        let functions = (0..).zip(&plan.functions).map(|(place, one)| (Function::new(hardware.page(function(place))), *one)).collect();
+        let page_of = |place| Function::new(hardware.page(function(place)), hardware.page(table(place)));
+        let functions = (0..).zip(&plan.functions).map(|(place, one)| (page_of(place), one.clone())).collect();
         let affinities: Vec<u32, MAX_VCPUS> = plan.cpus.iter().map(|(_, affinity)| *affinity).collect();
         let mut its = Its::start(hardware, plan.redistributors_at, plan.frames.into(), &affinities)?;
         for one in &plan.functions {

@@ -4,9 +4,9 @@
 
 mod model;
 
-use model::{Board, Fake, Function};
+use model::{Board, Fake, Function, Range};
 use trellis_idl::kernel::{FIRST_MESSAGE, Op, Refusal, WORDS};
-use trellis_idl::plan::{FunctionPlan, MessagePlan};
+use trellis_idl::plan::{FunctionPlan, MessagePlan, RangePlan, TablePlace, TablePlan};
 use trellis_irqfwd::its::Failure;
 use trellis_irqfwd::messages::{Gate, Messages};
 use trellis_runtime::System;
@@ -36,7 +36,8 @@ impl System for Nothing {
 
 /// Two functions: one writes a message, the other four.
 fn plan() -> MessagePlan {
-    let function = |guest, requester, base, line, messages| FunctionPlan { guest, run: 3, requester, base, bytes: 0x10_0000, line, messages };
+    let ranges = |base| [RangePlan { base, register: 0, bits: 20 }].into_iter().collect();
+    let function = |guest, requester, base, line, messages| FunctionPlan { guest, run: 3, requester, ranges: ranges(base), line, messages, table: None };
     MessagePlan {
         service: 1,
         redistributors: 2,
@@ -139,7 +140,7 @@ fn hardware_that_cannot_do_it_is_told_apart() {
         assert_eq!(start(&Fake::with(spoil)).map(drop), Err(failure), "case {index}");
     }
     let fake = Fake::new();
-    let far = MessagePlan { functions: [FunctionPlan { requester: 0x4000, ..plan().functions[0] }].into_iter().collect(), ..plan() };
+    let far = MessagePlan { functions: [FunctionPlan { requester: 0x4000, ..plan().functions[0].clone() }].into_iter().collect(), ..plan() };
     assert_eq!(Messages::start(fake.board(), &far).map(drop), Err(Failure::TooMany), "no entry in a table of 64 KiB");
 }
 
@@ -181,9 +182,9 @@ fn a_function_that_is_not_what_the_board_file_says_stays_off() {
     let cases: [(fn(&mut Function), Failure); 8] = [
         (|function| function.identity = u32::MAX, Failure::NoFunction),
         (|function| function.header = 1 << 16, Failure::NoFunction),
-        (|function| function.bytes = 0x20_0000, Failure::NoFunction),
-        (|function| function.bytes = 0, Failure::NoFunction),
-        (|function| function.second = 0x1000, Failure::NoFunction),
+        (|function| function.ranges[0] = Range::Narrow(0x20_0000), Failure::NoFunction),
+        (|function| function.ranges[0] = Range::None, Failure::NoFunction),
+        (|function| function.ranges[2] = Range::Narrow(0x1000), Failure::NoFunction),
         (|function| function.most = 2, Failure::NoMessages),
         (|function| function.capability = 0, Failure::NoMessages),
         (|function| function.is_ring = true, Failure::NoMessages),
@@ -194,6 +195,92 @@ fn a_function_that_is_not_what_the_board_file_says_stays_off() {
         spoil(&mut function);
         fake.functions(&[Function::new(0x10_0000, false, 1), function]);
         let messages = start(&fake).expect("all is there");
+        assert_eq!((&messages).connect(&Nothing, 1), Err(failure), "case {index}");
+        assert!(!fake.function(1).is_on() && !fake.function(1).is_master(), "case {index}");
+    }
+}
+
+/// Ranges of each kind: in 32 bits of address, ports, and in 64 bits. The last one has the table, and behind it what waits.
+const RANGES: [Range; 6] =
+    [Range::Narrow(0x2_0000), Range::Narrow(0x1000), Range::Ports(32), Range::None, Range::Wide(0x8000), Range::High];
+
+/// The same as a plan says it, with the table's entries from the page's middle on.
+fn with_table(messages: u8) -> MessagePlan {
+    let range = |register, base, bits| RangePlan { base, register, bits };
+    let ranges = [range(0, 0x1020_0000, 17), range(1, 0x1022_0000, 12), range(4, 0x80_1234_8000, 15)].into_iter().collect();
+    let place = |offset| TablePlace { register: 4, offset };
+    let table = Some(TablePlan { run: 4, entries: 6, at: place(0x2800), pending: place(0x3000) });
+    let first = plan().functions[0].clone();
+    let function = FunctionPlan { guest: 1, run: 3, requester: 0x18, ranges, line: LINE + 1, messages, table };
+    MessagePlan { functions: [first, function].into_iter().collect(), ..plan() }
+}
+
+fn function_with_table() -> Function {
+    Function::with_table(RANGES, 6, 0x2804, 0x3004)
+}
+
+#[test]
+fn a_function_with_several_ranges_and_a_table_gets_places_and_writes_the_messages_that_are_lines() {
+    let fake = Fake::new();
+    fake.functions(&[Function::new(0x10_0000, false, 1), function_with_table()]);
+    let messages = Messages::start(fake.board(), &with_table(4)).expect("all is there");
+    let gate = &messages;
+    gate.connect(&Nothing, 1).expect("it can");
+    let function = fake.function(1);
+    assert_eq!([0, 1, 4].map(|register| function.at(register)), [0x1020_0000, 0x1022_0000, 0x80_1234_8000]);
+    assert!(function.is_on() && function.is_master() && !function.shows_program());
+    let expected: Vec<_> = (0..6).map(|number| (number < 4).then_some((model::DOORBELL, number))).collect();
+    assert_eq!(function.messages(), expected, "the last two stay masked");
+    for number in 0..4 {
+        gate.open(&Nothing, LINE + 1 + number, 3).expect("it is there");
+        assert_eq!(fake.message(0x18, number), Some((3, LINE + 1 + number)));
+    }
+    // Once more, as after a lost server: no entry is masked for a moment, and nothing moves.
+    fake.forbid_moves();
+    gate.connect(&Nothing, 1).expect("it can");
+    assert_eq!(fake.function(1).messages(), expected);
+}
+
+#[test]
+fn a_table_is_silent_without_its_guest_and_what_it_held_before_is_never_written() {
+    let fake = Fake::new();
+    let mut function = function_with_table();
+    // Whoever was there before has left entries that write elsewhere.
+    function.entries.iter_mut().for_each(|entry| entry[3] = 0);
+    fake.functions(&[Function::new(0x10_0000, false, 1), function]);
+    let messages = Messages::start(fake.board(), &with_table(4)).expect("all is there");
+    let gate = &messages;
+    for _ in 0..2 {
+        gate.connect(&Nothing, 1).expect("it can");
+        let written: Vec<_> = fake.function(1).messages().into_iter().flatten().collect();
+        assert_eq!(written, [0, 1, 2, 3].map(|number| (model::DOORBELL, number)));
+        gate.disconnect(&Nothing, 1);
+        assert!(!fake.function(1).is_master() && fake.function(1).messages().iter().all(Option::is_none));
+    }
+}
+
+#[test]
+fn a_table_or_a_range_that_is_not_what_the_board_file_says_keeps_a_function_off() {
+    let cases: [(fn(&mut Function), Failure); 11] = [
+        (|function| function.table = Some((6, 0x2804, 0x3001)), Failure::OtherTable),
+        (|function| function.table = Some((6, 0x2004, 0x3004)), Failure::OtherTable),
+        (|function| function.table = Some((6, 0x2800, 0x3004)), Failure::OtherTable),
+        (|function| function.table = Some((7, 0x2804, 0x3004)), Failure::OtherTable),
+        (|function| function.table = Some((3, 0x2804, 0x3004)), Failure::NoMessages),
+        (|function| function.table = None, Failure::NoMessages),
+        (|function| function.ranges[1] = Range::Narrow(0x2000), Failure::NoFunction),
+        (|function| function.ranges[1] = Range::Ports(0x20), Failure::NoFunction),
+        // A range above what 32 bits can say.
+        (|function| (function.ranges[4], function.ranges[5]) = (Range::Narrow(0x8000), Range::None), Failure::NoFunction),
+        (|function| (function.ranges[3], function.ranges[4]) = (Range::Wide(0x8000), Range::High), Failure::NoFunction),
+        (|function| function.ranges[3] = Range::Narrow(0x10), Failure::NoFunction),
+    ];
+    for (index, (spoil, failure)) in cases.into_iter().enumerate() {
+        let fake = Fake::new();
+        let mut function = function_with_table();
+        spoil(&mut function);
+        fake.functions(&[Function::new(0x10_0000, false, 1), function]);
+        let messages = Messages::start(fake.board(), &with_table(4)).expect("all is there");
         assert_eq!((&messages).connect(&Nothing, 1), Err(failure), "case {index}");
         assert!(!fake.function(1).is_on() && !fake.function(1).is_master(), "case {index}");
     }

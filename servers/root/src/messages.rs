@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What irqfwd gets where messages make lines: registers of the interrupt translation service and the redistributors, the
-//! configuration pages of functions, and memory for the tables that this hardware keeps.
+//! configuration pages of functions and the pages of their tables of messages, and memory for the tables that this hardware
+//! keeps.
 //!
 //! Whoever tells this hardware where its tables are can have it write anywhere. Nobody but irqfwd gets these pages, and only
 //! in a system where a guest owns such a function.
@@ -9,7 +10,7 @@ use crate::build::{READ_WRITE, fill};
 use crate::supply::Supply;
 use crate::{Board, StartError, Step};
 use trellis_idl::kernel::PAGE;
-use trellis_idl::layout::message::{BLOCK, SERVICE, blocks, function, redistributor};
+use trellis_idl::layout::message::{BLOCK, SERVICE, blocks, function, redistributor, table};
 use trellis_idl::layout::platform::REDISTRIBUTOR_BYTES;
 use trellis_idl::layout::{DEVICE, DEVICE_PAGES, TABLES, TABLES_BYTES, root_slot};
 use trellis_idl::plan::MessagePlan;
@@ -46,6 +47,9 @@ pub fn attach(system: &impl System, plan: Option<&MessagePlan>, tables: Option<F
     map(system, domain, SERVICE, plan.service, 0)?;
     for (place, one) in plan.functions.iter().enumerate() {
         map(system, domain, function(place), one.run, 0)?;
+        if let Some(its) = one.table {
+            map(system, domain, table(place), its.run, 0)?;
+        }
     }
     for place in 0..usize::from(plan.frames) {
         let first = place as u64 * REDISTRIBUTOR_BYTES / PAGE;

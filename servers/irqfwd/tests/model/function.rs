@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A function's configuration page.
+//! A function's configuration page, and the table of its messages where it has one.
 
-/// A function with one range of registers and the capability of messages.
+/// A function with one range of registers and the capability of messages, or with what else a test gives it.
 #[derive(Clone, Debug)]
 pub struct Function {
     pub identity: u32,
     pub header: u32,
-    /// Bytes of its registers, and of others that it should not have.
-    pub bytes: u64,
-    pub second: u32,
+    /// What each base address register is for; one of 64 bits has the next one's place too.
+    pub ranges: [Range; 6],
     /// Messages that it can write.
     pub most: u32,
     /// Where the capability is; 0 = it has none.
@@ -17,28 +16,60 @@ pub struct Function {
     pub is_ring: bool,
     /// It may be taken from its place.
     pub may_move: bool,
+    /// It keeps its messages in a table: entries, and where the table is and what waits, as the capability says it.
+    pub table: Option<(u32, u32, u32)>,
+    pub entries: Vec<[u32; 4]>,
     wide: bool,
     command: u32,
     bars: [u32; 6],
     control: u32,
     address: u64,
     data: u32,
+    rom: u32,
+}
+
+/// What a base address register is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Range {
+    #[default]
+    None,
+    /// Memory of so many bytes, in 32 bits of address.
+    Narrow(u64),
+    /// The same in 64 bits.
+    Wide(u64),
+    /// The other half of the one before.
+    High,
+    Ports(u64),
 }
 
 const AT: u32 = 0x50;
 
 impl Function {
     pub fn new(bytes: u64, wide: bool, most: u32) -> Function {
+        let mut ranges = [Range::None; 6];
+        ranges[0] = if wide { Range::Wide(bytes) } else { Range::Narrow(bytes) };
+        ranges[1] = if wide { Range::High } else { Range::None };
         Function {
-            identity: 0x11e8_1234, header: 0, bytes, second: 0, most, capability: AT, is_ring: false, may_move: true, wide, command: 0,
-            bars: [0; 6], control: 0, address: 0, data: 0,
+            identity: 0x11e8_1234, header: 0, ranges, most, capability: AT, is_ring: false, may_move: true, table: None, entries: Vec::new(),
+            wide, command: 0, bars: [0; 6], control: 0, address: 0, data: 0, rom: 1,
         }
     }
 
-    /// Where its registers are.
+    /// One with these ranges, and with a table of so many entries and this place, all of it as a start of the machine leaves it.
+    pub fn with_table(ranges: [Range; 6], entries: u32, at: u32, pending: u32) -> Function {
+        let table = Some((entries, at, pending));
+        Function { ranges, table, entries: vec![[0xdead, 0xbeef, 7, 1]; entries as usize], ..Function::new(0, false, 1) }
+    }
+
+    /// Where the registers of a base address register are.
+    pub fn at(&self, register: usize) -> u64 {
+        let high = if matches!(self.ranges[register], Range::Wide(_)) { u64::from(self.bars[register + 1]) << 32 } else { 0 };
+        u64::from(self.bars[register]) & !15 | high
+    }
+
+    /// Where its first registers are.
     pub fn base(&self) -> u64 {
-        let high = if self.wide { u64::from(self.bars[1]) << 32 } else { 0 };
-        u64::from(self.bars[0]) & !15 | high
+        self.at(0)
     }
 
     /// It answers at its place.
@@ -51,54 +82,115 @@ impl Function {
         self.command & 4 != 0
     }
 
+    /// Its program for a start of the machine answers somewhere.
+    pub fn shows_program(&self) -> bool {
+        self.rom & 1 != 0
+    }
+
     /// Where it writes messages to, the first one's data, and how many it writes.
     pub fn writes(&self) -> Option<(u64, u32, u32)> {
         (self.control & 1 << 16 != 0).then_some((self.address, self.data, 1 << (self.control >> 20 & 7)))
     }
 
+    /// The message of each entry of its table that it may write: address and data.
+    pub fn messages(&self) -> Vec<Option<(u64, u32)>> {
+        let may = self.control & 3 << 30 == 2 << 30;
+        let message = |[low, high, data, control]: &[u32; 4]| (may && control & 1 == 0).then_some((u64::from(*high) << 32 | u64::from(*low), *data));
+        self.entries.iter().map(message).collect()
+    }
+
     pub fn read(&self, offset: usize) -> u32 {
-        let kind = if self.wide { 4 } else { 0 };
         match offset {
             0x00 => self.identity,
             0x04 => self.command | if self.capability != 0 { 1 << 20 } else { 0 },
             0x0c => self.header,
-            0x10 => self.bars[0] | if self.bytes != 0 { kind } else { 0 },
-            0x14..0x28 => self.bars[(offset - 0x10) / 4],
+            0x10..0x28 => self.bar((offset - 0x10) / 4),
+            0x30 => self.rom,
             0x34 => if self.capability == 0 { 0 } else { 0x40 },
             // Another capability comes first.
             0x40 => 1 | if self.is_ring { 0x40 } else { self.capability } << 8,
-            0x50 => 5 | self.most.trailing_zeros() << 17 | if self.wide { 1 << 23 } else { 0 } | self.control,
-            0x54 => self.address as u32,
-            0x58 if self.wide => (self.address >> 32) as u32,
-            0x58 | 0x5c => self.data,
+            0x50 => match self.table {
+                Some((entries, ..)) => 0x11 | (entries - 1) << 16 | self.control,
+                None => 5 | self.most.trailing_zeros() << 17 | if self.wide() { 1 << 23 } else { 0 } | self.control,
+            },
+            0x54 => self.table.map_or(self.address as u32, |(_, at, _)| at),
+            0x58 => match self.table {
+                Some((.., pending)) => pending,
+                None if self.wide() => (self.address >> 32) as u32,
+                None => self.data,
+            },
+            0x5c => self.data,
             _ => 0,
         }
+    }
+
+    fn wide(&self) -> bool {
+        self.wide || self.ranges.iter().any(|range| matches!(range, Range::Wide(_)))
+    }
+
+    fn bar(&self, index: usize) -> u32 {
+        let kind = match self.ranges[index] {
+            Range::Wide(_) => 4,
+            Range::Ports(_) => 1,
+            _ => 0,
+        };
+        self.bars[index] | kind
     }
 
     pub fn write(&mut self, offset: usize, value: u32) {
         match offset {
             0x04 => {
                 assert!(self.may_move || value & 2 != 0, "its guest uses it");
+                assert!(value & 1 == 0, "nobody knows of its ports");
                 self.command = value & 0x407;
             }
             0x10..0x28 => self.place((offset - 0x10) / 4, value),
+            0x30 => self.rom = value & !0x7fe,
+            0x50 if self.table.is_some() => {
+                assert!(self.may_move || value & 3 << 30 == 2 << 30, "its guest waits for messages");
+                self.control = value & 3 << 30;
+            }
             0x50 => self.control = value & (1 << 16 | 7 << 20),
+            _ if self.table.is_some() => panic!("nobody writes {offset:#x}"),
             0x54 => self.address = self.address & !0xffff_ffff | u64::from(value),
-            0x58 if self.wide => self.address = self.address & 0xffff_ffff | u64::from(value) << 32,
+            0x58 if self.wide() => self.address = self.address & 0xffff_ffff | u64::from(value) << 32,
             0x58 | 0x5c => self.data = value,
             _ => panic!("nobody writes {offset:#x}"),
         }
     }
 
+    /// The table is at this offset of its page.
+    fn entry(&self, offset: usize) -> (usize, usize) {
+        let (_, at, _) = self.table.expect("it has a table");
+        assert!(self.is_on(), "nobody answers");
+        let place = offset - (at as usize & 0xff8);
+        (place / 16, place % 16 / 4)
+    }
+
+    pub fn read_table(&self, offset: usize) -> u32 {
+        let (number, word) = self.entry(offset);
+        self.entries[number][word]
+    }
+
+    pub fn write_table(&mut self, offset: usize, value: u32) {
+        let (number, word) = self.entry(offset);
+        let entry = &mut self.entries[number];
+        assert!(word == 3 || entry[3] & 1 != 0, "what happens then is not known");
+        assert!(self.may_move, "its guest waits for messages");
+        entry[word] = value;
+    }
+
     /// Only bits that choose a place can be written.
     fn place(&mut self, index: usize, value: u32) {
         assert!(!self.is_on() && self.may_move, "it would answer elsewhere for a moment");
-        let size = self.bytes.wrapping_neg();
-        self.bars[index] = match index {
-            0 if self.bytes != 0 => value & size as u32 & !15,
-            1 if self.wide => value & (size >> 32) as u32,
-            2 if self.second != 0 => value & self.second.wrapping_neg(),
-            _ => 0,
+        self.bars[index] = match self.ranges[index] {
+            Range::None => 0,
+            Range::Narrow(bytes) | Range::Wide(bytes) => if bytes == 0 { 0 } else { value & bytes.wrapping_neg() as u32 & !15 },
+            Range::High => match self.ranges[index - 1] {
+                Range::Wide(bytes) => value & (bytes.wrapping_neg() >> 32) as u32,
+                _ => 0,
+            },
+            Range::Ports(bytes) => value & bytes.wrapping_neg() as u32 & !3,
         };
     }
 }

@@ -4,13 +4,12 @@
 mod function;
 mod service;
 
-pub use function::Function;
+pub use function::{Function, Range};
 use service::Service;
 pub use service::Settings;
 
 use std::sync::{Arc, Mutex, MutexGuard};
-use trellis_idl::layout::message::{SERVICE, function, redistributor};
-use trellis_idl::plan::MAX_FUNCTIONS;
+use trellis_idl::layout::message::{SERVICE, function, redistributor, table};
 use trellis_irqfwd::its::Hardware;
 use trellis_runtime::memory::{Registers, SharedMemory};
 
@@ -139,6 +138,9 @@ impl SharedMemory for Memory {
 
 impl Registers for Page {
     fn read(&self, offset: usize) -> u32 {
+        if (table(0)..redistributor(0)).contains(&self.1) {
+            return self.0.lock().functions[self.1 - table(0)].read_table(offset);
+        }
         let value = self.read_wide(offset & !7);
         if offset & 4 == 0 { value as u32 } else { (value >> 32) as u32 }
     }
@@ -148,6 +150,7 @@ impl Registers for Page {
         match self.1 {
             SERVICE => whole.service.write(offset, value.into()),
             place if place >= redistributor(0) => whole.service.write_redistributor(place - redistributor(0), offset, value.into()),
+            place if place >= table(0) => whole.functions[place - table(0)].write_table(offset, value),
             place => whole.functions[place - function(0)].write(offset, value),
         }
     }
@@ -156,7 +159,7 @@ impl Registers for Page {
         let whole = self.0.lock();
         match self.1 {
             SERVICE => whole.service.read(offset),
-            place if place > MAX_FUNCTIONS => whole.service.read_redistributor(place - redistributor(0), offset),
+            place if place >= redistributor(0) => whole.service.read_redistributor(place - redistributor(0), offset),
             place => {
                 let function = &whole.functions[place - function(0)];
                 u64::from(function.read(offset)) | u64::from(function.read(offset + 4)) << 32

@@ -5,7 +5,7 @@ use super::*;
 use crate::fake::{Fake, FakeBoard, FakeDomain, Mapped, Object, plan, plan_with_device};
 use trellis_idl::kernel::{Access, ExitClass, Groups, Op, PAGE, PASSIVE};
 use trellis_idl::layout::{BUFFERS, CONFIG, PAYLOAD, PROGRAM, RINGS, STACK_BYTES, STACK_STRIDE, STACKS, TABLES, badge, message, vcpu_signal};
-use trellis_idl::plan::{FunctionPlan, MessagePlan};
+use trellis_idl::plan::{FunctionPlan, MessagePlan, RangePlan, TablePlace, TablePlan};
 use trellis_idl::wire::GuestEnd;
 
 /// Domains in the fake kernel: root is 0, server `i` is `i + 1`.
@@ -427,14 +427,17 @@ fn an_irqfwd_that_faults_is_made_again_of_the_same_memory_and_its_guests_go_on()
     assert_eq!((fake.count(Op::VcpuStop), fake.count(Op::LineCreate)), (0, 3), "guests and lines stay");
 }
 
-/// Device runs of the translation service, of two redistributors and of a function, behind the guest's own device, and what
+/// Device runs of the translation service, of two redistributors, of a function and of the table of its messages, behind the guest's own device, and what
 /// irqfwd is told of them.
 fn messages(fake: &Fake) -> MessagePlan {
     let memory = Frames::at(root_slot::MEMORY);
-    for (run, first, pages) in [(2, 0x3f000, 1), (3, 0x3f100, 64), (4, 0x3f200, 1)] {
+    for (run, first, pages) in [(2, 0x3f000, 1), (3, 0x3f100, 64), (4, 0x3f200, 1), (5, 0x3f201, 1)] {
         memory.split(fake, first, pages, root_slot::DEVICES + run).expect("the end of memory is nobody's");
     }
-    let function = FunctionPlan { guest: 1, run: 4, requester: 0x10, base: 0x1000_0000, bytes: 0x10_0000, line: 8192, messages: 1 };
+    let ranges = [RangePlan { base: 0x1000_0000, register: 0, bits: 20 }].into_iter().collect();
+    let place = TablePlace { register: 0, offset: 0 };
+    let table = Some(TablePlan { run: 5, entries: 1, at: place, pending: place });
+    let function = FunctionPlan { guest: 1, run: 4, requester: 0x10, ranges, line: 8192, messages: 1, table };
     MessagePlan {
         service: 2,
         redistributors: 3,
@@ -455,10 +458,10 @@ fn irqfwd_alone_gets_what_makes_lines_of_messages_and_the_next_one_gets_the_same
     let expect = |domain: usize| {
         let maps = fake.domain(domain).maps;
         let page = |place: usize| maps.iter().find(of(DEVICE + place as u64 * PAGE, 1)).map(|map| map.2);
-        let pages = [message::SERVICE, message::function(0), message::redistributor(0), message::redistributor(1)].map(page);
-        assert_eq!(pages, [Some(0), Some(0), Some(0), Some(32)]);
+        let places = [message::SERVICE, message::function(0), message::table(0), message::redistributor(0), message::redistributor(1)];
+        assert_eq!(places.map(page), [Some(0), Some(0), Some(0), Some(0), Some(32)]);
         let tables = *maps.iter().find(of(TABLES, 4 * 16)).expect("three blocks and one a CPU");
-        assert_eq!(maps.iter().filter(|map| map.0 >= DEVICE).count(), 5, "{maps:x?}");
+        assert_eq!(maps.iter().filter(|map| map.0 >= DEVICE).count(), 6, "{maps:x?}");
         tables.1
     };
     let run = expect(IRQFWD + 1);
@@ -484,8 +487,13 @@ fn the_memory_of_tables_begins_with_its_own_address_in_the_machine() {
 
 #[test]
 fn runs_that_are_no_devices_are_not_handed_out_for_messages() {
-    let spoilt: [fn(&mut MessagePlan); 4] =
-        [|plan| plan.service = 0, |plan| plan.redistributors = 16, |plan| plan.functions[0].run = 40, |plan| plan.frames = 255];
+    let spoilt: [fn(&mut MessagePlan); 5] = [
+        |plan| plan.service = 0,
+        |plan| plan.redistributors = 16,
+        |plan| plan.functions[0].run = 40,
+        |plan| plan.functions[0].table.as_mut().expect("it has one").run = 0,
+        |plan| plan.frames = 255,
+    ];
     for spoil in spoilt {
         let fake = Fake::new();
         let mut plan = messages(&fake);
