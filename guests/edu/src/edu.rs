@@ -2,7 +2,7 @@
 //! Has factorials computed and waits for the message that each is done; has the device ring; lets it ring without an end.
 //! Command line: `facts=` factorials, `rings=` rings, each heard before the next; `storm=` rings in a row that nobody waits
 //! for; `passes=` rings for the figure named `figure=`; `beats=` rings until it resets itself, for ever, each sent to another CPU than
-//! the one before.
+//! the one before; `calls=` calls for each message of a card.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -10,6 +10,8 @@ use trellis_guest_platform::cpu::{device_read, device_write};
 use trellis_guest_platform::tree::Device;
 use trellis_guest_platform::figure::Sum;
 use trellis_guest_platform::{Machine, cpu, gic, guest, println, psci, timer, vectors};
+
+use crate::card;
 
 /// Registers of the device (QEMU's manual, "EDU device").
 const IDENTITY: u64 = 0x00;
@@ -55,6 +57,7 @@ fn run(machine: &'static Machine) {
     everywhere(machine, device);
     beats(machine, device, wanted("beats"));
     storm(device, wanted("storm"));
+    card::run(machine, wanted("calls"));
     println!("edu: done");
 }
 
@@ -172,7 +175,7 @@ fn storm(device: Device, count: u64) {
 
 fn came(line: u32, entered: u64) {
     if line != LINE.load(Ordering::Acquire) {
-        return;
+        return card::came(line);
     }
     let base = BASE.load(Ordering::Relaxed);
     let reasons = device_read(base + REASON);

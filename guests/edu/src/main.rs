@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A guest that owns a function of PCI: the emulator's device for teaching. It has it count and ring, and ends well when
-//! every message came.
+//! A guest that owns functions of PCI: the emulator's device for teaching, which it has count and ring, and if it has them a
+//! network card whose messages it calls for, and a source of randomness that it looks at. It ends well when every message came.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![deny(unsafe_code)]
 
+#[cfg(target_os = "none")]
+mod card;
 #[cfg(target_os = "none")]
 mod edu;
 

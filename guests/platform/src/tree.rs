@@ -34,6 +34,10 @@ pub struct Tree<'a> {
     pub bell: Option<Device>,
     /// The emulator's device for teaching.
     pub edu: Option<Device>,
+    /// A network card (82574L) with several interrupts.
+    pub card: Option<Card>,
+    /// A source of randomness, as Virtio 1.2 has it.
+    pub random: Option<Device>,
     /// A PL011 serial port of the guest's own, beside the platform's.
     pub port: Option<Device>,
 }
@@ -45,6 +49,18 @@ pub struct Device {
     pub base: u64,
     /// Its interrupt.
     pub line: u32,
+}
+
+/// Most interrupts of a [`Card`].
+pub const MAX_LINES: usize = 8;
+
+/// A device with several interrupts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Card {
+    /// First byte of its first registers.
+    pub base: u64,
+    /// Its interrupts; those behind the last one are 0.
+    pub lines: [u32; MAX_LINES],
 }
 
 impl<'a> Tree<'a> {
@@ -61,6 +77,8 @@ impl<'a> Tree<'a> {
         tree.port = device(fdt, "arm,pl011");
         tree.bell = device(fdt, "trellis,doorbell");
         tree.edu = device(fdt, "trellis,edu");
+        tree.card = card(fdt, "trellis,card");
+        tree.random = device(fdt, "trellis,random");
         tree
     }
 
@@ -86,13 +104,22 @@ fn memory(fdt: Fdt<'_>) -> Option<(u64, u64)> {
 /// The first such device that is not the platform's serial port: a node below the root with two cells of address and a
 /// shared interrupt.
 fn device(fdt: Fdt<'_>, compatible: &str) -> Option<Device> {
+    card(fdt, compatible).map(|card| Device { base: card.base, line: card.lines[0] })
+}
+
+/// The same with all of its interrupts.
+fn card(fdt: Fdt<'_>, compatible: &str) -> Option<Card> {
     let found = |node: &dtoolkit::fdt::FdtNode<'_>| {
         let names = node.property("compatible")?;
         let named = names.value().split(|byte| *byte == 0).any(|name| name == compatible.as_bytes());
-        let (base, interrupt) = (node.property("reg")?, node.property("interrupts")?);
+        let (base, interrupts) = (node.property("reg")?, node.property("interrupts")?);
         let base = big_endian(base.value().get(..8)?);
-        let line = shared_line(interrupt.value().get(4..8)?)?;
-        (named && base != SERIAL).then_some(Device { base, line })
+        let mut lines = [0; MAX_LINES];
+        lines[0] = shared_line(interrupts.value().get(4..8)?)?;
+        for (line, cells) in lines.iter_mut().zip(interrupts.value().chunks_exact(12)) {
+            *line = shared_line(cells.get(4..8)?)?;
+        }
+        (named && base != SERIAL).then_some(Card { base, lines })
     };
     fdt.root().children().find_map(|node| found(&node))
 }
@@ -190,11 +217,14 @@ mod tests {
             ("pl011@9000000", "arm,pl011\0arm,primecell\0", 0x900_0000u64, 1u32),
             ("rtc@b000000", "arm,pl031\0arm,primecell\0", 0xb00_0000, 2),
             ("serial1@b010000", "arm,pl011\0arm,primecell\0", 0xb01_0000, 8),
+            ("card@b100000", "trellis,card\0", 0xb10_0000, 95),
         ] {
             tree.node(name);
             tree.property("compatible", compatible.as_bytes());
             tree.property("reg", &[base.to_be_bytes(), 0x1000u64.to_be_bytes()].concat());
-            tree.property("interrupts", &[0, line, 4].map(u32::to_be_bytes).concat());
+            let more: &[u32] = if line == 95 { &[0, 94, 1, 0, 93, 1] } else { &[] };
+            let cells = [&[0, line, 4], more].concat();
+            tree.property("interrupts", &cells.iter().flat_map(|cell| cell.to_be_bytes()).collect::<Vec<u8>>());
             tree.end();
         }
         tree.end();
@@ -211,6 +241,7 @@ mod tests {
         assert_eq!(tree.bytes, bytes.len() as u64);
         assert_eq!(tree.clock, Some(Device { base: 0xb00_0000, line: 34 }));
         assert_eq!(tree.port, Some(Device { base: 0xb01_0000, line: 40 }));
+        assert_eq!(tree.card, Some(Card { base: 0xb10_0000, lines: [127, 126, 125, 0, 0, 0, 0, 0] }));
     }
 
     #[test]

@@ -31,6 +31,37 @@ fn every_message_of_a_function_interrupts_the_guest_that_owns_it() {
     }
 }
 
+/// Three functions at once. The tables of two are on pages that the guest does not see, among registers that it does. Back:
+/// what was seen, where each message of the card was heard as often as it was called for.
+fn three_functions(forward: &str, (facts, rings, calls): (u32, u32, u32), stand_ins: StandIns) -> Seen {
+    let shown = std::fs::read_to_string(story::manifest("functions.toml")).expect("the manifest");
+    let text = shown.replace("dma =", &format!("forward = \"{forward}\"\ndma ="));
+    let text = text.replace("facts=12 rings=100 calls=20", &format!("facts={facts} rings={rings} calls={calls}"));
+    let seen = story::of_text(&text, Run { timeout: Some(LIMIT), stand_ins, ..Run::default() });
+    expect_lines(&seen, &[&format!("{facts} factorials, {facts} right"), &format!("{rings} rings, {rings} heard")]);
+    expect_lines(&seen, &[&format!("a card at 0xb100000, 5 messages called for {calls} times each, 5 heard as often")]);
+    expect_lines(&seen, &["a source at 0xb160000 is as Virtio 1 says"]);
+    seen
+}
+
+#[test]
+fn every_message_of_a_table_comes_as_a_line_of_its_own() {
+    for forward in ["server", "direct"] {
+        let seen = three_functions(forward, (12, 100, 20), &[]);
+        seen.expect(!seen.log.contains("irqfwd| "), "irqfwd has nothing to say");
+    }
+}
+
+/// It dies with every twentieth message in its hands; the card writes each of 25 once or twice. The next one finds the tables
+/// filled, and lets them be.
+#[test]
+fn a_table_of_messages_outlives_an_irqfwd_that_crashes() {
+    let seen = three_functions("server", (0, 0, 5), FAULTY);
+    let count = |text: &str| seen.log.matches(text).count();
+    let deaths = count("root| server irqfwd faulted: ");
+    seen.expect((1..=3).contains(&deaths) && count("root| irqfwd is made again") == deaths, "it died, and was made again");
+}
+
 #[test]
 fn a_message_goes_to_the_cpu_that_the_guest_sends_it_to() {
     for forward in ["server", "direct"] {
