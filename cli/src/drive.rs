@@ -77,6 +77,11 @@ pub struct Outcome {
 pub fn drive(board: &[String], image: &Path, names: Names, wish: Wish, outputs: &mut Outputs) -> Result<Outcome, Failure> {
     watch_for_signals();
     let emulator = Emulator::start(&arguments(board, image, wish.icount))?;
+    if let Some(serial) = emulator.input() {
+        // The port holds one byte until the console is there, and drops it when its queues are switched on: an empty frame is no loss.
+        // An emulator that has ended already is found out below.
+        let _ = serial.send(&[0]);
+    }
     let mut session = Session::new(names, wish.console.as_ref().map(|(guest, _)| *guest));
     // Without a console the input stays open and silent until the emulator is dropped.
     if let Some((guest, keys)) = wish.console

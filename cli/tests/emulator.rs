@@ -133,7 +133,8 @@ fn a_machine_that_hangs_says_where_and_what_was_not_printed() {
 #[test]
 fn keys_go_to_the_console_guest_as_frames() {
     let keys: Box<dyn Read + Send> = Box::new(Cursor::new(b"version\n".to_vec()));
-    let echoed = frame(FrameKind::Guest, 0, b"version\n").len() as u16;
+    // An empty frame comes before all others.
+    let echoed = 1 + frame(FrameKind::Guest, 0, b"version\n").len() as u16;
     let wish = Wish { console: Some((0, keys)), ..patient() };
     let seen = run(&image(&frame(FrameKind::Guest, 0, b"=> "), echoed, true), wish);
     assert_eq!(seen.out, "=> version\n");
