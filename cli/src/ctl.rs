@@ -62,9 +62,9 @@ pub enum What {
         /// Its name
         guest: String,
     },
-    /// Ends a monitor as if it had crashed: another one is made, and what waited for a verdict is asked again. So for `irqfwd`
+    /// Ends a monitor as if it had crashed: another one is made, and what waited for a verdict is asked again. So for `irqfwd` and `smmu`
     Kill {
-        /// Its name, as the manifest says; `monitor` where there is only one; or `irqfwd`
+        /// Its name, as the manifest says; `monitor` where there is only one; or `irqfwd` or `smmu`
         monitor: String,
     },
     /// Lists, adds and removes rules of the standard monitor that watches a guest

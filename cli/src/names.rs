@@ -57,6 +57,12 @@ impl Names {
         self.guests.iter().position(|guest| guest.name == name).and_then(|index| index.try_into().ok())
     }
 
+    /// `FILE:LINE: text` of a line of the manifest.
+    pub fn line(&self, number: u32) -> Option<String> {
+        let text = self.manifest.lines().nth((number as usize).checked_sub(1)?)?;
+        Some(format!("{}:{number}: {}", self.file, text.trim()))
+    }
+
     /// `FILE:LINE: text` of the line that gives this guest its memory.
     pub fn memory_line(&self, index: u8) -> Option<String> {
         let guest = self.guests.get(usize::from(index))?;

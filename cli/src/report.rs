@@ -5,7 +5,7 @@ use crate::names::Names;
 use crate::syndrome::{Syndrome, stopped_for};
 use crate::timeline::before_fault;
 use trellis_idl::kernel::ExitClass;
-use trellis_idl::wire::{Crash, Fault, GuestEnd, Report};
+use trellis_idl::wire::{Crash, Fault, GuestEnd, Report, Stopped};
 
 /// The lines that say what a report means, on a board whose clock has so many ticks a second.
 pub fn sentences(report: &Report, names: &Names, hertz: u64) -> Vec<String> {
@@ -16,6 +16,7 @@ pub fn sentences(report: &Report, names: &Names, hertz: u64) -> Vec<String> {
             vec![format!("guest {} starts again, restart {times}", names.guest(*guest))]
         }
         Report::ServerFaulted { server, record } => faulted(*server, record, names),
+        Report::DeviceStopped(one) => stopped(one, names),
         Report::ServerLate { server, exit } => vec![late(*server, *exit, names)],
         // They go into the timeline.
         Report::Trace { .. } => Vec::new(),
@@ -23,6 +24,25 @@ pub fn sentences(report: &Report, names: &Names, hertz: u64) -> Vec<String> {
         Report::Off { well: true } => vec!["all guests have ended well, switching off".into()],
         Report::Off { well: false } => vec!["not every guest has ended well, switching off".into()],
     }
+}
+
+/// What a device did that its guest must not, and who gave the guest the device.
+fn stopped(one: &Stopped, names: &Names) -> Vec<String> {
+    let what = match (one.event, one.writes) {
+        (0x10 | 0x11, true) => format!("wrote to {:#x}, which is not its guest's", one.address),
+        (0x10 | 0x11, false) => format!("read from {:#x}, which is not its guest's", one.address),
+        (0x13, true) => format!("wrote to {:#x}, where it may not", one.address),
+        (0x13, false) => format!("read from {:#x}, where it may not", one.address),
+        (event, _) => format!("made an access that could not be translated (event {event:#x}, address {:#x})", one.address),
+    };
+    let more = match one.more {
+        0 => String::new(),
+        1 => ", and did such a thing once more before".into(),
+        more => format!(", and did such things {more} times more before"),
+    };
+    let mut lines = vec![format!("a device of guest {} {what}{more}: it was stopped", names.guest(one.guest))];
+    lines.extend(names.line(one.line).map(|line| format!("  given by {line}")));
+    lines
 }
 
 fn late(server: u8, exit: Option<(u8, u8)>, names: &Names) -> String {
@@ -173,6 +193,18 @@ mod tests {
 
     fn end(end: GuestEnd) -> String {
         sentences(&Report::GuestEnded { guest: 0, end }, &two_guests(), 1_000_000_000).join("\n")
+    }
+
+    #[test]
+    fn what_a_device_must_not_do_is_said_with_the_line_that_gives_it() {
+        let one = Stopped { guest: 0, line: 5, address: 0x4400_0000, event: 0x10, writes: true, more: 0 };
+        let said = |one: Stopped| sentences(&Report::DeviceStopped(one), &two_guests(), 1_000_000_000).join("\n");
+        let given = "\n  given by two.toml:5: kernel = \"hello\"";
+        assert_eq!(said(one), format!("a device of guest web wrote to 0x44000000, which is not its guest's: it was stopped{given}"));
+        let many = said(Stopped { event: 0x13, writes: false, more: 7, line: 99, ..one });
+        assert_eq!(many, "a device of guest web read from 0x44000000, where it may not, and did such things 7 times more before: it was stopped");
+        let other = said(Stopped { event: 4, address: 0, line: 0, more: 1, ..one });
+        assert!(other.contains("could not be translated (event 0x4, address 0x0), and did such a thing once more before"), "{other}");
     }
 
     #[test]

@@ -17,11 +17,12 @@ pub type StandIns = &'static [(&'static str, &'static str)];
 pub const ROOT: &str = "servers/root";
 /// The program that measures the kernel's own paths takes root's place.
 pub const MEASURE: StandIns = &[(ROOT, programs::BENCH_ROOT)];
-/// A guest's servers that the guest can make crash or hang, and an irqfwd and a monitor that die by themselves.
+/// A guest's servers that the guest can make crash or hang, and an irqfwd, an smmu and a monitor that die by themselves.
 pub const FAULTY: StandIns = &[
     ("servers/p2m", "tests/faulty/faulty-p2m"),
     ("servers/vcpu", "tests/faulty/faulty-vcpu"),
     ("servers/irqfwd", "tests/faulty/faulty-irqfwd"),
+    ("servers/smmu", "tests/faulty/faulty-smmu"),
     ("servers/monitor", "tests/faulty/faulty-monitor"),
 ];
 /// A guest's servers that let it do step by step what its views forbid.
@@ -77,6 +78,7 @@ impl Host {
             p2m: server("p2m")?,
             vcpu: server("vcpu")?,
             irqfwd: server("irqfwd")?,
+            smmu: if system.has_smmu() { server("smmu")? } else { Vec::new() },
             monitor: shipped(Shipped::Standard, "monitor")?,
             tracer: shipped(Shipped::Tracer, "monitor/trellis-tracer")?,
             guard: shipped(Shipped::Guard, "monitor/trellis-guard")?,

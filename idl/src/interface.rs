@@ -8,7 +8,7 @@
 use crate::control::{Answer, Ask, FromHost, Head};
 use crate::event::{EventKind, Injected};
 use crate::kernel::WORDS;
-use crate::wire::{AddedRule, IrqfwdOp, KnownRule, MonitorOp, MonitorState, Order, P2mOp, PageRanges, Report, ToRoot, VcpuOp};
+use crate::wire::{AddedRule, IrqfwdOp, KnownRule, MonitorOp, MonitorState, Order, P2mOp, PageRanges, Report, SmmuOp, ToRoot, VcpuOp};
 use postcard_schema::Schema;
 use postcard_schema::key::Key;
 
@@ -34,6 +34,8 @@ pub const VCPU: Interface = Interface::of::<(VcpuOp, Order, EventKind, Injected,
 pub const IRQFWD: Interface = Interface::of::<(IrqfwdOp, ToRoot)>(4, 1, "irqfwd");
 /// What a monitor answers and reports.
 pub const MONITOR: Interface = Interface::of::<(MonitorOp, MonitorState, AddedRule, KnownRule, ToRoot)>(5, 1, "monitor");
+/// What smmu answers and reports.
+pub const SMMU: Interface = Interface::of::<(SmmuOp, ToRoot)>(6, 1, "smmu");
 /// What the host asks a running system, and what it answers; console hands questions to root.
 pub const CONTROL: Interface = Interface::of::<(Head, Ask, Answer, FromHost)>(8, crate::control::VERSION, "control");
 /// What root reports to the host.

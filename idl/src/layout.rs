@@ -28,11 +28,11 @@ pub const PAYLOAD_BYTES: u64 = 0x4000_0000;
 pub const SCRATCH: u64 = 0x3c00_0000;
 /// Bytes of that window.
 pub const SCRATCH_BYTES: u64 = 0x0400_0000;
-/// Device pages of a server: page `i` at `DEVICE + i * 4096`. The console has one, the UART; irqfwd's are [`message`]'s.
+/// Device pages of a server: page `i` at `DEVICE + i * 4096`. The console has one, the UART; irqfwd's are [`message`]'s, smmu's [`space`]'s.
 pub const DEVICE: u64 = 0x3800_0000;
 /// Most of them.
 pub const DEVICE_PAGES: usize = 256;
-/// irqfwd: memory that the interrupt translation service reads and writes by itself, see [`message`].
+/// irqfwd: memory that the interrupt translation service reads and writes by itself, see [`message`]. smmu: the SMMU's, see [`space`].
 pub const TABLES: u64 = 0x3a00_0000;
 /// Most bytes of it.
 pub const TABLES_BYTES: u64 = 0x0100_0000;
@@ -72,13 +72,50 @@ pub mod message {
     pub const ADDRESS: u64 = 0;
 }
 
+/// smmu: which device page is which, and what is in the memory that it shares with the SMMU.
+pub mod space {
+    use crate::kernel::PAGE;
+
+    /// The first page of the SMMU's registers, and the page of the queue of events, 64 KiB behind it.
+    pub const REGISTERS: usize = 0;
+    /// See [`REGISTERS`].
+    pub const EVENTS: usize = 1;
+    /// Bytes of its registers.
+    pub const REGISTER_BYTES: u64 = 0x2_0000;
+
+    /// Where root writes the machine address of the shared memory.
+    pub const ADDRESS: u64 = 0;
+    /// Where the queue of commands is, and that of events: a page each.
+    pub const COMMAND_QUEUE: u64 = PAGE;
+    /// See [`COMMAND_QUEUE`].
+    pub const EVENT_QUEUE: u64 = 2 * PAGE;
+    /// Bytes of an entry of the table of streams.
+    pub const STREAM_BYTES: u64 = 64;
+    /// Fewest bits of a stream's number: such a table fills a page.
+    pub const LEAST_BITS: u8 = 6;
+    /// Most of them: a function's has so many.
+    pub const MOST_BITS: u8 = 16;
+
+    /// Where the table of streams is, whose numbers have so many bits, and what the address of the whole is a multiple of: the
+    /// table lies at a multiple of its size.
+    pub const fn streams(bits: u8) -> u64 {
+        let bytes = STREAM_BYTES << bits;
+        if bytes > 4 * PAGE { bytes } else { 4 * PAGE }
+    }
+
+    /// Where the tables of device spaces are, behind each other.
+    pub const fn tables(bits: u8) -> u64 {
+        streams(bits) + (STREAM_BYTES << bits)
+    }
+}
+
 /// Which ring page is which, as page numbers from [`RINGS`].
 pub mod ring {
     use crate::plan::MAX_SERVERS;
 
-    /// p2m, vcpu, irqfwd, monitors: this server's log (to console). Lines of text.
+    /// p2m, vcpu, irqfwd, smmu, monitors: this server's log (to console). Lines of text.
     pub const LOG: usize = 0;
-    /// p2m, vcpu, irqfwd, monitors: reports (to root), [`crate::wire::ToRoot`] as records.
+    /// p2m, vcpu, irqfwd, smmu, monitors: reports (to root), [`crate::wire::ToRoot`] as records.
     pub const REPORT: usize = 1;
     /// Monitors: what they were told of and said to it (to root), [`crate::wire::Seen`] as records.
     pub const SEEN: usize = 2;
@@ -174,6 +211,10 @@ pub mod slot {
     pub const QUEUE: u64 = 16;
     /// irqfwd: the lines, slot `LINE + i` in the order of its configuration.
     pub const LINE: u64 = 32;
+    /// smmu: the SMMU's lines: there are events, and something is wrong with it.
+    pub const SMMU_LINE: u64 = 16;
+    /// See [`SMMU_LINE`].
+    pub const SMMU_ERROR: u64 = 17;
     /// irqfwd: vCPU `i` of guest `g`, slot `VCPUS + 8 * g + i`; those of guests that have ended are not there.
     pub const VCPUS: u64 = 96;
     /// vcpu: signal to this server's own attending thread, the one behind the control thread, with the bit
@@ -323,6 +364,14 @@ pub mod vcpu_signal {
 pub mod irqfwd_signal {
     /// The CPU's queue is not empty any more.
     pub const QUEUE: u64 = 1;
+}
+
+/// Bits of the signal word of smmu's attending thread.
+pub mod smmu_signal {
+    /// There are events in the queue.
+    pub const EVENTS: u64 = 1;
+    /// Something is wrong with the SMMU itself.
+    pub const ERROR: u64 = 2;
 }
 
 /// Badges by which a server knows who asks.

@@ -28,6 +28,8 @@ pub const MAX_SOURCES: usize = 64;
 pub const MAX_FUNCTIONS: usize = 8;
 /// Most ranges of registers of a function: it has so many base address registers.
 pub const MAX_RANGES: usize = 6;
+/// Most streams of devices behind an SMMU.
+pub const MAX_STREAMS: usize = 16;
 
 /// Bytes of the payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,7 +48,7 @@ pub struct Plan<'a> {
     /// The manifest's name.
     pub name: &'a str,
     /// In order of start: console first, then p2m and vcpu of each guest, then irqfwd if a guest owns a device,
-    /// then monitors.
+    /// then smmu if the SMMU keeps one to its guest's memory, then monitors.
     #[serde(borrow)]
     pub servers: Vec<ServerPlan<'a>, MAX_SERVERS>,
     /// The guests.
@@ -86,6 +88,8 @@ pub enum Role {
     Vcpu(u8),
     /// The interrupts of all devices that guests own. Rank 2.
     Irqfwd,
+    /// The device spaces of all devices behind the SMMU. Rank 2.
+    Smmu,
     /// Watches guests. Rank 3.
     Monitor,
 }
@@ -95,7 +99,7 @@ impl Role {
     pub const fn rank(self) -> u8 {
         match self {
             Role::P2m(_) => 1,
-            Role::Vcpu(_) | Role::Irqfwd => 2,
+            Role::Vcpu(_) | Role::Irqfwd | Role::Smmu => 2,
             Role::Monitor => 3,
             Role::Console => 5,
         }
@@ -117,13 +121,13 @@ pub struct ServerPlan<'a> {
     /// thread on root's CPU. Root adds to each vcpu server a thread of index vCPUs + 1 on root's CPU that attends to
     /// input and timers. For irqfwd: one for each CPU that devices interrupt, and the control thread on root's CPU. For a
     /// monitor: one for each CPU on which a vCPU is watched, each once, and the control thread on root's CPU. For the
-    /// console: one thread.
+    /// console: one thread. For smmu: the control thread on root's CPU; root adds one there that attends to events.
     pub cpus: Vec<u8, 9>,
     /// Pages of page tables.
     pub table_pages: u16,
     /// Capability slots.
     pub slots: u16,
-    /// Its configuration ([`P2mConfig`], [`VcpuConfig`], [`IrqfwdConfig`], [`MonitorConfig`] or [`ConsoleConfig`]), if any.
+    /// Its configuration ([`P2mConfig`], [`VcpuConfig`], [`IrqfwdConfig`], [`SmmuConfig`], [`MonitorConfig`] or [`ConsoleConfig`]), if any.
     pub config: Part,
     /// Each of its threads has floating-point registers of its own; otherwise their use is a fault.
     pub float: bool,
@@ -416,6 +420,51 @@ pub struct SourcePlan {
     pub edge: bool,
     /// The kernel hands it on, and irqfwd keeps control.
     pub direct: bool,
+}
+
+/// Configuration of smmu.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SmmuConfig {
+    /// The run of its registers, by its place in [`crate::boot::BootHeader::devices`].
+    pub run: u8,
+    /// Its lines: there are events, and something is wrong with it. Both are edges.
+    pub lines: [u32; 2],
+    /// Bits of a stream's number; others are none of the table, and stopped.
+    pub stream_bits: u8,
+    /// Pages of the memory that it shares with the SMMU.
+    pub pages: u32,
+    /// The device spaces.
+    pub spaces: Vec<SpacePlan, MAX_GUESTS>,
+    /// Who writes and reads memory behind it.
+    pub streams: Vec<StreamPlan, MAX_STREAMS>,
+}
+
+/// A device space: what a guest's devices see of memory, which is what the guest has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpacePlan {
+    /// Which guest.
+    pub guest: u8,
+    /// First guest page of its memory.
+    pub first: u64,
+    /// Pages of it.
+    pub pages: u64,
+    /// The page to which messages are written, if a device writes any: the machine's own.
+    pub doorbell: Option<u64>,
+    /// Pages for its tables, behind those of the spaces before it.
+    pub tables: u16,
+}
+
+/// What a device's accesses bear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamPlan {
+    /// The stream's number.
+    pub number: u32,
+    /// The guest that owns the device.
+    pub guest: u8,
+    /// It sees the guest's device space only; otherwise all of memory.
+    pub protected: bool,
+    /// The line of the manifest that gives the guest the device.
+    pub line: u32,
 }
 
 /// Most guests that one monitor watches.

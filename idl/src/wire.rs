@@ -116,6 +116,25 @@ pub enum Report {
         /// In the order they were noted.
         records: Vec<Record, TRACE_PIECE>,
     },
+    /// A device touched memory that is not its guest's, and the SMMU stopped it.
+    DeviceStopped(Stopped),
+}
+
+/// An access of a device that the SMMU stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct Stopped {
+    /// The guest that owns the device.
+    pub guest: u8,
+    /// The line of the manifest that gives the guest the device.
+    pub line: u32,
+    /// The address, as the device said it.
+    pub address: u64,
+    /// Why: the number of the SMMU's event (SMMUv3 7.3).
+    pub event: u8,
+    /// It was a write.
+    pub writes: bool,
+    /// So many others of this device since it was told of last are not told.
+    pub more: u32,
 }
 
 /// Most records in a report: none takes more than 40 bytes, and a report has to fit [`MAX_PAYLOAD`].
@@ -201,6 +220,8 @@ pub enum ToRoot {
     Failed(String<96>),
     /// Monitor: a verdict ends the guest of this place ([`crate::plan::MonitorConfig::guests`]).
     Stop(u8),
+    /// smmu: an access of a device was stopped.
+    DeviceStopped(Stopped),
 }
 
 /// What a monitor was told of and said to it, in its ring of these ([`crate::layout::ring::SEEN`]): for the host to see.
@@ -439,6 +460,10 @@ pub enum IrqfwdOp {
     Restore = 6,
     /// The same of those that waited: `m2` to `m9` are `m2` to `m9` of [`IrqfwdOp::Delays`]. Back: `m0`.
     RestoreDelays = 7,
+    /// Functions of guest `m1` make no accesses of their own any more; its lines stay as they are. Back: `m0`.
+    Disconnect = 8,
+    /// They may again. Back: `m0`.
+    Connect = 9,
 }
 
 impl IrqfwdOp {
@@ -452,6 +477,31 @@ impl IrqfwdOp {
             5 => Some(IrqfwdOp::Delays),
             6 => Some(IrqfwdOp::Restore),
             7 => Some(IrqfwdOp::RestoreDelays),
+            8 => Some(IrqfwdOp::Disconnect),
+            9 => Some(IrqfwdOp::Connect),
+            _ => None,
+        }
+    }
+}
+
+/// Operations of smmu (`m0`); root calls them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Schema)]
+#[repr(u64)]
+pub enum SmmuOp {
+    /// Devices of guest `m1` see its device space, or all of memory where the plan says so. The guest's memory begins at
+    /// machine page `m2`. Nothing changes where they do already. Back: `m0` = 0 or 1 + a refusal.
+    Attach = 1,
+    /// They see nothing any more, and nothing of what they did before is on its way. Back: `m0`. Where that is refused
+    /// nobody knows: the next smmu begins with everything stopped.
+    Detach = 2,
+}
+
+impl SmmuOp {
+    /// The operation with this number.
+    pub const fn from_number(number: u64) -> Option<SmmuOp> {
+        match number {
+            1 => Some(SmmuOp::Attach),
+            2 => Some(SmmuOp::Detach),
             _ => None,
         }
     }

@@ -11,10 +11,10 @@ use trellis_idl::control::{
     RuleState, SourceState, SystemState, VcpuState, ViewState, Watch, WatchWhat,
 };
 use trellis_idl::event::EventKind;
-use trellis_idl::interface::{CONTROL, HOST, IRQFWD, Interface, MONITOR, P2M, VCPU};
+use trellis_idl::interface::{CONTROL, HOST, IRQFWD, Interface, MONITOR, P2M, SMMU, VCPU};
 use trellis_idl::plan::{Budget, EventPlan, MonitorConfig, OnReset, Populate, Rule, RulePlan, RuleVerdict, WatchedPlan};
 use trellis_idl::trace::{Record, TraceKind, Who};
-use trellis_idl::wire::{AddedRule, Crash, Fault, GuestEnd, IrqfwdOp, KnownRule, MAX_PAYLOAD, MonitorOp, MonitorState, P2mOp, PageRange, PageRanges, Report, Seen, ToRoot, VcpuOp};
+use trellis_idl::wire::{AddedRule, Crash, Fault, GuestEnd, IrqfwdOp, KnownRule, MAX_PAYLOAD, MonitorOp, MonitorState, P2mOp, PageRange, PageRanges, Report, Seen, SmmuOp, Stopped, ToRoot, VcpuOp};
 
 fn is<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &T, golden: &str) {
     let mut buffer = [0; 1024];
@@ -66,6 +66,9 @@ fn messages_keep_their_bytes() {
     is(&Report::ServerLate { server: 2, exit: Some((0, 3)) }, "0502010003");
     is(&Report::Trace { cpu: 1, is_gap: true, records: records() }, "06010102808080d0058080a08004e80702010280808080808080800400e90700");
     is(&Report::Last { cpu: 0, records: records() }, "070002808080d0058080a08004e80702010280808080808080800400e90700");
+    let stopped = Stopped { guest: 1, line: 15, address: 0x4400_0000, event: 0x10, writes: true, more: 300 };
+    is(&Report::DeviceStopped(stopped), "08010f808080a0041001ac02");
+    is(&ToRoot::DeviceStopped(stopped), "05010f808080a0041001ac02");
     is(&ToRoot::Ended(GuestEnd::Reset), "0001");
     is(&ToRoot::Ended(GuestEnd::Server(2)), "000402");
     is(&ToRoot::Reset, "01");
@@ -240,19 +243,26 @@ fn operations_keep_their_numbers() {
         assert_eq!((P2mOp::from_number(number), op as u64), (Some(op), number));
     }
     assert_eq!((VcpuOp::from_number(0), P2mOp::from_number(0), IrqfwdOp::from_number(0)), (None, None, None), "0 is ATTACH");
-    assert_eq!(MonitorOp::from_number(0), None, "0 is ATTACH");
+    for (number, op) in (1..).zip([SmmuOp::Attach, SmmuOp::Detach]) {
+        assert_eq!((SmmuOp::from_number(number), op as u64), (Some(op), number));
+    }
+    for (number, op) in (8..).zip([IrqfwdOp::Disconnect, IrqfwdOp::Connect]) {
+        assert_eq!((IrqfwdOp::from_number(number), op as u64), (Some(op), number));
+    }
+    assert_eq!((MonitorOp::from_number(0), SmmuOp::from_number(0)), (None, None), "0 is ATTACH");
 }
 
 /// Who changes a type that crosses changes a hash here, on purpose; who changes what one means counts its version up.
 #[test]
 fn interfaces_keep_their_schema() {
     let golden = [
-        (P2M, Interface { number: 1, version: 1, schema: 0x0135_024b_772c_d1a9 }),
-        (VCPU, Interface { number: 2, version: 1, schema: 0x81b9_ad91_46f6_8a3d }),
-        (IRQFWD, Interface { number: 4, version: 1, schema: 0x3d58_af00_9b90_dc23 }),
-        (MONITOR, Interface { number: 5, version: 1, schema: 0x4d4c_759f_9a19_45cb }),
+        (P2M, Interface { number: 1, version: 1, schema: 0xe07d_1a29_9ade_71fd }),
+        (VCPU, Interface { number: 2, version: 1, schema: 0x3067_bbb0_4a74_8489 }),
+        (IRQFWD, Interface { number: 4, version: 1, schema: 0x2086_1834_d911_3b13 }),
+        (SMMU, Interface { number: 6, version: 1, schema: 0x7c40_a98e_ddec_1472 }),
+        (MONITOR, Interface { number: 5, version: 1, schema: 0xc1b8_1220_923d_0adf }),
         (CONTROL, Interface { number: 8, version: 1, schema: 0x1e08_93c4_c5c2_de4d }),
-        (HOST, Interface { number: 3, version: 1, schema: 0x69dc_5bdc_224c_0b85 }),
+        (HOST, Interface { number: 3, version: 1, schema: 0x432a_c7e2_8c63_4581 }),
     ];
     for (now, then) in golden {
         assert_eq!(now, then, "{:#x}", now.schema);

@@ -7,6 +7,7 @@ use crate::device::{self, Device};
 use crate::function::{self, Messages};
 use crate::problem::{Code, Problem, Text};
 use crate::quantity::parse_size;
+use crate::smmu::{self, Smmu};
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeSet;
 use trellis_idl::boot;
@@ -52,9 +53,9 @@ pub struct Board {
     /// What makes interrupts of messages, if anything does.
     #[serde(default)]
     pub messages: Option<Messages>,
-    /// Where its SMMU is, if it has one.
+    /// Its SMMU, if it has one.
     #[serde(default)]
-    pub smmu: Option<u64>,
+    pub smmu: Option<Smmu>,
     /// What guests may own.
     #[serde(default, rename = "device")]
     pub devices: Vec<Device>,
@@ -230,7 +231,7 @@ impl Board {
         if self.vmid_bits > 16 {
             return Some("a VMID has at most 16 bits".into());
         }
-        device::contradiction(self).or_else(|| function::contradiction(self))
+        device::contradiction(self).or_else(|| function::contradiction(self)).or_else(|| smmu::contradiction(self))
     }
 
     /// Bytes of memory.

@@ -45,6 +45,8 @@ pub struct Programs {
     pub vcpu: Vec<u8>,
     /// irqfwd's; used where a guest owns a device.
     pub irqfwd: Vec<u8>,
+    /// smmu's; used where it keeps a device to its guest's memory.
+    pub smmu: Vec<u8>,
     /// The standard monitor's; used where a manifest names it.
     pub monitor: Vec<u8>,
     /// The tracer's; likewise.
@@ -75,6 +77,10 @@ impl System {
             Some(_) => Some(place(&mut payload, "irqfwd", &programs.irqfwd, SERVER_PIECES)?),
             None => None,
         };
+        let smmu = match self.has_smmu() {
+            true => Some(place(&mut payload, "smmu", &programs.smmu, SERVER_PIECES)?),
+            false => None,
+        };
         let monitors = self.place_monitors(programs, &mut payload)?;
         let mut plan = Plan { manifest, trace: programs.trace, ..self.plan() };
         for server in &mut plan.servers {
@@ -83,6 +89,7 @@ impl System {
                 Role::P2m(_) => &p2m,
                 Role::Vcpu(_) => &vcpu,
                 Role::Irqfwd => irqfwd.as_ref().ok_or(ComposeError::Encoding("irqfwd"))?,
+                Role::Smmu => smmu.as_ref().ok_or(ComposeError::Encoding("smmu"))?,
                 Role::Monitor => monitors.get(server.name).ok_or(ComposeError::Encoding("monitor"))?,
             };
             self.fill(server, program, &mut payload)?;
@@ -107,6 +114,7 @@ impl System {
                 payload.add_config(server.name, &vcpu_config(guest, loads))?
             }
             Role::Irqfwd => payload.add_config(server.name, &self.irqfwd_config())?,
+            Role::Smmu => payload.add_config(server.name, &self.smmu_config().ok_or(ComposeError::Encoding("smmu"))?)?,
             Role::Monitor => {
                 let monitor = self.monitor_named(server.name).ok_or(ComposeError::Encoding("monitor"))?;
                 payload.add_config(server.name, &self.monitor_config(monitor))?
@@ -198,7 +206,7 @@ impl System {
         let pages = |swap: &SwapPlan| u64::from(swap.pages);
         let monitors = self.monitors.iter().filter_map(|monitor| monitor.swap.as_ref()).map(|swap| 4 * pages(swap));
         let swaps = monitors.chain(self.forward.as_ref().map(|swap| 3 * pages(swap))).sum::<u64>() * PAGE;
-        let room = self.board.memory().saturating_sub(guests).saturating_sub(swaps);
+        let room = self.board.memory().saturating_sub(guests).saturating_sub(swaps).saturating_sub(self.smmu_bytes());
         let at = self.board.image_at;
         let range = self.board.ram.iter().find(|ram| (ram.base..ram.base + ram.bytes).contains(&at));
         let room = room.min(range.map_or(0, |ram| ram.base + ram.bytes - at));

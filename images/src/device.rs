@@ -7,6 +7,7 @@ use crate::function::{self, Requester};
 use crate::manifest::{DeviceEntry, GuestEntry};
 use crate::problem::{Code, Problem, nearest};
 use crate::ranges::{self, Pending, RegisterRange, Stretch, Table};
+use crate::smmu;
 use crate::table::{Problems, not_there_yet};
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -98,6 +99,10 @@ pub struct Owned {
     pub lines: Vec<u32>,
     /// The kernel hands its interrupts on.
     pub direct: bool,
+    /// The SMMU keeps it to the guest's memory.
+    pub protected: bool,
+    /// Where the manifest names it: bytes from its beginning.
+    pub at: usize,
 }
 
 /// What a board file says of its devices and cannot be.
@@ -144,7 +149,9 @@ pub fn owned(entry: &GuestEntry, board: &Board) -> Vec<Owned> {
             next = base.saturating_add(bytes);
             stretches.extend(device.shown(&range, base + range.base % PAGE));
         }
-        Owned { device: device.clone(), stretches, lines: Vec::new(), direct: entry.direct }
+        let protected = entry.unprotected.is_none() && smmu::protects(board, device);
+        let (lines, direct, at) = (Vec::new(), entry.direct, entry.device.span.start);
+        Owned { device: device.clone(), stretches, lines, direct, protected, at }
     };
     let mut all: Vec<Owned> = known.map(place).collect();
     number(&mut all);
@@ -237,16 +244,17 @@ fn memory(board: &Board, entry: &DeviceEntry, device: &Device, problems: &mut Pr
                 .hint("leave it out"),
         ),
         (None, false) => {}
-        (_, true) if board.smmu.is_some() => {
-            problems.push(not_there_yet("device", "a device behind an SMMU", entry.device.span.clone()));
-        }
+        (None, true) if smmu::protects(board, device) => {}
         (Some(_), true) if device.function.is_some() => {}
         (Some(key), true) => {
             problems.push(not_there_yet("dma = \"unprotected\"", "guest memory mapped one to one for a device", key.clone()));
         }
         (None, true) => problems.push(
             Problem::new(Code::DeviceDma, format!("device `{}` could write to all of memory", device.name))
-                .at(entry.device.span.clone(), "touches memory by itself, and the board has no SMMU")
+                .at(entry.device.span.clone(), match board.smmu {
+                    None => "touches memory by itself, and the board has no SMMU",
+                    Some(_) => "touches memory by itself, and does not go through the board's SMMU: it has no stream-ids",
+                })
                 .hint("dma = \"unprotected\" says that its guest is trusted with the whole machine"),
         ),
     }
@@ -276,11 +284,13 @@ fn room(guests: &[GuestEntry], board: &Board, problems: &mut Problems) {
         let own: usize = all.iter().map(|owned| owned.stretches.len()).sum();
         runs += own;
         before.extend(all.iter().cloned());
-        let runs = runs + function::runs(board, before.iter()).len();
+        let smmu = usize::from(before.iter().any(|owned| owned.protected));
+        let runs = runs + function::runs(board, before.iter()).len() + smmu;
         sources += all.iter().map(|owned| owned.device.lines.len()).sum::<usize>();
         let past = all.iter().flat_map(|owned| &owned.stretches).any(|one| one.address.saturating_add(one.bytes) > OWNED_END);
         let Some(last) = guest.devices.last() else { continue };
-        if own > MAX_DEVICES || runs > MOST_RUNS || sources > MAX_SOURCES || past || function::too_many(before.iter()) {
+        let is_too_much = function::too_many(before.iter()) || smmu::too_many(board, before.iter());
+        if own > MAX_DEVICES || runs > MOST_RUNS || sources > MAX_SOURCES || past || is_too_much {
             problems.push(
                 Problem::new(Code::TooManyDevices, format!("guest `{}` owns too much", guest.name.value))
                     .at(last.device.span.clone(), "one too many")

@@ -3,7 +3,9 @@
 
 use crate::guest::Guest;
 use crate::monitor::Monitor;
+use crate::device::Owned;
 use crate::quantity::{show_size, show_time};
+use crate::smmu::streams;
 use crate::system::System;
 use crate::view::word;
 use trellis_idl::control::Control;
@@ -60,6 +62,7 @@ pub(crate) fn duty(system: &System, name: &str, role: Role) -> Duty {
             purpose: "watches guests: is asked about what they do to watched pages, and decides".into(),
             may: system.monitor_named(name).map_or(Vec::new(), |monitor| monitor_may(system, monitor)),
         },
+        Role::Smmu => Duty { purpose: "keeps devices that touch memory by themselves to their guests' memory".into(), may: smmu_rights(system) },
         Role::Irqfwd => Duty {
             purpose: "forwards the interrupts of devices that guests own".into(),
             may: system
@@ -71,6 +74,18 @@ pub(crate) fn duty(system: &System, name: &str, role: Role) -> Duty {
                 .collect(),
         },
     }
+}
+
+/// What smmu does for each device.
+fn smmu_rights(system: &System) -> Vec<String> {
+    let one = |(index, owned): (usize, &Owned)| {
+        let streams: Vec<String> = streams(&system.board, &owned.device).iter().map(|stream| format!("{stream:#x}")).collect();
+        let guest = &system.guests()[index].name;
+        let what = if owned.protected { format!("guest {guest}'s memory alone") } else { "all of memory, unprotected".into() };
+        (!streams.is_empty()).then(|| format!("show {} (stream {}) {what}", owned.device.name, streams.join(", ")))
+    };
+    let tables = "say where the SMMU keeps its tables, and which memory each device sees".to_string();
+    system.owned().filter_map(one).chain([tables, "be called by root".into(), "signal root and console".into()]).collect()
 }
 
 /// What irqfwd may beside that where functions of PCI interrupt.
@@ -154,7 +169,7 @@ impl System {
         let owned = self.owned().flat_map(|(_, owned)| {
             owned.stretches.iter().map(|stretch| format!("{} at {:#x}", owned.device.name, stretch.base))
         });
-        let more = self.message_runs().into_iter().map(|(name, range)| format!("{name} at {:#x}", range.base));
+        let more = self.message_runs().into_iter().chain(self.smmu_run()).map(|(name, range)| format!("{name} at {:#x}", range.base));
         let devices: Vec<String> = devices.into_iter().chain(owned).chain(more).collect();
         format!(
             "\nserver root (rank {ROOT_RANK}) on CPU 0\n  starts the system from its plan and supervises it\n  \
@@ -200,6 +215,7 @@ impl System {
             Role::Console => vec![0],
             Role::P2m(guest) | Role::Vcpu(guest) => self.guests[usize::from(guest)].server_cpus().collect(),
             Role::Irqfwd => self.irqfwd_cpus(),
+            Role::Smmu => vec![0],
             Role::Monitor => self.monitor_named(name).map_or(Vec::new(), |monitor| self.monitor_cpus(monitor)),
         }
     }
@@ -281,7 +297,9 @@ fn explain_guest(guest: &Guest) -> String {
         if device.table.is_some() {
             text += &format!("    the table of {}'s messages is on pages that it does not see\n", device.name);
         }
-        if device.has_dma() {
+        if owned.protected {
+            text += &format!("    {} reads and writes this memory by itself, at the guest's addresses, and no other: the SMMU stops it\n", device.name);
+        } else if device.has_dma() {
             text += &format!("    {} reads and writes all of memory by itself, unprotected, at the machine's addresses\n", device.name);
         }
     }

@@ -71,9 +71,9 @@ fn servers(manifest: &Manifest, problems: &mut Problems) {
     }
 }
 
-/// Whether irqfwd is needed: 1 or 0.
+/// irqfwd and, where the board has an SMMU, smmu may be needed: as many.
 fn has_devices(manifest: &Manifest) -> usize {
-    usize::from(manifest.guests.iter().any(|guest| !guest.devices.is_empty()))
+    2 * usize::from(manifest.guests.iter().any(|guest| !guest.devices.is_empty()))
 }
 
 fn essential(manifest: &Manifest, problems: &mut Problems) {

@@ -47,6 +47,13 @@ impl std::fmt::Display for Requester {
     }
 }
 
+impl Messages {
+    /// Where messages are written to.
+    pub const fn doorbell(self) -> u64 {
+        self.service + DOORBELL
+    }
+}
+
 impl<'de> Deserialize<'de> for Requester {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
@@ -166,7 +173,7 @@ impl System {
             redistributors: first + 1,
             redistributors_at: self.board.gic.cpu,
             frames: self.board.cpus.len() as u8,
-            doorbell: messages.service + DOORBELL,
+            doorbell: messages.doorbell(),
             cpus: bounded(cpus.into_iter().filter_map(|cpu| Some((cpu, affinity(*self.board.cpus.get(usize::from(cpu))?))))),
             functions: bounded(functions),
         })

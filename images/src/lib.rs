@@ -29,6 +29,7 @@ mod program;
 pub mod quantity;
 mod query;
 pub mod ranges;
+pub mod smmu;
 pub mod source;
 pub mod swap;
 mod system;

@@ -15,7 +15,7 @@ use trellis_idl::plan::{OnReset, Populate, Sve};
 /// Longest manifest.
 pub const MAX_BYTES: usize = 1 << 20;
 const MAX_NAME: usize = 31;
-const RESERVED: [&str; 7] = ["root", "console", "kernel", "host", "p2m", "vcpu", "irqfwd"];
+const RESERVED: [&str; 8] = ["root", "console", "kernel", "host", "p2m", "vcpu", "irqfwd", "smmu"];
 
 /// Whether no guest, monitor or channel may have this name.
 pub fn is_reserved(name: &str) -> bool {

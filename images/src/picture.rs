@@ -166,6 +166,9 @@ impl System {
             if self.owned().next().is_some() && self.irqfwd_cpus().contains(&(cpu as u8)) {
                 words.push("irqfwd".into());
             }
+            if self.has_smmu() && cpu == 0 {
+                words.push("smmu".into());
+            }
             for guest in &self.guests {
                 let here = guest.cpus.iter().enumerate().filter(|(_, at)| usize::from(**at) == cpu);
                 words.extend(here.map(|(vcpu, _)| {

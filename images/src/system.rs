@@ -13,6 +13,7 @@ use crate::manifest::{MAX_BYTES, Manifest};
 use crate::monitor::{IRQFWD, Monitor, MonitorEntry, Program, Shipped};
 use crate::problem::{Code, Problem, Report, Text, nearest};
 use crate::ranges::Stretch;
+use crate::smmu::SMMU;
 use crate::source::Source;
 use crate::table::{Placed, Problems};
 use heapless::Vec as Bounded;
@@ -108,7 +109,7 @@ impl System {
     }
 
     /// What guests are shown of their devices' registers, each with its guest's index: a run each, in this order.
-    fn stretches(&self) -> impl Iterator<Item = (usize, &Stretch)> {
+    pub(crate) fn stretches(&self) -> impl Iterator<Item = (usize, &Stretch)> {
         self.owned().flat_map(|(guest, owned)| owned.stretches.iter().map(move |stretch| (guest, stretch)))
     }
 
@@ -119,16 +120,17 @@ impl System {
         cpus.into_iter().chain([0]).collect()
     }
 
-    /// What the emulator is told of devices that guests own.
+    /// What the emulator is told of devices that guests own, and of the SMMU where they go through it.
     pub fn emulator_arguments(&self) -> Vec<String> {
-        self.owned().flat_map(|(_, owned)| owned.device.emulator.iter().cloned()).collect()
+        let smmu = self.board.smmu.iter().filter(|_| self.has_smmu()).flat_map(|smmu| smmu.emulator.iter().cloned());
+        smmu.chain(self.owned().flat_map(|(_, owned)| owned.device.emulator.iter().cloned())).collect()
     }
 
     /// Puts owned devices into the header, behind the board's own.
     pub(crate) fn write_devices(&self, header: &mut BootHeader) {
         let free = header.devices.iter_mut().skip(self.board.fixed_devices().len());
         let owned = self.stretches().map(|(_, stretch)| Range { base: stretch.page() * PAGE, bytes: stretch.pages() * PAGE });
-        let more = self.message_runs().into_iter().map(|(_, range)| range);
+        let more = self.message_runs().into_iter().chain(self.smmu_run()).map(|(_, range)| range);
         for (to, range) in free.zip(owned.chain(more)) {
             *to = range;
         }
@@ -209,6 +211,7 @@ impl System {
             Role::Console => bounded([0]),
             Role::P2m(guest) | Role::Vcpu(guest) => bounded(self.guests[usize::from(guest)].server_cpus()),
             Role::Irqfwd => bounded(self.irqfwd_cpus()),
+            Role::Smmu => bounded([0]),
             Role::Monitor => bounded(self.monitor_named(name).map_or(Vec::new(), |monitor| self.monitor_cpus(monitor))),
         };
         ServerPlan {
@@ -257,7 +260,7 @@ fn guest_plan(index: usize, guest: &Guest) -> GuestPlan<'_> {
     }
 }
 
-const _: () = assert!(3 * fit::MAX_GUESTS + 1 < MAX_SERVERS);
+const _: () = assert!(3 * fit::MAX_GUESTS + 2 < MAX_SERVERS);
 
 fn decode(shown: &str, bytes: Vec<u8>) -> Result<String, Report> {
     if bytes.len() > MAX_BYTES {
@@ -298,6 +301,7 @@ fn check(path: &Path, text: String, source: &dyn Source, problems: &mut Problems
             [(guest.p2m_name(), Role::P2m(index as u8)), (guest.vcpu_name(), Role::Vcpu(index as u8))]
         }))
         .chain(guests.iter().any(|guest| !guest.devices.is_empty()).then(|| (IRQFWD.to_string(), Role::Irqfwd)))
+        .chain(guests.iter().any(|guest| guest.protected().next().is_some()).then(|| (SMMU.to_string(), Role::Smmu)))
         .chain(monitors.iter().map(|monitor| (monitor.name.clone(), Role::Monitor)))
         .collect();
     let (server_float, control) = (manifest.server_float, manifest.control);

@@ -8,8 +8,8 @@ use trellis_idl::event::EventKind;
 use trellis_idl::kernel::{Access, PAGE};
 use trellis_idl::layout::PROGRAM;
 use trellis_idl::plan::{
-    ConsoleConfig, DevicePages, EventPlan, FunctionPlan, IrqfwdConfig, MessagePlan, MonitorConfig, P2mConfig, Part, Plan, RangePlan, Role, RulePlan, RuleVerdict, SourcePlan, TablePlace, TablePlan,
-    VcpuConfig, WatchedPlan, WatcherPlan, Without,
+    ConsoleConfig, DevicePages, EventPlan, FunctionPlan, IrqfwdConfig, MessagePlan, MonitorConfig, P2mConfig, Part, Plan, RangePlan, Role, RulePlan,
+    RuleVerdict, SmmuConfig, SourcePlan, SpacePlan, StreamPlan, TablePlace, TablePlan, VcpuConfig, WatchedPlan, WatcherPlan, Without,
 };
 use trellis_images::{ComposeError, Download, Programs, Source, System, query};
 use zerocopy::{FromBytes, IntoBytes};
@@ -64,7 +64,7 @@ fn kernel(version: u32, magic: u64) -> Vec<u8> {
 
 fn programs() -> Programs {
     let program = program(6);
-    Programs { kernel: kernel(1, 0), root: program.clone(), console: program.clone(), p2m: program.clone(), vcpu: program.clone(), irqfwd: program.clone(), monitor: program.clone(), tracer: program.clone(), guard: program, trace: false }
+    Programs { kernel: kernel(1, 0), root: program.clone(), console: program.clone(), p2m: program.clone(), vcpu: program.clone(), irqfwd: program.clone(), monitor: program.clone(), tracer: program.clone(), guard: program.clone(), smmu: program, trace: false }
 }
 
 fn header(image: &[u8]) -> BootHeader {
@@ -127,7 +127,7 @@ fn root_finds_servers_and_guests_through_the_plan() {
                 let config: P2mConfig<'_> = postcard::from_bytes(config(&image, server.config)).expect("a configuration");
                 assert_eq!((config.first_page, config.pages, config.gicv_page), (0x40000, 4096, None));
             }
-            Role::Irqfwd | Role::Monitor => panic!("no guest of it owns a device or is watched"),
+            Role::Irqfwd | Role::Smmu | Role::Monitor => panic!("no guest of it owns a device or is watched"),
             Role::Vcpu(_) => {
                 let config: VcpuConfig<'_> = postcard::from_bytes(config(&image, server.config)).expect("a configuration");
                 assert_eq!((config.entry, config.x0), (0x4020_0000, 0x4000_0000));
@@ -284,6 +284,43 @@ fn a_function_with_several_ranges_shows_its_guest_all_but_the_pages_with_its_tab
     // Each of them in the tree, in order.
     let cells = [0xb10_0000u64, 0x2_0000, 0xb12_0000, PAGE, 0xb12_2000, PAGE, 0xb12_4000, 4 * PAGE].map(u64::to_be_bytes).concat();
     assert!(system.guests()[0].placement.tree.windows(cells.len()).any(|window| window == cells));
+}
+
+#[test]
+fn a_device_behind_the_smmu_gets_a_space_of_its_guests_memory_unless_the_manifest_says_otherwise() {
+    let text = std::fs::read_to_string("dma.toml").expect("the manifest");
+    let text = text.replace("board = \"virt\"", "board = \"tests/files/smmu-functions-board.toml\"");
+    let second = "\n[[guest.neighbour.device]]\ndevice = \"net\"\ndma = \"unprotected\"\n";
+    let shared = System::from_text(Path::new("dma.toml"), text + second, &Shelf).unwrap_or_else(|report| panic!("{}", report.render(false)));
+    assert_eq!(shared.emulator_arguments()[..2], ["-machine", "iommu=smmuv3"]);
+    let image = shared.compose(&programs()).expect("an image");
+    let run = header(&image).devices[7];
+    assert_eq!((run.base, run.bytes), (0x0905_0000, 0x2_0000), "behind all others");
+    let plan = Part { offset: header(&image).plan.base, bytes: header(&image).plan.bytes };
+    let plan: Plan<'_> = postcard::from_bytes(part(&image, plan)).expect("a plan");
+    let names: Vec<_> = plan.servers.iter().skip(5).map(|server| (server.name, server.role, server.cpus.len())).collect();
+    assert_eq!(names, [("irqfwd", Role::Irqfwd, 3), ("smmu", Role::Smmu, 1)]);
+    let found: SmmuConfig = postcard::from_bytes(config(&image, plan.servers[6].config)).expect("a configuration");
+    let stream = |number, guest, protected, line| StreamPlan { number, guest, protected, line };
+    let expected = SmmuConfig {
+        run: 7,
+        lines: [106, 109],
+        stream_bits: 6,
+        pages: 9,
+        spaces: [SpacePlan { guest: 0, first: 0x4_0000, pages: 4096, doorbell: Some(0x8090), tables: 4 }].into_iter().collect(),
+        streams: [stream(0x10, 0, true, 15), stream(0x18, 1, false, 25)].into_iter().collect(),
+    };
+    assert_eq!(found, expected);
+    let explained = shared.explain();
+    for words in [
+        "edu reads and writes this memory by itself, at the guest's addresses, and no other", "net reads and writes all of memory by itself",
+        "may show edu (stream 0x10) guest dma's memory alone", "may show net (stream 0x18) all of memory, unprotected", "SMMU at 0x9050000",
+    ] {
+        assert!(explained.contains(words), "{words}\n{explained}");
+    }
+    // Where nobody needs it, nothing of it is there.
+    let edu = system("edu.toml");
+    assert!(!edu.has_smmu() && edu.emulator_arguments()[0] == "-device" && edu.servers().len() == 4);
 }
 
 /// Two guests, one of them watched by two monitors, of which one is a program of its own and watches both.

@@ -8,8 +8,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use trellis_images::{Code, Download, Report, Source, System};
 
-/// Boards that are `functions-board.toml` with one thing said otherwise: their names, what it says, and what they do.
-const OTHERWISE: [(&str, &str, &str); 11] = [
+/// Boards that are `functions-board.toml` or `smmu-board.toml`, as their names begin, with one thing said otherwise: their names, what it
+/// says, and what they do.
+const OTHERWISE: [(&str, &str, &str); 14] = [
     ("functions-many-board.toml", "messages = 4", "messages = 32"),
     ("functions-three-board.toml", "messages = 4", "messages = 3"),
     ("functions-name-board.toml", "function = \"00:02.0\"", "function = \"00:20.0\""),
@@ -21,6 +22,9 @@ const OTHERWISE: [(&str, &str, &str); 11] = [
     ("functions-table-board.toml", "register = 4, offset = 0x1000", "register = 4, offset = 0x7ff0"),
     ("functions-overlap-board.toml", "base = 0x8000000000", "base = 0x20200000"),
     ("functions-none-board.toml", "[messages]\nservice = 0x08080000\nconfiguration = 0x4010000000\n", ""),
+    ("smmu-twice-board.toml", "lines = [56]", "lines = [56]\nstream-ids = [3, 16]"),
+    ("smmu-odd-board.toml", "base = 0x09050000", "base = 0x09051000"),
+    ("smmu-line-board.toml", "lines = [106, 109]", "lines = [106, 54]"),
 ];
 
 /// Files as they are, and boards that are nearly one of them; one guest of ours; no downloads.
@@ -28,10 +32,10 @@ struct Shelf;
 
 impl Source for Shelf {
     fn read(&self, path: &Path) -> std::io::Result<Vec<u8>> {
-        let Some((_, said, instead)) = OTHERWISE.iter().find(|(name, ..)| path.ends_with(name)) else {
+        let Some((name, said, instead)) = OTHERWISE.iter().find(|(name, ..)| path.ends_with(name)) else {
             return std::fs::read(path);
         };
-        let board = std::fs::read_to_string(path.with_file_name("functions-board.toml"))?;
+        let board = std::fs::read_to_string(path.with_file_name(if name.starts_with("smmu") { "smmu-board.toml" } else { "functions-board.toml" }))?;
         assert_eq!(board.matches(said).count(), 1, "the board says {said} once");
         Ok(board.replace(said, instead).into_bytes())
     }

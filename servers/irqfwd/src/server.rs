@@ -118,6 +118,13 @@ impl<G: Gate> Irqfwd<G> {
         })
     }
 
+    /// It may not, and touches no memory.
+    fn disconnect(&self, system: &impl System, guest: u64) {
+        if let Some(gate) = &self.gate {
+            gate.disconnect(system, guest as u8);
+        }
+    }
+
     fn wish(&self, index: usize, plan: &SourcePlan) -> Wish<G> {
         let cpus = self.config.guests.get(usize::from(plan.guest)).cloned().unwrap_or_default();
         let first = slot::VCPUS + u64::from(plan.guest) * MAX_VCPUS as u64;
@@ -131,9 +138,7 @@ impl<G: Gate> Irqfwd<G> {
     fn unbind(&self, system: &impl System, guest: u64) -> Result<(), Refusal> {
         let queue = Queue::of_any(Machine::at(slot::SYSTEM));
         let mut result = Ok(());
-        if let Some(gate) = &self.gate {
-            gate.disconnect(system, guest as u8);
-        }
+        self.disconnect(system, guest);
         for (index, _) in self.lines(guest) {
             let mut sources = self.sources.lock(system);
             let Some(place) = sources.get_mut(index).filter(|place| **place != NONE) else { continue };
@@ -228,6 +233,8 @@ impl<G: Gate> Server for Irqfwd<G> {
             Some(IrqfwdOp::Count) => self.count(system, words[1]).map(|counts| answer[1..7].copy_from_slice(&counts)),
             Some(IrqfwdOp::Delays) => self.delays(system, words[1]).map(|delays| answer[1..].copy_from_slice(&delays)),
             Some(IrqfwdOp::Restore) => self.restore(system, &words),
+            Some(IrqfwdOp::Disconnect) => self.guest(words[1]).map(|guest| self.disconnect(system, guest)),
+            Some(IrqfwdOp::Connect) => self.guest(words[1]).and_then(|guest| self.connect(system, guest)),
             Some(IrqfwdOp::RestoreDelays) => self.restore_delays(system, &words),
             None => Err(Refusal::NoOperation),
         });

@@ -90,7 +90,7 @@ fn every_number_that_root_says_is_tried_at_its_bounds() {
     assert_eq!(*noted.0.lock().unwrap(), (vec![0, 1], vec![]));
     for number in NUMBERS {
         let refused = (number > 1).then_some(Refusal::OutOfRange);
-        for op in [IrqfwdOp::Unbind, IrqfwdOp::Bind] {
+        for op in [IrqfwdOp::Unbind, IrqfwdOp::Bind, IrqfwdOp::Disconnect, IrqfwdOp::Connect] {
             assert_eq!(call(&server, &[op as u64, number]).err(), refused, "{op:?} guest {number}");
         }
         assert_eq!(call(&server, &[IrqfwdOp::Moved as u64, number, 0, 0]).err(), refused, "of guest {number}");
@@ -106,5 +106,5 @@ fn every_number_that_root_says_is_tried_at_its_bounds() {
         }
     }
     let (connected, disconnected) = noted.0.lock().unwrap().clone();
-    assert_eq!((connected, disconnected), (vec![0, 1, 0, 1], vec![0, 1]), "nobody else's functions were touched");
+    assert_eq!((connected, disconnected), (vec![0, 1, 0, 0, 1, 1], vec![0, 0, 1, 1]), "nobody else's functions were touched");
 }

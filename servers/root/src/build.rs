@@ -224,13 +224,13 @@ pub fn start(system: &impl System, built: &Built) -> Result<(), StartError> {
     Ok(())
 }
 
-/// How the threads of a server get their time; a vcpu server and a monitor have an attending thread besides those in its plan.
+/// How the threads of a server get their time; a vcpu server, smmu and a monitor have an attending thread besides those in its plan.
 pub fn times(role: Role, planned: usize, attending: Time) -> Vec<Time, MAX_THREADS> {
     let lent = core::iter::repeat_n(LENT, planned);
     match role {
         Role::Console => core::iter::repeat_n(attending, planned).take(MAX_THREADS).collect(),
         Role::P2m(_) => lent.take(MAX_THREADS).collect(),
-        Role::Vcpu(_) | Role::Monitor => lent.chain([attending]).take(MAX_THREADS).collect(),
+        Role::Vcpu(_) | Role::Smmu | Role::Monitor => lent.chain([attending]).take(MAX_THREADS).collect(),
         Role::Irqfwd => {
             let posts = core::iter::repeat_n(attending, planned.saturating_sub(1));
             posts.chain([LENT]).take(MAX_THREADS).collect()

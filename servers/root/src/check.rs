@@ -29,9 +29,14 @@ pub fn check(plan: &Plan<'_>) -> Result<(), StartError> {
     if forwarders != usize::from(owners) || owners && behind != Some(Role::Irqfwd) {
         return Err(StartError::Plan("devices without irqfwd, or irqfwd without devices"));
     }
+    let shields = plan.servers.iter().filter(|server| server.role == Role::Smmu).count();
+    let next = plan.servers.get(2 + 2 * plan.guests.len()).map(|server| server.role);
+    if shields > 1 || shields == 1 && (!owners || next != Some(Role::Smmu)) {
+        return Err(StartError::Plan("smmu without devices"));
+    }
     let monitors = plan.servers.iter().filter(|server| server.role == Role::Monitor).count();
     // The last bit of root's signal word is the host's.
-    if plan.servers.len() == MAX_SERVERS || consoles != 1 || plan.servers.len() != 1 + 2 * plan.guests.len() + forwarders + monitors {
+    if plan.servers.len() == MAX_SERVERS || consoles != 1 || plan.servers.len() != 1 + 2 * plan.guests.len() + forwarders + shields + monitors {
         return Err(StartError::Plan("servers that belong to nobody"));
     }
     if monitors > MAX_MONITORS {
@@ -98,7 +103,7 @@ fn guest(plan: &Plan<'_>, index: usize, guest: &GuestPlan<'_>) -> Result<(), Sta
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::{MONITOR, plan, plan_with_device, plan_with_monitor};
+    use crate::fake::{MONITOR, plan, plan_with_device, plan_with_monitor, plan_with_shield};
     use trellis_idl::plan::Without;
 
     #[test]
@@ -114,6 +119,27 @@ mod tests {
         ];
         for (index, spoil) in spoilt.iter().enumerate() {
             let mut plan = plan_with_device();
+            spoil(&mut plan);
+            assert!(check(&plan).is_err(), "{index}");
+        }
+    }
+
+    #[test]
+    fn smmu_comes_behind_irqfwd_and_once() {
+        assert_eq!(check(&plan_with_shield()), Ok(()));
+        let spoilt: [fn(&mut Plan<'_>); 3] = [
+            |plan| plan.servers.swap(5, 6),
+            |plan| {
+                let again = plan.servers[6].clone();
+                plan.servers.push(again).unwrap();
+            },
+            |plan| {
+                plan.servers.remove(5);
+                plan.guests[1].devices.clear();
+            },
+        ];
+        for (index, spoil) in spoilt.iter().enumerate() {
+            let mut plan = plan_with_shield();
             spoil(&mut plan);
             assert!(check(&plan).is_err(), "{index}");
         }

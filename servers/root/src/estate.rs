@@ -86,7 +86,7 @@ fn server(
             let priority = u64::from(guest.priority.min(guest::MAX_PRIORITY)) + 1;
             (Time { priority, budget: guest::time(guest) }, guest::load_tables(&guest::config(board, server)?))
         }
-        Role::P2m(_) | Role::Console | Role::Irqfwd | Role::Monitor => (LENT, 0),
+        Role::P2m(_) | Role::Console | Role::Irqfwd | Role::Smmu | Role::Monitor => (LENT, 0),
     };
     let times = build::times(server.role, server.cpus.len(), attending);
     build::server(system, board, supply, server, &times, tables)

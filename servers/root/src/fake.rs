@@ -628,6 +628,13 @@ impl FakeBoard {
         let at = IRQFWD_CONFIG.offset as usize;
         let used = postcard::to_slice(&config, &mut payload[at + 8..]).unwrap().len() as u64;
         payload[at..at + 8].copy_from_slice(&used.to_le_bytes());
+        let space = SpacePlan { guest: 1, first: 0x4_0000, pages: 1024, doorbell: None, tables: 4 };
+        let stream = StreamPlan { number: 0x10, guest: 1, protected: true, line: 7 };
+        let (spaces, streams) = ([space].into_iter().collect(), [stream].into_iter().collect());
+        let config = SmmuConfig { run: 2, lines: [106, 109], stream_bits: 6, pages: 9, spaces, streams };
+        let at = SMMU_CONFIG.offset as usize;
+        let used = postcard::to_slice(&config, &mut payload[at + 8..]).unwrap().len() as u64;
+        payload[at..at + 8].copy_from_slice(&used.to_le_bytes());
         FakeBoard { payload: payload.leak(), rings: Vec::leak((0..128).map(|_| RingPage::new()).collect()), scratch: Box::leak(Box::default()), events: Box::leak(Box::new(Shared::new(Events::NONE))), rules: Box::leak(Box::new(Shared::new(Kepts::NONE))) }
     }
 }
@@ -681,6 +688,7 @@ fn server(name: &'static str, role: Role, threads: usize, config: Part) -> Serve
         Role::P2m(_) => 4,
         Role::Vcpu(_) => 7,
         Role::Irqfwd => 0x1a,
+        Role::Smmu => 0x34,
         Role::Monitor => 0x1d,
     };
     let segments = [
@@ -710,6 +718,15 @@ pub fn plan_with_device() -> Plan<'static> {
     plan.guests[1].devices.push(1).unwrap();
     plan
 }
+
+/// The same, and the SMMU keeps the device to the guest's memory.
+pub fn plan_with_shield() -> Plan<'static> {
+    let mut plan = plan_with_device();
+    plan.servers.push(server("smmu", Role::Smmu, 1, SMMU_CONFIG)).unwrap();
+    plan
+}
+
+const SMMU_CONFIG: Part = Part { offset: 0x38 * PAGE, bytes: 200 };
 
 /// Root's, the console's and both guests' servers come first.
 pub const MONITOR: usize = 5;

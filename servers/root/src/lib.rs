@@ -3,7 +3,7 @@
 //!
 //! [`check`] trusts nothing in the plan that an index could break. [`supply`] hands out memory, [`build`] makes the
 //! servers and [`guest`] the guests, [`wire`] the rings between them, [`estate`] all that belongs to one guest together,
-//! [`forward`] the server that hands devices' interrupts to guests, [`watch`] the monitors. Then [`policy`] decides what follows from what
+//! [`forward`] the server that hands devices' interrupts to guests, [`smmu`] the one that keeps devices to their guests' memory, [`watch`] the monitors. Then [`policy`] decides what follows from what
 //! happens, a value without any system call, and [`run`] carries it out. A monitor that runs can get another one in its place: [`upload`] is how
 //! that comes, [`program`] what is in it, [`room`] where it is made. [`trace`] sends what CPUs did last, [`load`] adds it
 //! up, and [`host`] says what of the host's wishes is obeyed, [`events`] what monitors were told of.
@@ -25,6 +25,7 @@ pub mod program;
 pub mod room;
 pub mod rules;
 pub mod run;
+pub mod smmu;
 pub mod supply;
 pub mod trace;
 pub mod upload;

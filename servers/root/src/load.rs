@@ -106,7 +106,7 @@ impl<'a> Tally<'a> {
             // Root is domain 0, then come the servers.
             Who::Thread { domain, .. } => match self.plan.servers.get(usize::from(domain).checked_sub(1)?)?.role {
                 Role::P2m(guest) | Role::Vcpu(guest) => guest,
-                Role::Console | Role::Irqfwd | Role::Monitor => return None,
+                Role::Console | Role::Irqfwd | Role::Smmu | Role::Monitor => return None,
             },
         };
         if !self.load.guests.iter().any(|known| known.guest == guest) {

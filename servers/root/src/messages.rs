@@ -59,7 +59,7 @@ pub fn attach(system: &impl System, plan: Option<&MessagePlan>, tables: Option<F
 }
 
 /// Maps a page of a device's run at a place.
-fn map(system: &impl System, domain: Domain, place: usize, run: u8, page: u64) -> Result<(), StartError> {
+pub fn map(system: &impl System, domain: Domain, place: usize, run: u8, page: u64) -> Result<(), StartError> {
     if !(1..RUNS).contains(&run) {
         return Err(StartError::Plan("a device that is not there"));
     }

@@ -21,7 +21,7 @@ pub enum Event {
     ServerStopped(u8, Death, u64),
     /// A guest cannot go on: its monitor says so, or there is none any more.
     Condemned(u8, GuestEnd),
-    /// The host ends a monitor or irqfwd, so that there is another one.
+    /// The host ends a monitor, irqfwd or smmu, so that there is another one.
     Killed(u8),
 }
 
@@ -48,7 +48,7 @@ pub enum Action {
     Rebuild(u8),
     /// Start a guest again from its image.
     Reboot(u8),
-    /// Make irqfwd anew: its guests go on.
+    /// Make irqfwd or smmu anew: their guests go on.
     Revive(u8),
     /// Make a monitor anew: what its guests do meanwhile is as the manifest says.
     Relieve(u8),
@@ -90,7 +90,7 @@ pub struct Policy {
     guests: Vec<Life, MAX_GUESTS>,
     /// Each server's role, and whether it stopped.
     servers: Vec<(Role, bool), MAX_SERVERS>,
-    /// How often in a row irqfwd or a monitor died, and when it did last.
+    /// How often in a row irqfwd, smmu or a monitor died, and when it did last.
     deaths: Vec<(u32, u64), MAX_SERVERS>,
     off: bool,
 }
@@ -149,7 +149,7 @@ impl Policy {
             // That is no fault of it: it does not count.
             Event::Killed(server) => match self.servers.get(usize::from(server)) {
                 Some((Role::Monitor, false)) => push(&mut actions, Action::Relieve(server)),
-                Some((Role::Irqfwd, false)) => push(&mut actions, Action::Revive(server)),
+                Some((Role::Irqfwd | Role::Smmu, false)) => push(&mut actions, Action::Revive(server)),
                 _ => {}
             },
         }
@@ -210,9 +210,11 @@ impl Policy {
             // Nobody hears reports any more; the guests go on.
             Role::Console => {}
             Role::P2m(guest) | Role::Vcpu(guest) => self.lost(guest, server, now, actions),
-            Role::Irqfwd if self.again(server, now) => push(actions, Action::Revive(server)),
+            Role::Irqfwd | Role::Smmu if self.again(server, now) => push(actions, Action::Revive(server)),
             // Guests go on without what their devices have to say.
             Role::Irqfwd => {}
+            // Devices see what they saw, and a guest with one does not start again.
+            Role::Smmu => {}
             Role::Monitor if self.again(server, now) => push(actions, Action::Relieve(server)),
             Role::Monitor => push(actions, Action::Abandon(server)),
         }

@@ -7,6 +7,7 @@ use crate::forward::{self, Forward};
 use crate::guest::{self, Made};
 use crate::host::Host;
 use crate::policy::{Action, Death, Event, Policy};
+use crate::smmu::Shield;
 use crate::supply::{Lot, Supply};
 use crate::trace::{self, Tracer};
 use crate::upload::Upload;
@@ -47,6 +48,8 @@ pub struct Root<'a, B> {
     lots: Vec<(Lot, Rings), MAX_GUESTS>,
     /// irqfwd, if a guest owns a device.
     forward: Option<Forward>,
+    /// smmu, if the SMMU keeps a device to its guest's memory.
+    shield: Option<Shield>,
     /// What each guest's monitors have of it.
     ways: Vec<Ways, MAX_GUESTS>,
     monitors: Vec<Monitor, MAX_MONITORS>,
@@ -104,7 +107,7 @@ impl<'a, B: Board> Root<'a, B> {
         let cpus = if plan.trace { MACHINE.fact(system, Fact::Cpus, 0).unwrap_or(0) } else { 0 };
         let tracer = Tracer::new(cpus);
         let host = Host::new(plan.control, clock(system).0);
-        Ok(Root { host, board, plan, supply, servers, guests, lots, console: output, policy, unheard: 0, tracer, forward: None, ways: Vec::new(), monitors: Vec::new(), running: 0, faulted: None, replaced: None, refused: None, asked_from: None, upload: None, exchange: None, off: false })
+        Ok(Root { host, board, plan, supply, servers, guests, lots, console: output, policy, unheard: 0, tracer, forward: None, shield: None, ways: Vec::new(), monitors: Vec::new(), running: 0, faulted: None, replaced: None, refused: None, asked_from: None, upload: None, exchange: None, off: false })
     }
 
     /// Makes all guests and servers. Not in [`Root::make`]: while a root is made and given to its caller the stack is full of it.
@@ -114,6 +117,7 @@ impl<'a, B: Board> Root<'a, B> {
             self.make_guest(system, index)?;
         }
         self.make_forward(system)?;
+        self.make_shield(system)?;
         self.make_monitors(system)
     }
 
@@ -147,9 +151,12 @@ impl<'a, B: Board> Root<'a, B> {
         Ok(())
     }
 
-    /// Makes irqfwd anew, and lets it run.
+    /// Makes irqfwd or smmu anew, and lets it run.
     #[inline(never)]
     fn revive(&mut self, system: &impl System, number: usize) -> Result<(), StartError> {
+        if self.shield.as_ref().is_some_and(|shield| shield.number == number) {
+            return self.revive_shield(system, number);
+        }
         let mut forward = self.forward.take().ok_or(StartError::Plan("no such server"))?;
         self.remake(system, &mut forward, forward::CONTROL)?;
         log!("{} is made again", self.name(number));
@@ -205,7 +212,10 @@ impl<'a, B: Board> Root<'a, B> {
     #[inline(never)]
     pub fn begin(&mut self, system: &impl System) -> Result<(), StartError> {
         self.make_all(system)?;
-        for built in &self.servers {
+        // Before irqfwd lets devices touch memory.
+        self.start_shield(system)?;
+        let shield = self.shield.as_ref().map(|shield| shield.number);
+        for (_, built) in self.servers.iter().enumerate().filter(|(number, _)| Some(*number) != shield) {
             build::start(system, built)?;
         }
         let fact = |fact| MACHINE.fact(system, fact, 0).unwrap_or(0);
@@ -293,7 +303,7 @@ impl<'a, B: Board> Root<'a, B> {
         // The console has no such ring.
         let guest = match role {
             Role::P2m(guest) | Role::Vcpu(guest) => guest,
-            Role::Irqfwd | Role::Monitor => u8::MAX,
+            Role::Irqfwd | Role::Smmu | Role::Monitor => u8::MAX,
             Role::Console => return None,
         };
         let own = self.monitors.iter().find(|monitor| monitor.number == index).map(|monitor| monitor.reports(self.plan));
@@ -304,6 +314,10 @@ impl<'a, B: Board> Root<'a, B> {
             (Ok(ToRoot::Reset), Role::Vcpu(_)) => Some(Event::Reset(guest)),
             (Ok(ToRoot::Stop(place)), Role::Monitor) => self.condemned(index, place),
             (Ok(ToRoot::Ready), _) => None,
+            (Ok(ToRoot::DeviceStopped(stopped)), Role::Smmu) => {
+                self.report(system, &Report::DeviceStopped(stopped));
+                None
+            }
             (Ok(ToRoot::Failed(why)), _) => {
                 log!("server {} failed: {why}", self.name(index));
                 Some(Event::ServerStopped(index as u8, Death::Ended, seconds(system)))
@@ -333,6 +347,9 @@ impl<'a, B: Board> Root<'a, B> {
                         if let Report::GuestEnded { guest, .. } = report {
                             self.host.set_paused(guest.into(), false);
                             self.forward(system, IrqfwdOp::Unbind, guest.into());
+                            if let Err(why) = self.hide_devices(system, guest.into()) {
+                                log!("devices of guest {guest} may see its memory still: {why:?}");
+                            }
                         }
                     }
                     Action::Stop(guest) => self.stop_guest(system, guest.into()),
@@ -351,7 +368,7 @@ impl<'a, B: Board> Root<'a, B> {
                     }
                     Action::Revive(server) => {
                         if let Err(why) = self.revive(system, server.into()) {
-                            log!("irqfwd cannot be made again: {why:?}");
+                            log!("{} cannot be made again: {why:?}", self.name(server.into()));
                         }
                     }
                     Action::Relieve(server) => next = self.relieve_or_not(system, server),
@@ -373,6 +390,7 @@ impl<'a, B: Board> Root<'a, B> {
 
     /// Lets a guest run whose servers are ready, once its monitors watch it.
     fn launch(&mut self, system: &impl System, index: usize) -> Result<(), StartError> {
+        self.show_devices(system, index)?;
         self.have_watched(system, index)?;
         if self.policy.has_ended(index) {
             return Ok(());
@@ -396,12 +414,15 @@ impl<'a, B: Board> Root<'a, B> {
     /// Starts a guest again: empty memory, forgotten platform, then as at first.
     fn reboot(&mut self, system: &impl System, index: usize) -> Result<(), StartError> {
         self.running &= !(1 << index);
+        self.forward(system, IrqfwdOp::Disconnect, index);
+        self.hide_devices(system, index)?;
         let guest = self.guests.get(index).ok_or(StartError::Plan("no such guest"))?;
         let p2m = self.plan.guests.get(index).and_then(|plan| self.servers.get(usize::from(plan.p2m)));
         guest.vcpu.order(system, VcpuOp::Reset as u64, []).step("reset a guest")?;
         guest.memory.reclaim(system).step("reclaim memory")?;
         guest::grant_memory(system, guest.memory, p2m.ok_or(StartError::Plan("no p2m"))?)?;
         guest.p2m.order(system, P2mOp::Reset as u64, []).step("reset maps")?;
+        self.forward(system, IrqfwdOp::Connect, index);
         self.launch(system, index)?;
         // Whoever paused it paused what it was before.
         let ended = self.resume(system, index, u64::MAX);
@@ -413,12 +434,13 @@ impl<'a, B: Board> Root<'a, B> {
     fn rebuild(&mut self, system: &impl System, index: usize) -> Result<(), StartError> {
         let missing = StartError::Plan("no such guest");
         let (lot, rings) = *self.lots.get(index).ok_or(missing)?;
+        self.forward(system, IrqfwdOp::Unbind, index);
+        self.hide_devices(system, index)?;
         let (plan, made) = (self.plan.guests.get(index).ok_or(missing)?, self.guests.get(index).ok_or(missing)?);
         let numbers = [usize::from(plan.p2m), usize::from(plan.vcpu)];
         let [Some(p2m), Some(vcpu)] = numbers.map(|number| self.servers.get(number)) else { return Err(missing) };
         self.running &= !(1 << index);
         let ways = self.ways.get(index).ok_or(missing)?;
-        self.forward(system, IrqfwdOp::Unbind, index);
         watch::bar(system, plan, made, ways)?;
         for vcpu in made.vcpus.iter().filter(|_| !plan.devices.is_empty()) {
             // irqfwd has copies, which nothing else would take out of their slots.
@@ -625,6 +647,9 @@ mod replace;
 #[cfg(test)]
 mod replace_tests;
 mod rules;
+mod shield;
+#[cfg(test)]
+mod shield_tests;
 #[cfg(test)]
 mod rules_tests;
 #[cfg(test)]

@@ -17,7 +17,7 @@ fn allowed(folder: &str) -> &'static [&'static str] {
         // What measures the kernel stands in root's place, and in that of irqfwd.
         "tests/bench" => &["idl", "runtime", "servers/irqfwd"],
         // Wraps servers.
-        "tests/faulty" => &["idl", "runtime", "servers/irqfwd", "servers/monitor", "servers/p2m", "servers/vcpu"],
+        "tests/faulty" => &["idl", "runtime", "servers/irqfwd", "servers/monitor", "servers/p2m", "servers/smmu", "servers/vcpu"],
         _ if folder.starts_with("servers/") => &["idl", "runtime"],
         _ if folder.starts_with("guests/") => &["guests/platform"],
         // Walks bring the kernel and the real servers together; boot tests only the tool.

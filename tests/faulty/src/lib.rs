@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Servers with a weakness, for tests only: irqfwd and a monitor die by themselves; a guest that knows the word makes the one of its own that it
+//! Servers with a weakness, for tests only: irqfwd, smmu and a monitor die by themselves; a guest that knows the word makes the one of its own that it
 //! asks crash, hang or end, in the middle of its exit. All else they do as the shipped ones, which they wrap; those do not know the word.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]

@@ -82,7 +82,7 @@ fn manifest(wish: &Wish) -> Result<String, std::fmt::Error> {
 /// Servers that do nothing.
 pub(crate) fn programs() -> Programs {
     let program = elf::program(&[(5, PROGRAM, &[0xd5; 32], 32), (6, PROGRAM + 0x1010, &[1; 8], 9000)]);
-    Programs { kernel: elf::kernel(), root: program.clone(), console: program.clone(), p2m: program.clone(), vcpu: program.clone(), irqfwd: program.clone(), monitor: program.clone(), tracer: program.clone(), guard: program, trace: false }
+    Programs { kernel: elf::kernel(), root: program.clone(), console: program.clone(), p2m: program.clone(), vcpu: program.clone(), irqfwd: program.clone(), monitor: program.clone(), tracer: program.clone(), guard: program.clone(), smmu: program, trace: false }
 }
 
 /// The smallest system.

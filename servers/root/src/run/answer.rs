@@ -109,7 +109,8 @@ impl<B: Board> Root<'_, B> {
                 (None, None) => Next::Last(Part::Done),
             },
             Ok(Ask::Kill(_)) if step > 0 => Next::Last(Part::Done),
-            Ok(Ask::Kill(name)) if self.is_forward(name) => done(self.kill_forward(system)),
+            Ok(Ask::Kill(name)) if self.is_forward(name) => done(self.kill_own(system, self.forward.as_ref().map(|forward| forward.number))),
+            Ok(Ask::Kill(name)) if self.is_shield(name) => done(self.kill_own(system, self.shield.as_ref().map(|shield| shield.number))),
             Ok(Ask::Kill(name)) => self.kill(system, name).map_or_else(refused, |replaced| Next::Part(Part::Replaced(replaced))),
         };
         let (part, is_last) = match next {
@@ -224,16 +225,22 @@ impl<B: Board> Root<'_, B> {
         self.forward.as_ref().is_some_and(|forward| self.name(forward.number) == name)
     }
 
-    /// Ends irqfwd by the host's wish, and has it made again.
+    /// Whether smmu has this name.
+    fn is_shield(&self, name: &str) -> bool {
+        self.shield.as_ref().is_some_and(|shield| self.name(shield.number) == name)
+    }
+
+    /// Ends irqfwd or smmu by the host's wish, and has it made again.
     #[inline(never)]
-    fn kill_forward(&mut self, system: &impl System) -> Result<(), Refused> {
-        let number = self.forward.as_ref().map_or(0, |forward| forward.number);
+    fn kill_own(&mut self, system: &impl System, number: Option<usize>) -> Result<(), Refused> {
+        let number = number.ok_or(Refused::Server)?;
         if self.policy.has_stopped(number) {
             return Err(Refused::GivenUp);
         }
         self.happened(system, Event::Killed(number as u8));
         // Whoever could not make it again has none any more.
-        if self.forward.is_some() { Ok(()) } else { Err(Refused::Server) }
+        let is_there = self.forward.is_some() && self.servers.get(number).is_some_and(|server| halted(system, server).is_none());
+        if is_there { Ok(()) } else { Err(Refused::Server) }
     }
 
     /// One line of a device after the other.

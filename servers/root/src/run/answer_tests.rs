@@ -3,7 +3,7 @@
 
 use super::tests::{reports, start_plan};
 use super::*;
-use crate::fake::{Fake, FakeBoard, MONITOR, MONITOR_NAME, Object, plan, plan_with_device, plan_with_monitor};
+use crate::fake::{Fake, FakeBoard, MONITOR, MONITOR_NAME, Object, plan, plan_with_device, plan_with_monitor, plan_with_shield};
 use crate::host::TURN;
 use trellis_idl::control::{Answer, Ask, Control, Ended, FromHost, Handed, Head, Life, Name, Part, Refused, VERSION};
 use trellis_idl::kernel::{Op, Seat};
@@ -316,6 +316,21 @@ fn irqfwd_is_ended_by_its_name_and_made_again_without_being_blamed() {
     reports(&board);
     for life in 0..10 {
         assert_eq!(answer(&mut root, &fake, &board, Ask::Kill(name("irqfwd"))), [Part::Done], "life {life}");
+        assert_eq!(fake.count(Op::DomainDestroy), life + 1);
+    }
+    assert_eq!(fake.count(Op::VcpuStop), 0, "its guest goes on");
+    assert!(reports(&board).is_empty(), "nothing failed");
+}
+
+#[test]
+fn smmu_is_ended_by_its_name_and_made_again_without_being_blamed() {
+    let fake = Fake::new();
+    let registers = Frames::at(root_slot::MEMORY).split(&fake, 0x3f000, 32, root_slot::DEVICES + 2);
+    registers.expect("the end of memory is nobody's");
+    let (mut root, board) = start_plan(&fake, Plan { control: Control::Full, ..plan_with_shield() });
+    reports(&board);
+    for life in 0..10 {
+        assert_eq!(answer(&mut root, &fake, &board, Ask::Kill(name("smmu"))), [Part::Done], "life {life}");
         assert_eq!(fake.count(Op::DomainDestroy), life + 1);
     }
     assert_eq!(fake.count(Op::VcpuStop), 0, "its guest goes on");

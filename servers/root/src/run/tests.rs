@@ -20,7 +20,7 @@ pub(super) fn start_plan(fake: &Fake, plan: Plan<'static>) -> (Root<'static, Fak
     start_on(fake, plan, FakeBoard::new())
 }
 
-fn start_on(fake: &Fake, plan: Plan<'static>, board: FakeBoard) -> (Root<'static, FakeBoard>, FakeBoard) {
+pub(super) fn start_on(fake: &Fake, plan: Plan<'static>, board: FakeBoard) -> (Root<'static, FakeBoard>, FakeBoard) {
     let plan: &'static Plan<'static> = Box::leak(Box::new(plan));
     let root = Root::start(fake, board, plan, |_| {}).unwrap();
     (root, board)
