@@ -106,7 +106,8 @@ impl<G: Gate> Irqfwd<G> {
                 Err(refusal) => result = Err(refusal),
             }
         }
-        result.and(self.connect(system, guest))
+        // Whose lines cannot come makes no accesses: its guest has ended, or something of it is on its way.
+        result.and_then(|()| self.connect(system, guest))
     }
 
     /// What a guest owns may write messages, once they are heard.

@@ -15,13 +15,14 @@ use trellis_runtime::{Reply, Server, System};
 /// 0, the last, the count, one more, and what is round or enormous; of a byte too.
 const NUMBERS: [u64; 14] = [0, 1, 2, 3, 7, 8, 255, 256, 257, 511, 512, 65_535, 1 << 32, u64::MAX];
 
-/// A kernel that does whatever it is asked. The source of a line has its place as a number.
-struct Willing;
+/// A kernel that does whatever it is asked, but for the line with a place. The source of a line has its place as a number.
+struct Willing(Option<u64>);
 
 impl System for Willing {
     fn invoke(&self, op: Op, arguments: [u64; 6]) -> Result<[u64; 3], Refusal> {
         Ok(match op {
             Op::Clock => [5, 1_000_000_000, 0],
+            Op::LineForward if self.0 == Some(arguments[0] - slot::LINE) => return Err(Refusal::Gone),
             Op::LineForward => [arguments[0] - slot::LINE, 0, 0],
             _ => [0; 3],
         })
@@ -77,7 +78,7 @@ fn config() -> IrqfwdConfig {
 fn call(server: &impl Server, words: &[u64]) -> Result<[u64; WORDS], Refusal> {
     let mut all = [0; WORDS];
     all[..words.len()].copy_from_slice(words);
-    match server.call(&Willing, badge::ROOT, all) {
+    match server.call(&Willing(None), badge::ROOT, all) {
         Reply::Call(answer) => from_answer(answer[0]).map(|()| answer),
         other => panic!("{other:?}"),
     }
@@ -86,7 +87,7 @@ fn call(server: &impl Server, words: &[u64]) -> Result<[u64; WORDS], Refusal> {
 #[test]
 fn every_number_that_root_says_is_tried_at_its_bounds() {
     let noted: &Noted = Box::leak(Box::default());
-    let server = Irqfwd::start(&Willing, config(), Box::leak(Box::new(Forwarder::new())), Some(noted));
+    let server = Irqfwd::start(&Willing(None), config(), Box::leak(Box::new(Forwarder::new())), Some(noted));
     assert_eq!(*noted.0.lock().unwrap(), (vec![0, 1], vec![]));
     for number in NUMBERS {
         let refused = (number > 1).then_some(Refusal::OutOfRange);
@@ -107,4 +108,14 @@ fn every_number_that_root_says_is_tried_at_its_bounds() {
     }
     let (connected, disconnected) = noted.0.lock().unwrap().clone();
     assert_eq!((connected, disconnected), (vec![0, 1, 0, 0, 1, 1], vec![0, 0, 1, 1]), "nobody else's functions were touched");
+}
+
+#[test]
+fn a_guest_whose_lines_cannot_come_has_no_functions_connected() {
+    let noted: &Noted = Box::leak(Box::default());
+    let ended = Willing(Some(1));
+    let server = Irqfwd::start(&ended, config(), Box::leak(Box::new(Forwarder::new())), Some(noted));
+    assert_eq!(noted.0.lock().unwrap().0, [0], "an earlier server's guest 1 has ended");
+    assert_eq!(call(&server, &[IrqfwdOp::Bind as u64, 1]), Ok([0; WORDS]), "it starts again");
+    assert_eq!(noted.0.lock().unwrap().0, [0, 1]);
 }
