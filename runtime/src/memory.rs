@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The fixed ranges of a server's address space as safe values: configuration, payload, scratch window, device page.
 
+use core::fmt::Debug;
 use serde::Deserialize;
 
 /// Most bytes of a configuration.
@@ -50,12 +51,24 @@ pub trait SharedMemory {
     fn publish(&self);
 }
 
+/// What a server that drives hardware with tables in memory reaches it by. On the board [`Mapped`], in tests a model of it.
+pub trait Hardware: Debug + Send + Sync {
+    /// A page of registers.
+    type Page: Registers + Debug + Send + Sync;
+    /// The memory that is shared with it.
+    type Memory: SharedMemory;
+    /// The page with this place ([`trellis_idl::layout::message`], [`trellis_idl::layout::space`]).
+    fn page(&self, place: usize) -> Self::Page;
+    /// The memory.
+    fn memory(&self) -> &Self::Memory;
+}
+
 #[cfg(target_os = "none")]
-pub use board::{DevicePage, Tables, config, payload, scratch_read, scratch_write};
+pub use board::{DevicePage, Mapped, Tables, config, payload, scratch_read, scratch_write};
 
 #[cfg(target_os = "none")]
 mod board {
-    use super::{ConfigError, MAX_CONFIG, Registers, SharedMemory, decode_config};
+    use super::{ConfigError, Hardware, MAX_CONFIG, Registers, SharedMemory, decode_config};
     use serde::Deserialize;
     use trellis_idl::kernel::PAGE;
     use trellis_idl::layout::{CONFIG, DEVICE, DEVICE_PAGES, PAYLOAD, PAYLOAD_BYTES, SCRATCH, SCRATCH_BYTES, TABLES, TABLES_BYTES};
@@ -148,6 +161,23 @@ mod board {
             }
             // SAFETY: inside the device pages, aligned; no Rust object lives there.
             unsafe { core::ptr::write_volatile((DEVICE as usize + self.0 + offset) as *mut u64, value) }
+        }
+    }
+
+    /// Pages and memory where root has mapped them.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Mapped;
+
+    impl Hardware for Mapped {
+        type Page = DevicePage;
+        type Memory = Tables;
+
+        fn page(&self, place: usize) -> DevicePage {
+            DevicePage::at(place)
+        }
+
+        fn memory(&self) -> &Tables {
+            &Tables
         }
     }
 

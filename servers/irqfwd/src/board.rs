@@ -2,28 +2,10 @@
 //! The server as it is on the board.
 
 use crate::{Forwarder, Irqfwd};
-use crate::its::Hardware;
 use crate::messages::Messages;
 use trellis_idl::plan::{IrqfwdConfig, MessagePlan};
-use trellis_runtime::memory::{DevicePage, Tables};
+use trellis_runtime::memory::Mapped;
 use trellis_runtime::{Once, Svc, config, log};
-
-/// Pages and memory where root has mapped them.
-#[derive(Clone, Copy, Debug)]
-pub struct Mapped;
-
-impl Hardware for Mapped {
-    type Page = DevicePage;
-    type Memory = Tables;
-
-    fn page(&self, place: usize) -> DevicePage {
-        DevicePage::at(place)
-    }
-
-    fn memory(&self) -> &Tables {
-        &Tables
-    }
-}
 
 /// The server, with what messages go through.
 pub type OnBoard = Irqfwd<&'static Messages<Mapped>>;

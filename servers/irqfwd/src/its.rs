@@ -12,7 +12,7 @@ use trellis_idl::kernel::{FIRST_MESSAGE, MESSAGES, PAGE};
 use trellis_idl::layout::message::{ADDRESS, BLOCK, SERVICE, redistributor};
 use trellis_idl::layout::platform::REDISTRIBUTOR_BYTES;
 use trellis_idl::plan::MAX_VCPUS;
-use trellis_runtime::memory::{Registers, SharedMemory};
+use trellis_runtime::memory::{Hardware, Registers, SharedMemory};
 
 /// Registers of the service (GICv3 12.19).
 const CONTROL: usize = 0x0;
@@ -66,18 +66,6 @@ const PRIORITY: u64 = 0x80;
 const PATIENCE: u32 = 1_000_000;
 /// In the first block: what is there is complete.
 const COMPLETE: u64 = u64::from_le_bytes(*b"complete");
-
-/// What the service is reached by.
-pub trait Hardware: Send + Sync {
-    /// A page of registers.
-    type Page: Registers + Send + Sync;
-    /// The memory that is shared with it.
-    type Memory: SharedMemory;
-    /// The page with this place ([`trellis_idl::layout::message`]).
-    fn page(&self, place: usize) -> Self::Page;
-    /// The memory.
-    fn memory(&self) -> &Self::Memory;
-}
 
 /// Why messages cannot be made interrupts of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -3,11 +3,12 @@
 //! of several CPUs do.
 
 use crate::function::Function;
-use crate::its::{Failure, Hardware, Its};
+use crate::its::{Failure, Its};
 use heapless::Vec;
 use trellis_idl::kernel::Refusal;
 use trellis_idl::layout::message::{function, table};
 use trellis_idl::plan::{FunctionPlan, MAX_FUNCTIONS, MAX_VCPUS, MessagePlan};
+use trellis_runtime::memory::Hardware;
 use trellis_runtime::{Shared, System};
 
 /// Whoever masks lines and sends them to CPUs where the kernel does not.

@@ -2,30 +2,12 @@
 //! The server as it is on the board.
 
 use crate::Server;
-use crate::driver::Hardware;
 use trellis_idl::layout::{ring, slot};
 use trellis_idl::plan::SmmuConfig;
 use trellis_idl::wire::{Stopped, ToRoot};
-use trellis_runtime::memory::{DevicePage, Tables};
+use trellis_runtime::memory::Mapped;
 use trellis_runtime::ring::page;
 use trellis_runtime::{Producer, Signal, Svc, config, log};
-
-/// Pages and memory where root has mapped them.
-#[derive(Clone, Copy, Debug)]
-pub struct Mapped;
-
-impl Hardware for Mapped {
-    type Page = DevicePage;
-    type Memory = Tables;
-
-    fn page(&self, place: usize) -> DevicePage {
-        DevicePage::at(place)
-    }
-
-    fn memory(&self) -> &Tables {
-        &Tables
-    }
-}
 
 /// Makes it of its configuration.
 pub fn build() -> Result<Server<Mapped>, &'static str> {

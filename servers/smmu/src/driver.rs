@@ -6,7 +6,6 @@
 //! or, where anything is not as it should be, has it stop every access first and begins anew.
 
 use crate::command::{BYTES, Command};
-use core::fmt::Debug;
 use crate::event::{self, Event};
 use crate::space::Space;
 use crate::stream::{Entry, WORDS};
@@ -15,7 +14,7 @@ use trellis_idl::layout::space::{
     ADDRESS, COMMAND_QUEUE, EVENT_QUEUE, EVENTS, LEAST_BITS, MOST_BITS, REGISTERS, STREAM_BYTES, streams, tables,
 };
 use trellis_idl::plan::{SmmuConfig, SpacePlan};
-use trellis_runtime::memory::{Registers, SharedMemory};
+use trellis_runtime::memory::{Hardware, Registers, SharedMemory};
 
 /// Registers (6.3), on the first page.
 const FEATURES: usize = 0x0;
@@ -82,18 +81,6 @@ const PATIENCE: u32 = 1_000_000;
 /// In shared memory: what is there is complete.
 const DONE: u64 = ADDRESS + 8;
 const COMPLETE: u64 = u64::from_le_bytes(*b"complete");
-
-/// What the SMMU is reached by.
-pub trait Hardware: Debug + Send + Sync {
-    /// A page of registers.
-    type Page: Registers + Debug + Send + Sync;
-    /// The memory that is shared with it.
-    type Memory: SharedMemory;
-    /// The page with this place ([`trellis_idl::layout::space`]).
-    fn page(&self, place: usize) -> Self::Page;
-    /// The memory.
-    fn memory(&self) -> &Self::Memory;
-}
 
 /// Why devices cannot be kept to their guests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

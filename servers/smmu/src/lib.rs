@@ -18,5 +18,5 @@ pub mod server;
 pub mod space;
 pub mod stream;
 
-pub use driver::{Failure, Hardware, Smmu};
+pub use driver::{Failure, Smmu};
 pub use server::Server;

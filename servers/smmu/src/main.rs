@@ -5,9 +5,10 @@
 
 #[cfg(target_os = "none")]
 mod board {
+    use trellis_runtime::memory::Mapped;
     use trellis_runtime::{Once, Svc, serve};
     use trellis_smmu::Server;
-    use trellis_smmu::board::{Mapped, build, tell};
+    use trellis_smmu::board::{build, tell};
 
     static SERVER: Once<Server<Mapped>> = Once::new();
 

@@ -2,7 +2,7 @@
 //! The server on the board: whose devices see what, by its configuration, and what root may ask of it. One thread answers
 //! root; another reads what the SMMU says of accesses that it stopped.
 
-use crate::driver::{EVENTS_LOST, Failure, Hardware, Queue, Smmu};
+use crate::driver::{EVENTS_LOST, Failure, Queue, Smmu};
 use crate::event::Event;
 use crate::limit::{Limit, MOST_EVENTS};
 use crate::stream::Entry;
@@ -12,6 +12,7 @@ use trellis_idl::layout::{badge as badges, slot, smmu_signal};
 use trellis_idl::plan::{MAX_STREAMS, SmmuConfig, StreamPlan};
 use trellis_idl::wire::{SmmuOp, Stopped, to_answer};
 use trellis_runtime::handle::clock;
+use trellis_runtime::memory::Hardware;
 use trellis_runtime::{Line, Reply, Shared, System, log, message};
 
 /// What is said where the queue had no room.

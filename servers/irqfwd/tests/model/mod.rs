@@ -10,8 +10,7 @@ pub use service::Settings;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use trellis_idl::layout::message::{SERVICE, function, redistributor, table};
-use trellis_irqfwd::its::Hardware;
-use trellis_runtime::memory::{Registers, SharedMemory};
+use trellis_runtime::memory::{Hardware, Registers, SharedMemory};
 
 /// Where the redistributors are.
 pub const REDISTRIBUTORS: u64 = 0x080a_0000;

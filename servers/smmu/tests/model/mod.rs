@@ -6,8 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use trellis_idl::kernel::PAGE;
 use trellis_idl::layout::space::ADDRESS;
-use trellis_runtime::memory::{Registers, SharedMemory};
-use trellis_smmu::Hardware;
+use trellis_runtime::memory::{Hardware, Registers, SharedMemory};
 
 /// Machine address of the shared memory.
 pub const BASE: u64 = 0x4200_0000;

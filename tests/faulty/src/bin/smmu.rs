@@ -7,9 +7,10 @@
 mod board {
     use core::sync::atomic::{AtomicU32, Ordering};
     use trellis_idl::wire::Stopped;
+    use trellis_runtime::memory::Mapped;
     use trellis_runtime::{Once, Svc, serve};
     use trellis_smmu::Server;
-    use trellis_smmu::board::{Mapped, build, tell};
+    use trellis_smmu::board::{build, tell};
 
     /// What it tells before that.
     const LIFE: u32 = 2;
