@@ -5,10 +5,12 @@ use crate::program::{Piece, Program};
 use crate::supply::Supply;
 use crate::{Board, StartError, Step, patiently};
 use heapless::Vec;
-use trellis_idl::kernel::{Access, PAGE, PASSIVE};
+use serde::Deserialize;
+use trellis_idl::kernel::{Access, PAGE, PASSIVE, Refusal};
 use trellis_idl::layout::{BUFFERS, CONFIG, SCRATCH, SCRATCH_BYTES, STACK_BYTES, STACK_STRIDE, STACKS, root_slot};
-use trellis_idl::plan::{Role, Segment, ServerPlan};
+use trellis_idl::plan::{Plan, Role, Segment, ServerPlan};
 use trellis_runtime::handle::ThreadSetup;
+use trellis_runtime::memory::decode_config;
 use trellis_runtime::{Domain, Frames, System, Thread};
 
 /// Most threads of a server: one for each vCPU, control, attending.
@@ -164,6 +166,37 @@ fn program(
         run
     };
     domain.map(system, segment.address, run, 0, pages, access).step("map a program")
+}
+
+/// What a server's configuration says, where root needs some of it.
+pub fn config<T: Deserialize<'static>>(board: &impl Board, server: &ServerPlan<'_>) -> Result<T, StartError> {
+    let bytes = board.payload(server.config).ok_or(StartError::Plan("a configuration outside the payload"))?;
+    let (length, rest) = bytes.split_first_chunk::<8>().ok_or(StartError::Plan("a configuration without length"))?;
+    decode_config(u64::from_le_bytes(*length), rest).map_err(|_| StartError::Plan("a configuration nobody understands"))
+}
+
+/// The plan's first server of a role, and its index.
+pub fn planned<'a>(plan: &'a Plan<'a>, role: Role) -> Option<(usize, &'a ServerPlan<'a>)> {
+    plan.servers.iter().enumerate().find(|(_, server)| server.role == role)
+}
+
+/// Ends a server, whatever it does.
+pub fn end(system: &impl System, built: &Built) -> Result<(), StartError> {
+    match built.domain.destroy(system) {
+        // It is gone already.
+        Ok(_) | Err(Refusal::Gone | Refusal::NoCapability) => Ok(()),
+        Err(refusal) => Err(StartError::Refused("destroy a domain", refusal)),
+    }
+}
+
+/// Memory that hardware reads and writes by itself, which begins with its own machine address, a multiple of so many pages.
+pub fn addressed(
+    system: &impl System, board: &impl Board, supply: &mut Supply, pages: u64, align: u64,
+) -> Result<Frames, StartError> {
+    let run = supply.take_aligned(system, pages, align)?;
+    let address = run.info(system).step("ask where memory is")?.first * PAGE;
+    fill(system, board, run, &address.to_le_bytes())?;
+    Ok(run)
 }
 
 /// Fills fresh frames, which are zeroes, through root's scratch window.

@@ -9,7 +9,7 @@ use crate::wire::{self, Rings};
 use crate::{Board, StartError, Step, patiently};
 use trellis_idl::kernel::Rights;
 use trellis_idl::layout::{self, root_signal, root_slot, slot};
-use trellis_idl::plan::{Plan, Role};
+use trellis_idl::plan::{Plan, Role, VcpuConfig};
 use trellis_runtime::{Signal, System, Thread};
 
 /// Microseconds that a server may take for an exit, or for another server's call in the middle of one.
@@ -48,7 +48,7 @@ pub fn make(
     let guest = plan.guests.get(index).ok_or(missing)?;
     let p2m = server(system, board, supply, plan, guest.p2m)?;
     let vcpu = server(system, board, supply, plan, guest.vcpu)?;
-    let config = guest::config(board, plan.servers.get(usize::from(guest.vcpu)).ok_or(missing)?)?;
+    let config: VcpuConfig<'_> = build::config(board, plan.servers.get(usize::from(guest.vcpu)).ok_or(missing)?)?;
     // One that cannot have what it asks for is not started (`Root::begin`).
     let lanes = guest::lanes(guest.sve, guest::lengths(system)).unwrap_or(0);
     let made = guest::make(system, supply, guest, config.gic, lanes, &p2m, &vcpu)?;
@@ -84,7 +84,7 @@ fn server(
         Role::Vcpu(index) => {
             let guest = plan.guests.get(usize::from(index)).ok_or(StartError::Plan("no such guest"))?;
             let priority = u64::from(guest.priority.min(guest::MAX_PRIORITY)) + 1;
-            (Time { priority, budget: guest::time(guest) }, guest::load_tables(&guest::config(board, server)?))
+            (Time { priority, budget: guest::time(guest) }, guest::load_tables(&build::config(board, server)?))
         }
         Role::P2m(_) | Role::Console | Role::Irqfwd | Role::Smmu | Role::Monitor => (LENT, 0),
     };

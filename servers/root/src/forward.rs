@@ -20,7 +20,6 @@ use trellis_idl::layout::{badge, irqfwd_signal, root_slot, slot};
 use trellis_idl::plan::{IrqfwdConfig, MAX_SOURCES, MAX_VCPUS, MessagePlan, Plan, Role, ServerPlan};
 use trellis_idl::wire::IrqfwdOp;
 use trellis_runtime::handle::{budget, clock};
-use trellis_runtime::memory::decode_config;
 use trellis_runtime::{Frames, Line, Machine, Portal, Signal, System, Thread, log, message};
 
 /// Above all guests, so that an interrupt of one that waits is not kept waiting by one that runs, and bounded, so that a
@@ -67,22 +66,10 @@ pub type Counted = [u64; 1 + COUNTS + DELAYS];
 const COUNTS: usize = 6;
 const DELAYS: usize = 9;
 
-/// The plan's irqfwd, if a guest owns a device.
-fn planned<'a>(plan: &'a Plan<'a>) -> Option<(usize, &'a ServerPlan<'a>)> {
-    plan.servers.iter().enumerate().find(|(_, server)| server.role == Role::Irqfwd)
-}
-
-/// Its configuration.
-fn config(board: &impl Board, server: &ServerPlan<'_>) -> Result<IrqfwdConfig, StartError> {
-    let bytes = board.payload(server.config).ok_or(StartError::Plan("a configuration outside the payload"))?;
-    let (length, rest) = bytes.split_first_chunk::<8>().ok_or(StartError::Plan("a configuration without length"))?;
-    decode_config(u64::from_le_bytes(*length), rest).map_err(|_| StartError::Plan("a configuration nobody understands"))
-}
-
 /// What of that is about messages. Apart, since the rest is large and the stack is not.
 #[inline(never)]
 fn messages(board: &impl Board, server: &ServerPlan<'_>) -> Result<Option<MessagePlan>, StartError> {
-    Ok(config(board, server)?.messages)
+    Ok(build::config::<IrqfwdConfig>(board, server)?.messages)
 }
 
 /// Makes it for the first time, if the plan has one. It does not run yet.
@@ -90,7 +77,7 @@ fn messages(board: &impl Board, server: &ServerPlan<'_>) -> Result<Option<Messag
 pub fn make(
     system: &impl System, board: &impl Board, supply: &mut Supply, plan: &Plan<'_>, guests: &[Made], ends: Ends<'_>,
 ) -> Result<Option<(Forward, Built)>, StartError> {
-    let Some((number, server)) = planned(plan) else { return Ok(None) };
+    let Some((number, server)) = build::planned(plan, Role::Irqfwd) else { return Ok(None) };
     let lines = lines(system, board, supply, server)?;
     let messages = messages(board, server)?;
     let tables = messages::tables(system, board, supply, messages.as_ref())?;
@@ -112,7 +99,7 @@ fn lines(
     system: &impl System, board: &impl Board, supply: &mut Supply, server: &ServerPlan<'_>,
 ) -> Result<Vec<Line, MAX_SOURCES>, StartError> {
     let mut lines = Vec::new();
-    for source in &config(board, server)?.sources {
+    for source in &build::config::<IrqfwdConfig>(board, server)?.sources {
         let line = MACHINE.line(system, source.line, source.edge, supply.slot()).step("make a line")?;
         lines.push(line).map_err(|_| StartError::Plan("too many lines"))?;
     }
@@ -189,12 +176,8 @@ impl Forward {
         &mut self, system: &impl System, board: &impl Board, supply: &mut Supply, plan: &Plan<'_>, dead: &Built,
         guests: &[Made], goes_on: impl Fn(usize) -> bool, ends: Ends<'_>,
     ) -> Result<Built, StartError> {
-        let server = planned(plan).ok_or(StartError::Plan("no such server"))?;
-        match dead.domain.destroy(system) {
-            // It is gone already.
-            Ok(_) | Err(Refusal::Gone | Refusal::NoCapability) => {}
-            Err(refusal) => return Err(StartError::Refused("destroy a domain", refusal)),
-        }
+        let server = build::planned(plan, Role::Irqfwd).ok_or(StartError::Plan("no such server"))?;
+        build::end(system, dead)?;
         self.room.clear(system)?;
         let made = in_room(system, board, supply, self.room, server, (&self.lines, &self.rings), ends, self.stored.as_ref());
         let (built, ways) = made?;
@@ -254,8 +237,8 @@ impl Forward {
     /// What a line of the configuration did. Nothing while its guest has ended, or irqfwd has.
     #[inline(never)]
     pub fn source(&self, system: &impl System, board: &impl Board, plan: &Plan<'_>, index: usize) -> Option<SourceState> {
-        let (_, server) = planned(plan)?;
-        let source = *config(board, server).ok()?.sources.get(index)?;
+        let (_, server) = build::planned(plan, Role::Irqfwd)?;
+        let source = *build::config::<IrqfwdConfig>(board, server).ok()?.sources.get(index)?;
         let ask = |op: IrqfwdOp| self.ends.portal.order(system, op as u64, [index as u64]).ok();
         let [_, _, passed, straight, waited, storms, moved, ..] = ask(IrqfwdOp::Count)?;
         let [_, delays @ ..] = ask(IrqfwdOp::Delays)?;

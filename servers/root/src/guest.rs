@@ -3,14 +3,13 @@
 
 use crate::build::Built;
 use crate::supply::Supply;
-use crate::{Board, StartError, Step};
+use crate::{StartError, Step};
 use heapless::Vec;
 use trellis_idl::kernel::{Access, ExitClass, Fact, Groups, Inside, PAGE, Rights};
 use trellis_idl::layout::{PAYLOAD, badge, badge::pauser, platform, root_slot, slot, vcpu_signal};
-use trellis_idl::plan::{GuestPlan, MAX_VCPUS, ServerPlan, Sve, VcpuConfig};
+use trellis_idl::plan::{GuestPlan, MAX_VCPUS, Sve, VcpuConfig};
 use trellis_idl::wire::GuestEnd;
 use trellis_runtime::handle::{GuestShape, VcpuSetup, budget};
-use trellis_runtime::memory::decode_config;
 use trellis_runtime::{Frames, Guest, Machine, Portal, Signal, System, Vcpu};
 
 /// Highest priority of a vCPU: root must be able to run.
@@ -173,13 +172,6 @@ fn calls(system: &impl System, supply: &mut Supply, p2m: &Built, vcpu: &Built) -
         portal.grant(system, vcpu.domain, slot::P2M + number, Rights::USE).step("grant a portal")?;
     }
     Ok(())
-}
-
-/// What a vcpu server's configuration says that root needs.
-pub fn config<'a>(board: &impl Board, server: &ServerPlan<'a>) -> Result<VcpuConfig<'static>, StartError> {
-    let bytes = board.payload(server.config).ok_or(StartError::Plan("a configuration outside the payload"))?;
-    let (length, rest) = bytes.split_first_chunk::<8>().ok_or(StartError::Plan("a configuration without length"))?;
-    decode_config(u64::from_le_bytes(*length), rest).map_err(|_| StartError::Plan("a configuration nobody understands"))
 }
 
 /// Pages of page tables that a vcpu server needs to see what it loads.

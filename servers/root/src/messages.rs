@@ -6,7 +6,7 @@
 //! Whoever tells this hardware where its tables are can have it write anywhere. Nobody but irqfwd gets these pages, and only
 //! in a system where a guest owns such a function.
 
-use crate::build::{READ_WRITE, fill};
+use crate::build::{READ_WRITE, addressed};
 use crate::supply::Supply;
 use crate::{Board, StartError, Step};
 use trellis_idl::kernel::PAGE;
@@ -25,11 +25,7 @@ pub fn tables(
     system: &impl System, board: &impl Board, supply: &mut Supply, plan: Option<&MessagePlan>,
 ) -> Result<Option<Frames>, StartError> {
     let Some(plan) = plan else { return Ok(None) };
-    let pages = pages(plan);
-    let run = supply.take_aligned(system, pages, BLOCK / PAGE)?;
-    let address = run.info(system).step("ask where memory is")?.first * PAGE;
-    fill(system, board, run, &address.to_le_bytes())?;
-    Ok(Some(run))
+    addressed(system, board, supply, pages(plan), BLOCK / PAGE).map(Some)
 }
 
 fn pages(plan: &MessagePlan) -> u64 {

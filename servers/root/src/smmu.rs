@@ -5,7 +5,7 @@
 //! Root says which guests' devices see memory. They see none before memory is cleared or changes hands: if smmu does not
 //! say so, it is made again, and if that does not help either, the memory stays as it is.
 
-use crate::build::{self, Built, READ_WRITE, Stored, Time, fill};
+use crate::build::{self, Built, READ_WRITE, Stored, Time};
 use crate::estate::{self, Ends};
 use crate::guest::Made;
 use crate::messages;
@@ -15,13 +15,12 @@ use crate::supply::Supply;
 use crate::wire::{self, Pair};
 use crate::{Board, StartError, Step, patiently};
 use trellis_idl::interface;
-use trellis_idl::kernel::{PAGE, Refusal, Rights};
+use trellis_idl::kernel::{PAGE, Rights};
 use trellis_idl::layout::space::{EVENTS, REGISTERS, streams, tables};
 use trellis_idl::layout::{TABLES, TABLES_BYTES, badge, root_slot, slot, smmu_signal};
 use trellis_idl::plan::{Plan, Role, ServerPlan, SmmuConfig};
 use trellis_idl::wire::SmmuOp;
 use trellis_runtime::handle::budget;
-use trellis_runtime::memory::decode_config;
 use trellis_runtime::{Domain, Frames, Line, Machine, Portal, System, message};
 
 /// Above guests, so that what a device does is known soon, and bounded, so that one that does nothing else takes no time.
@@ -53,18 +52,6 @@ pub struct Shield {
     attached: u32,
 }
 
-/// The plan's smmu, if the SMMU keeps a device to its guest's memory.
-fn planned<'a>(plan: &'a Plan<'a>) -> Option<(usize, &'a ServerPlan<'a>)> {
-    plan.servers.iter().enumerate().find(|(_, server)| server.role == Role::Smmu)
-}
-
-/// Its configuration.
-fn config(board: &impl Board, server: &ServerPlan<'_>) -> Result<SmmuConfig, StartError> {
-    let bytes = board.payload(server.config).ok_or(StartError::Plan("a configuration outside the payload"))?;
-    let (length, rest) = bytes.split_first_chunk::<8>().ok_or(StartError::Plan("a configuration without length"))?;
-    decode_config(u64::from_le_bytes(*length), rest).map_err(|_| StartError::Plan("a configuration nobody understands"))
-}
-
 /// What root needs of that. Apart, since the rest is large and the stack is not.
 struct Needs {
     run: u8,
@@ -76,7 +63,7 @@ struct Needs {
 
 #[inline(never)]
 fn needs(board: &impl Board, server: &ServerPlan<'_>) -> Result<Needs, StartError> {
-    let config = config(board, server)?;
+    let config: SmmuConfig = build::config(board, server)?;
     let pages = u64::from(config.pages);
     if config.stream_bits > 16 || pages * PAGE < tables(config.stream_bits) || pages * PAGE > TABLES_BYTES {
         return Err(StartError::Plan("more tables of an SMMU than there is room for"));
@@ -90,7 +77,7 @@ fn needs(board: &impl Board, server: &ServerPlan<'_>) -> Result<Needs, StartErro
 pub fn make(
     system: &impl System, board: &impl Board, supply: &mut Supply, plan: &Plan<'_>, ends: Ends<'_>,
 ) -> Result<Option<(Shield, Built)>, StartError> {
-    let Some((number, server)) = planned(plan) else { return Ok(None) };
+    let Some((number, server)) = build::planned(plan, Role::Smmu) else { return Ok(None) };
     let needs = needs(board, server)?;
     let line = |number: u32, slot: u64| MACHINE.line(system, number, true, slot).step("make a line");
     let lines = [line(needs.lines[0], supply.slot())?, line(needs.lines[1], supply.slot())?];
@@ -105,10 +92,7 @@ pub fn make(
 
 /// Memory that begins with its own machine address, of which the table of streams is at a multiple of its size.
 fn shared(system: &impl System, board: &impl Board, supply: &mut Supply, needs: &Needs) -> Result<Frames, StartError> {
-    let run = supply.take_aligned(system, needs.pages, streams(needs.bits) / PAGE)?;
-    let address = run.info(system).step("ask where memory is")?.first * PAGE;
-    fill(system, board, run, &address.to_le_bytes())?;
-    Ok(run)
+    build::addressed(system, board, supply, needs.pages, streams(needs.bits) / PAGE)
 }
 
 /// Maps it, and the SMMU's registers.
@@ -157,12 +141,8 @@ impl Shield {
     pub fn again(
         &mut self, system: &impl System, board: &impl Board, supply: &mut Supply, plan: &Plan<'_>, dead: &Built, ends: Ends<'_>,
     ) -> Result<Built, StartError> {
-        let server = planned(plan).ok_or(StartError::Plan("no such server"))?;
-        match dead.domain.destroy(system) {
-            // It is gone already.
-            Ok(_) | Err(Refusal::Gone | Refusal::NoCapability) => {}
-            Err(refusal) => return Err(StartError::Refused("destroy a domain", refusal)),
-        }
+        let server = build::planned(plan, Role::Smmu).ok_or(StartError::Plan("no such server"))?;
+        build::end(system, dead)?;
         self.room.clear(system)?;
         let (built, portal) = in_room(system, board, supply, self.room, server, (&self.lines, &self.rings), ends)?;
         self.portal = portal;

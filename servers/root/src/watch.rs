@@ -308,11 +308,7 @@ impl Monitor {
     pub fn end(&self, system: &impl System, instance: &Instance) -> Result<(), StartError> {
         // Its guests' servers have copies, which nothing else would take out of their slots.
         let _ = instance.ear.revoke(system);
-        match instance.built.domain.destroy(system) {
-            // It is gone already.
-            Ok(_) | Err(Refusal::Gone | Refusal::NoCapability) => Ok(()),
-            Err(refusal) => Err(StartError::Refused("destroy a domain", refusal)),
-        }
+        build::end(system, &instance.built)
     }
 
     /// Empties the half in which nobody lives any more, if somebody did.
