@@ -28,7 +28,8 @@ pub const PAYLOAD_BYTES: u64 = 0x4000_0000;
 pub const SCRATCH: u64 = 0x3c00_0000;
 /// Bytes of that window.
 pub const SCRATCH_BYTES: u64 = 0x0400_0000;
-/// Device pages of a server: page `i` at `DEVICE + i * 4096`. The console has one, the UART; irqfwd's are [`message`]'s, smmu's [`space`]'s.
+/// Device pages of a server: page `i` at `DEVICE + i * 4096`. The console has one, the UART; irqfwd's are [`message`]'s, smmu's
+/// [`space`]'s, a vcpu server's [`bus`]'s.
 pub const DEVICE: u64 = 0x3800_0000;
 /// Most of them.
 pub const DEVICE_PAGES: usize = 256;
@@ -41,6 +42,18 @@ pub const TABLES_BYTES: u64 = 0x0100_0000;
 pub mod monitor_signal {
     /// There is something in a ring.
     pub const TOLD: u64 = 1;
+}
+
+/// Where a vcpu server has pages of the functions of PCI that its guest sees: pages from [`DEVICE`] on.
+pub mod bus {
+    /// The configuration page of the function with this place in [`crate::plan::BusPlan::functions`], to be read.
+    pub const fn configuration(place: usize) -> usize {
+        2 * place
+    }
+    /// The page of its registers that the table of its messages begins on, if it has one.
+    pub const fn table(place: usize) -> usize {
+        2 * place + 1
+    }
 }
 
 /// irqfwd, where messages make lines: which device page is which, and what is in the memory that it shares with hardware.
@@ -299,6 +312,8 @@ pub mod platform {
     pub const DISTRIBUTOR_BYTES: u64 = 0x1_0000;
     /// CPU interface (GICC) of a version 2 guest: the hardware's virtual one is mapped there.
     pub const CPU_INTERFACE: u64 = 0x0801_0000;
+    /// Frame that makes lines of messages (GICv2m), where the guest sees functions of PCI.
+    pub const FRAME: u64 = 0x0802_0000;
     /// Redistributors (GICR) of a version 3 guest, one a vCPU.
     pub const REDISTRIBUTORS: u64 = 0x080a_0000;
     /// Bytes of each.
@@ -317,6 +332,10 @@ pub mod platform {
     pub const OWNED: u64 = 0x0b00_0000;
     /// And end here.
     pub const OWNED_END: u64 = 0x1000_0000;
+    /// Configuration of functions of PCI, those of bus 0, where the guest sees any: a page each, eight for a device.
+    pub const CONFIGURATION: u64 = 0x3f00_0000;
+    /// Bytes of it.
+    pub const CONFIGURATION_BYTES: u64 = 0x10_0000;
 
     /// The windows in which a guest's accesses are its vcpu server's to answer: first page and pages.
     pub const fn windows(gic: u8, vcpus: u64) -> [(u64, u64); 6] {
@@ -330,6 +349,9 @@ pub mod platform {
             (FLASH / PAGE, FLASH_BYTES / PAGE),
         ]
     }
+
+    /// Those beside them where the guest sees functions of PCI. The pages of their registers that it has not got are others.
+    pub const BUS_WINDOWS: [(u64, u64); 2] = [(FRAME / PAGE, 1), (CONFIGURATION / PAGE, CONFIGURATION_BYTES / PAGE)];
 }
 
 /// Bits of root's signal word.

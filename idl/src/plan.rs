@@ -13,7 +13,7 @@ use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
 
 /// Version of this file's types.
-pub const VERSION: u16 = 8;
+pub const VERSION: u16 = 9;
 /// Most servers in an image (root's signal word has one bit each).
 pub const MAX_SERVERS: usize = 48;
 /// Most guests in an image.
@@ -372,6 +372,9 @@ pub struct FunctionPlan {
     pub messages: u8,
     /// The table of its messages (MSI-X); none: they are in its configuration page (MSI).
     pub table: Option<TablePlan>,
+    /// Its guest says which message an entry of its table writes ([`BusPlan`]): any of those that are the guest's functions' of
+    /// this kind, counted in the order in which these are listed.
+    pub chosen: bool,
 }
 
 /// A range of a function's registers.
@@ -631,6 +634,39 @@ pub struct VcpuConfig<'a> {
     pub gic: u8,
     /// The host has FEAT_… unknown at composition; this says what the manifest allows. AArch32 at user level.
     pub aarch32: bool,
+    /// What it shows of functions of PCI as such; none are shown so if there is none.
+    pub bus: Option<BusPlan>,
+}
+
+/// Functions of PCI as a guest finds them: by their configuration, on bus 0, each device 0, 1, 2, … with one function. They interrupt by
+/// writing messages to a frame (GICv2m) that makes lines of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BusPlan {
+    /// Where the machine's messages are written to (GITS_TRANSLATER).
+    pub doorbell: u64,
+    /// The guest's line that message 0 makes; the others' follow.
+    pub first_line: u8,
+    /// Messages.
+    pub lines: u8,
+    /// The functions.
+    pub functions: Vec<ShownFunction, MAX_FUNCTIONS>,
+}
+
+/// A function whose configuration a guest sees.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShownFunction {
+    /// The run of its configuration page, by its place in [`crate::boot::BootHeader::devices`]. It is only read.
+    pub run: u8,
+    /// Where the guest sees its registers, ascending by their base address registers.
+    pub ranges: Vec<RangePlan, MAX_RANGES>,
+    /// The table of its messages, whose entries the guest fills; none: it has a wire.
+    pub table: Option<TablePlan>,
+    /// Entries of it that the guest sees.
+    pub entries: u8,
+    /// Pages of its registers that the guest has not got: those with the table, and with what waits.
+    pub hidden: Vec<DevicePages, 2>,
+    /// The guest's line that its wire is.
+    pub wire: Option<u8>,
 }
 
 /// Configuration of the console server.

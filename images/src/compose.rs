@@ -302,5 +302,6 @@ fn vcpu_config(guest: &Guest, loads: Vec<Load>) -> VcpuConfig<'_> {
         x0: guest.placement.tree_at,
         gic: guest.gic,
         aarch32: false,
+        bus: None,
     }
 }

@@ -166,6 +166,7 @@ impl System {
                 line: *device.lines.first()?,
                 messages: device.messages,
                 table: table(device, &mut next),
+                chosen: false,
             })
         });
         Some(MessagePlan {

@@ -231,7 +231,7 @@ fn a_function_gets_a_line_for_each_message_and_irqfwd_what_makes_them() {
     let expected = (0..6).map(|number| (8192 + number, 127 - number as u8, true));
     assert_eq!(lines, expected.collect::<Vec<_>>());
     let range = |base, bits| [RangePlan { base, register: 0, bits }].into_iter().collect();
-    let function = |run, requester, base, bits, line, messages| FunctionPlan { guest: 0, run, requester, ranges: range(base, bits), line, messages, table: None };
+    let function = |run, requester, base, bits, line, messages| FunctionPlan { guest: 0, run, requester, ranges: range(base, bits), line, messages, table: None, chosen: false };
     let messages = MessagePlan {
         service: 3,
         redistributors: 4,

@@ -37,7 +37,7 @@ impl System for Nothing {
 /// Two functions: one writes a message, the other four.
 fn plan() -> MessagePlan {
     let ranges = |base| [RangePlan { base, register: 0, bits: 20 }].into_iter().collect();
-    let function = |guest, requester, base, line, messages| FunctionPlan { guest, run: 3, requester, ranges: ranges(base), line, messages, table: None };
+    let function = |guest, requester, base, line, messages| FunctionPlan { guest, run: 3, requester, ranges: ranges(base), line, messages, table: None, chosen: false };
     MessagePlan {
         service: 1,
         redistributors: 2,
@@ -211,7 +211,7 @@ fn with_table(messages: u8) -> MessagePlan {
     let place = |offset| TablePlace { register: 4, offset };
     let table = Some(TablePlan { run: 4, entries: 6, at: place(0x2800), pending: place(0x3000) });
     let first = plan().functions[0].clone();
-    let function = FunctionPlan { guest: 1, run: 3, requester: 0x18, ranges, line: LINE + 1, messages, table };
+    let function = FunctionPlan { guest: 1, run: 3, requester: 0x18, ranges, line: LINE + 1, messages, table, chosen: false };
     MessagePlan { functions: [first, function].into_iter().collect(), ..plan() }
 }
 

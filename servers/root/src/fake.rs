@@ -618,6 +618,7 @@ impl FakeBoard {
                 x0: 0,
                 gic: 3,
                 aarch32: false,
+                bus: None,
             };
             let used = postcard::to_slice(&config, &mut payload[at + 8..]).unwrap().len() as u64;
             payload[at..at + 8].copy_from_slice(&used.to_le_bytes());

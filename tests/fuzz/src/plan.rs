@@ -113,6 +113,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         x0: 0x4010_0000,
         gic: 3,
         aarch32: false,
+        bus: None,
     };
     let channel = Channel { name: "a", is_guest: true };
     let console = ConsoleConfig { channels: [channel; 3].into_iter().collect(), uart: true, monitors: 0 };

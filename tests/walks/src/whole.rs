@@ -277,6 +277,7 @@ fn vcpu_config() -> VcpuConfig<'static> {
         x0: BASE,
         gic: 3,
         aarch32: false,
+        bus: None,
     }
 }
 

@@ -77,6 +77,7 @@ impl World {
             x0: BASE,
             gic: 3,
             aarch32: false,
+            bus: None,
         };
         let memory =
             P2mConfig { guest: "script", first_page: small::GUEST_PAGE, pages: PAGES, populate: Populate::Lazy, vcpus: 1, gicv_page: None, watchers: 0, views: 5, view: heapless::Vec::new(), devices: Default::default() };

@@ -437,7 +437,7 @@ fn messages(fake: &Fake) -> MessagePlan {
     let ranges = [RangePlan { base: 0x1000_0000, register: 0, bits: 20 }].into_iter().collect();
     let place = TablePlace { register: 0, offset: 0 };
     let table = Some(TablePlan { run: 5, entries: 1, at: place, pending: place });
-    let function = FunctionPlan { guest: 1, run: 4, requester: 0x10, ranges, line: 8192, messages: 1, table };
+    let function = FunctionPlan { guest: 1, run: 4, requester: 0x10, ranges, line: 8192, messages: 1, table, chosen: false };
     MessagePlan {
         service: 2,
         redistributors: 3,

@@ -18,6 +18,7 @@ fn config(loads: &[Load]) -> VcpuConfig<'static> {
         x0: MEMORY + 0x9000,
         gic: 3,
         aarch32: false,
+        bus: None,
     }
 }
 

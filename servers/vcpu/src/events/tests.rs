@@ -25,6 +25,7 @@ fn config(vcpus: u8) -> VcpuConfig<'static> {
         watchers: 0,
         guest: "g", vcpus, memory_base: MEMORY, memory_bytes: 1 << 20, loads: Default::default(), entry: MEMORY, x0: 5, gic: 3,
         aarch32: false,
+        bus: None,
     }
 }
 

@@ -22,6 +22,7 @@ fn server(vcpus: u8) -> VcpuServer<'static, Desk> {
         x0: MEMORY + 0x8000,
         gic: 3,
         aarch32: false,
+        bus: None,
     };
     VcpuServer::new(config, Desk { payload: vec![7; 64], ..Desk::default() })
 }
