@@ -43,7 +43,18 @@ impl Talk {
         // The last line may not be whole yet.
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         let lives = whole.split("two| hello from two").skip(1);
-        lives.map(|life| life.lines().filter_map(|line| line.strip_prefix("two| two: line ")?.parse().ok()).collect()).collect()
+        let lines = |life: &str| life.lines().filter_map(|line| line.strip_prefix("two| two: line ")?.parse().ok()).collect();
+        let mut lives: Vec<Vec<u32>> = lives.map(lines).collect();
+        // One that was started again may have been cut off in the middle of a number.
+        if let Some((_, before)) = lives.split_last_mut() {
+            for life in before {
+                let is_cut = |(index, line): (usize, &u32)| *line as usize != index && index.to_string().starts_with(&line.to_string());
+                if life.iter().enumerate().next_back().is_some_and(is_cut) {
+                    life.pop();
+                }
+            }
+        }
+        lives
     }
 
     fn two_lines(&self) -> usize {
