@@ -40,6 +40,18 @@ pub trait Registers {
     }
 }
 
+/// A page of registers of a device that is not there: as a bus reads where nobody answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Absent;
+
+impl Registers for Absent {
+    fn read(&self, _offset: usize) -> u32 {
+        u32::MAX
+    }
+
+    fn write(&self, _offset: usize, _value: u32) {}
+}
+
 /// Memory that a server shares with hardware: words of 64 bits by their offset in bytes. On the board [`Tables`], in tests
 /// what a test makes.
 pub trait SharedMemory {

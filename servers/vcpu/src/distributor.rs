@@ -68,6 +68,14 @@ impl Distributor {
         let _ = home.lines_write(system, LineField::Level, first, bit, if level { bit } else { 0 });
     }
 
+    /// A message makes a line pending.
+    pub fn raise(&mut self, system: &impl System, line: u32) {
+        self.settle(system);
+        let (bit, first) = (1 << (line & 31), u64::from(line & !31));
+        let home = vcpu_at(self.home(line.into()));
+        let _ = home.lines_write(system, LineField::Pending, first, bit, bit);
+    }
+
     /// The vCPU that a guest-wide line is in.
     fn home(&self, line: u64) -> u8 {
         line.checked_sub(32).and_then(|index| self.homes.get(index as usize)).copied().unwrap_or(0)

@@ -6,12 +6,13 @@ use crate::pl011::{Sent, Wire};
 use crate::server::Outside;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use trellis_idl::interface::ATTACH;
 use trellis_idl::kernel::{Fact, LineField, Op, Refusal, VcpuRegister, WORDS};
 use trellis_idl::layout::slot;
 use trellis_idl::wire::ToRoot;
 use trellis_runtime::System;
+use trellis_runtime::memory::Registers;
 
 /// First byte of guest memory.
 pub const MEMORY: u64 = 0x4000_0000;
@@ -272,6 +273,46 @@ pub struct Desk {
     pub room: Mutex<Option<usize>>,
     pub reports: Mutex<Vec<ToRoot>>,
     pub payload: Vec<u8>,
+    pub sheets: HashMap<usize, Sheet>,
+}
+
+/// A page of a function of PCI: words, and those that were written, in order. Nobody answers without.
+#[derive(Clone, Default)]
+pub struct Sheet(Option<Arc<Mutex<(Vec<u32>, Vec<(usize, u32)>)>>>);
+
+impl Sheet {
+    pub fn new(words: &[(usize, u32)]) -> Sheet {
+        let mut all = vec![0; 1024];
+        words.iter().for_each(|(at, word)| all[at / 4] = *word);
+        Sheet(Some(Arc::new(Mutex::new((all, Vec::new())))))
+    }
+
+    /// What was written since this was asked.
+    pub fn written(&self) -> Vec<(usize, u32)> {
+        self.0.as_ref().map(|page| std::mem::take(&mut page.lock().unwrap().1)).unwrap_or_default()
+    }
+
+    /// The device changes a word itself.
+    pub fn set(&self, at: usize, word: u32) {
+        self.0.as_ref().expect("a page").lock().unwrap().0[at / 4] = word;
+    }
+}
+
+impl Registers for Sheet {
+    fn read(&self, offset: usize) -> u32 {
+        assert_eq!(offset % 4, 0, "registers are words");
+        self.0.as_ref().map_or(u32::MAX, |page| page.lock().unwrap().0.get(offset / 4).copied().unwrap_or(0))
+    }
+
+    fn write(&self, offset: usize, value: u32) {
+        assert_eq!(offset % 4, 0, "registers are words");
+        let Some(page) = &self.0 else { return };
+        let (words, written) = &mut *page.lock().unwrap();
+        written.push((offset, value));
+        if let Some(word) = words.get_mut(offset / 4) {
+            *word = value;
+        }
+    }
 }
 
 impl Wire for Desk {
@@ -306,6 +347,12 @@ impl Payload for Desk {
 }
 
 impl Outside for Desk {
+    type Page = Sheet;
+
+    fn page(&self, place: usize) -> Sheet {
+        self.sheets.get(&place).cloned().unwrap_or_default()
+    }
+
     fn report(&self, _system: &impl System, report: &ToRoot) -> bool {
         self.reports.lock().unwrap().push(report.clone());
         true

@@ -3,7 +3,7 @@
 //!
 //! Read [`server`] first: it sends each exit to one of the others. `psci`, `hypercall`, `sysreg`, `identity`, `debug`,
 //! `timer` are the processor; `platform` says where the devices live, `distributor`, `redistributor`, `bank`, `pl011`,
-//! `pl031` are the devices, `bus` and `access` the ways to them, `instruction` what `access` needs. `heard` says what of it all a monitor
+//! `pl031` are the devices, `function` what the guest sees of its PCI functions, `bus` and `access` the ways to them, `instruction` what `access` needs. `heard` says what of it all a monitor
 //! wants to hear before it happens, `events` how it is answered then.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -18,6 +18,7 @@ pub mod debug;
 pub mod distributor;
 pub mod events;
 pub mod exclusive;
+pub mod function;
 pub mod heard;
 pub mod hypercall;
 pub mod identity;

@@ -10,6 +10,7 @@ use crate::debug::DebugRegisters;
 use crate::events::Hearing;
 use crate::heard::Heard;
 use crate::distributor::{self, Distributor};
+use crate::function::{self, Functions, View};
 use crate::identity::Shown;
 use crate::instruction::{NotEmulated, extend};
 use crate::pl011::{self, Pl011, Wire};
@@ -27,12 +28,17 @@ use trellis_idl::layout::{badge as badges, slot, vcpu_signal};
 use trellis_idl::plan::{MAX_VCPUS, VcpuConfig};
 use trellis_idl::wire::{GuestEnd, Order, P2mOp, ToRoot, VcpuOp};
 use trellis_runtime::event_ring::{EventPage, Tells};
+use trellis_runtime::memory::Registers;
 use trellis_runtime::{Attends, Guest, Portal, Reply, Server, Shared, Signal, System, Vcpu, message};
 
 /// What lies outside the server: the wire of the serial port, the payload, the ear of root.
 pub trait Outside: Wire + Payload + Sync {
+    /// A page of a function of PCI.
+    type Page: Registers;
     /// Puts a report where root finds it; root is woken by the caller.
     fn report(&self, system: &impl System, report: &ToRoot) -> bool;
+    /// The page with this place ([`trellis_idl::layout::bus`]).
+    fn page(&self, place: usize) -> Self::Page;
 }
 
 /// What belongs to one vCPU.
@@ -70,6 +76,8 @@ pub struct VcpuServer<'a, O> {
     serial_flags: AtomicU32,
     clock: Shared<Pl031>,
     distributor: Shared<Distributor>,
+    /// Taken before the distributor's.
+    functions: Shared<Functions>,
     locals: [Shared<Local>; MAX_VCPUS],
 }
 
@@ -218,6 +226,7 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
             serial_flags: AtomicU32::new(Pl011::new().flags()),
             clock: Shared::new(Pl031::new()),
             distributor: Shared::new(Distributor::new(vcpus)),
+            functions: Shared::new(Functions::new()),
             locals: [const { Shared::new(Local::new()) }; MAX_VCPUS],
         }
     }
@@ -296,7 +305,9 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
     }
 
     fn access_rest(&self, system: &impl System, index: u8, address: u64, width: u8, write: Option<u64>) -> Option<u64> {
-        let (device, offset) = platform::find(address, self.config.gic, self.config.vcpus)?;
+        let Some((device, offset)) = platform::find(address, self.config.gic, self.config.vcpus) else {
+            return self.function(system, address, width, write);
+        };
         Some(match device {
             platform::Device::Distributor if self.config.gic == 3 => {
                 let mut state = self.distributor.lock(system);
@@ -325,6 +336,25 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
                 transact(&mut platform::EmptyFlash, offset, width, write)
             }
             platform::Device::EmptySlots => transact(&mut platform::EmptySlots, offset, width, write),
+        })
+    }
+
+    /// What the guest sees of functions of PCI.
+    #[cold]
+    #[inline(never)]
+    fn function(&self, system: &impl System, address: u64, width: u8, write: Option<u64>) -> Option<u64> {
+        let plan = self.config.bus.as_ref()?;
+        let (place, offset) = function::find(plan, address)?;
+        let mut state = self.functions.lock(system);
+        let page = |place| self.outside.page(place);
+        Some(match place {
+            function::Place::Frame => {
+                let raise = |line| self.distributor.lock(system).raise(system, line);
+                transact(&mut function::Frame { plan, raise }, offset, width, write)
+            }
+            function::Place::Configuration(None) => transact(&mut function::Nothing, offset, width, write),
+            function::Place::Configuration(Some(place)) => transact(&mut function::Configuration(View::new(plan, &mut state, place, page)), offset, width, write),
+            function::Place::Hidden(place) => transact(&mut function::Hidden(View::new(plan, &mut state, place, page)), offset, width, write),
         })
     }
 
@@ -565,6 +595,7 @@ impl<'a, O: Outside> VcpuServer<'a, O> {
             self.serial_flags.store(serial.flags(), Ordering::Release);
         }
         *self.clock.lock(system) = Pl031::new();
+        *self.functions.lock(system) = Functions::new();
         self.distributor.lock(system).reset(system);
         for (index, local) in (0..self.config.vcpus).zip(&self.locals) {
             *local.lock(system) = Local::new();

@@ -23,6 +23,7 @@ use trellis_p2m::P2m;
 use trellis_root::events::Events;
 use trellis_root::rules::Kepts;
 use trellis_root::{Board, Root};
+use trellis_runtime::memory::Absent;
 use trellis_runtime::event_ring::EventPage;
 use trellis_runtime::{Attends, Consumer, Producer, Reply, RingPage, Server, Shared, System, dispatch};
 use trellis_vcpu::{Rings, VcpuServer};
@@ -123,7 +124,7 @@ pub enum Stored {
     Skipped,
 }
 
-type Rings3 = Rings<&'static RingPage>;
+type Rings3 = Rings<&'static RingPage, Absent>;
 
 /// A server's program, with the state it has in all its threads.
 enum Program {
@@ -885,7 +886,7 @@ impl Whole {
 
     fn vcpu(&self) -> VcpuServer<'static, Rings3> {
         let page = || -> &'static RingPage { Box::leak(Box::new(RingPage::new())) };
-        VcpuServer::new(vcpu_config(), Rings::new(page(), page(), &self.pages[ring::root_report(2)], image)).telling(self.rings[1])
+        VcpuServer::new(vcpu_config(), Rings::new(page(), page(), &self.pages[ring::root_report(2)], image, |_| Absent)).telling(self.rings[1])
     }
 
     /// The monitor that this domain is.

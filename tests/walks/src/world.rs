@@ -12,6 +12,7 @@ use trellis_idl::plan::{Load, P2mConfig, Part, Populate, VcpuConfig};
 use trellis_idl::wire::{ToRoot, VcpuOp};
 use trellis_p2m::P2m;
 use trellis_p2m::view::Views;
+use trellis_runtime::memory::Absent;
 use trellis_runtime::{Consumer, Portal, Reply, RingPage, Server, Shared, System, dispatch};
 use trellis_vcpu::{Rings, VcpuServer};
 
@@ -35,7 +36,7 @@ pub enum Station {
     Root,
 }
 
-type Rings3 = Rings<&'static RingPage>;
+type Rings3 = Rings<&'static RingPage, Absent>;
 
 /// The system.
 #[derive(Debug)]
@@ -85,7 +86,7 @@ impl World {
             hosted: RefCell::new(hosted),
             stations: RefCell::default(),
             p2m: P2m::start(&Nobody, &memory, Box::leak(Box::new(Shared::new(Views::new()))), &[]).expect("lazy population asks for nothing"),
-            vcpu: VcpuServer::new(config, Rings::new(serial, input, reports, payload)),
+            vcpu: VcpuServer::new(config, Rings::new(serial, input, reports, payload, |_| Absent)),
             reports,
             serial,
         }

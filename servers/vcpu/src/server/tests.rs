@@ -592,3 +592,32 @@ fn trapped_writes_of_translation_registers_are_done() {
     let done = system.state.lock().unwrap().done.last().copied();
     assert_eq!(done, Some((Op::VcpuException, [slot::VCPU, 0xf200_0007, 0, 0, 0, 0])), "the guest gets it");
 }
+
+#[test]
+fn a_function_is_reached_by_its_configuration_and_its_messages_make_lines() {
+    use crate::fake::Sheet;
+    use crate::function::tests::{configuration, plan};
+    use trellis_idl::layout::platform::{CONFIGURATION, FRAME};
+    use trellis_runtime::memory::Registers;
+    let entries = Sheet::new(&[(12, 1), (28, 1), (44, 1)]);
+    let desk = Desk { payload: vec![7; 64], sheets: [(0, configuration()), (1, entries.clone())].into(), ..Desk::default() };
+    let config = VcpuConfig { bus: Some(plan()), ..server(1).config };
+    let (server, system) = (VcpuServer::new(config, desk), Fake::new(1));
+    assert_eq!(root(&server, &system, VcpuOp::Start), 0);
+    let read = |address| exit(&server, &system, 0, device(address, 4, 0, 0));
+    let write = |address, value| assert_eq!(exit(&server, &system, 0, device(address, 4, ExitHeader::WRITE, value)).0, Answer::ADVANCE);
+    assert_eq!(read(CONFIGURATION), (Answer::ADVANCE.register(9), 0x1041_1af4));
+    assert_eq!(read(CONFIGURATION + 0x1000).1, 0xffff_ffff);
+    write(CONFIGURATION + 0x50, 1 << 31);
+    let table = 0x0b00_0000;
+    for (at, word) in [(0, FRAME + 0x40), (4, 0), (8, 101), (12, 0)] {
+        write(table + at, word);
+    }
+    assert_eq!([0, 4, 8, 12].map(|at| entries.read(at)), [0x0809_0040, 1, 1, 0]);
+    assert_eq!(read(FRAME + 8).1, 100 << 16 | 3);
+    write(FRAME + 0x40, 102);
+    assert!(system.line(0, LineField::Pending, 102) && !system.line(0, LineField::Pending, 101));
+    // Nothing of it is left for the next life, and the function's own entries are whoever's who switches it off.
+    assert_eq!(root(&server, &system, VcpuOp::Reset), 0);
+    assert_eq!([read(CONFIGURATION + 0x50).1 >> 16, read(table + 8).1, read(table + 12).1], [2, 0, 1]);
+}

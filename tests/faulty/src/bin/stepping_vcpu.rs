@@ -9,18 +9,18 @@ mod board {
     use trellis_idl::layout::{ring, slot, vcpu_signal};
     use trellis_idl::plan::VcpuConfig;
     use trellis_idl::wire::ToRoot;
-    use trellis_runtime::memory::payload;
+    use trellis_runtime::memory::{DevicePage, payload};
     use trellis_runtime::ring::page;
     use trellis_runtime::{Once, RingPage, Signal, Svc, System, config, serve};
     use trellis_vcpu::{Outside, Rings, VcpuServer};
 
-    type Bound = Stepping<VcpuServer<'static, Rings<&'static RingPage>>>;
+    type Bound = Stepping<VcpuServer<'static, Rings<&'static RingPage, DevicePage>>>;
 
     static SERVER: Once<Bound> = Once::new();
 
     fn build() -> Result<Bound, &'static str> {
         let config: VcpuConfig<'static> = config().map_err(|_| "no configuration that is understood")?;
-        let rings = Rings::new(page(ring::SERIAL_OUT), page(ring::SERIAL_IN), page(ring::REPORT), payload);
+        let rings = Rings::new(page(ring::SERIAL_OUT), page(ring::SERIAL_IN), page(ring::REPORT), payload, DevicePage::at);
         rings.report(&Svc, &ToRoot::Ready);
         Signal::at(slot::ROOT).raise(&Svc).map_err(|_| "root does not listen")?;
         let vcpus = config.vcpus;
