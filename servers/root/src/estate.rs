@@ -51,9 +51,10 @@ pub fn make(
     let config: VcpuConfig<'_> = build::config(board, plan.servers.get(usize::from(guest.vcpu)).ok_or(missing)?)?;
     // One that cannot have what it asks for is not started (`Root::begin`).
     let lanes = guest::lanes(guest.sve, guest::lengths(system)).unwrap_or(0);
-    let made = guest::make(system, supply, guest, config.gic, lanes, &p2m, &vcpu)?;
+    let made = guest::make(system, supply, guest, &config, lanes, &p2m, &vcpu)?;
     guest::loads(system, supply, &config, &vcpu)?;
     guest::devices(system, guest, &p2m)?;
+    guest::functions(system, &config, &vcpu)?;
     wire::attach(system, rings, p2m.domain, vcpu.domain)?;
     made.input.grant(system, ends.console.domain, slot::INPUT + index as u64, Rights::USE).step("grant a signal")?;
     for (number, server) in [(guest.p2m, &p2m), (guest.vcpu, &vcpu)] {

@@ -595,6 +595,20 @@ pub struct FakeBoard {
     rules: &'static Shared<Kepts>,
 }
 
+/// What guest 1 sees of its functions whose messages it chooses.
+fn bus(plan: &MessagePlan) -> Option<BusPlan> {
+    let shown = |one: &FunctionPlan| ShownFunction {
+        run: one.run,
+        ranges: one.ranges.clone(),
+        table: one.table,
+        entries: one.messages,
+        hidden: [DevicePages { page: 0xb000, pages: 2 }].into_iter().collect(),
+        wire: None,
+    };
+    let functions: heapless::Vec<_, MAX_FUNCTIONS> = plan.functions.iter().filter(|one| one.chosen).map(shown).collect();
+    (!functions.is_empty()).then_some(BusPlan { doorbell: plan.doorbell, first_line: 120, lines: 1, functions })
+}
+
 impl FakeBoard {
     /// A payload with the configuration of both vcpu servers where [`plan`] says.
     pub fn new() -> FakeBoard {
@@ -618,7 +632,7 @@ impl FakeBoard {
                 x0: 0,
                 gic: 3,
                 aarch32: false,
-                bus: None,
+                bus: messages.as_ref().filter(|_| guest == 1).and_then(bus),
             };
             let used = postcard::to_slice(&config, &mut payload[at + 8..]).unwrap().len() as u64;
             payload[at..at + 8].copy_from_slice(&used.to_le_bytes());

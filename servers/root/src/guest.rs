@@ -2,11 +2,12 @@
 //! Makes a guest: its memory, its vCPUs, which server each exit goes to, and what its two servers may do to it.
 
 use crate::build::Built;
+use crate::messages;
 use crate::supply::Supply;
 use crate::{StartError, Step};
 use heapless::Vec;
 use trellis_idl::kernel::{Access, ExitClass, Fact, Groups, Inside, PAGE, Rights};
-use trellis_idl::layout::{PAYLOAD, badge, badge::pauser, platform, root_slot, slot, vcpu_signal};
+use trellis_idl::layout::{PAYLOAD, badge, bus, badge::pauser, platform, root_slot, slot, vcpu_signal};
 use trellis_idl::plan::{GuestPlan, MAX_VCPUS, Sve, VcpuConfig};
 use trellis_idl::wire::GuestEnd;
 use trellis_runtime::handle::{GuestShape, VcpuSetup, budget};
@@ -68,7 +69,7 @@ pub fn lengths(system: &impl System) -> u16 {
 
 /// Makes a guest beside its two servers, which do not run yet.
 pub fn make(
-    system: &impl System, supply: &mut Supply, plan: &GuestPlan<'_>, gic: u8, lanes: u8, p2m: &Built, vcpu: &Built,
+    system: &impl System, supply: &mut Supply, plan: &GuestPlan<'_>, config: &VcpuConfig<'_>, lanes: u8, p2m: &Built, vcpu: &Built,
 ) -> Result<Made, StartError> {
     let tables = supply.take(system, plan.table_pages.into())?;
     let slot = supply.slot();
@@ -76,7 +77,7 @@ pub fn make(
         views: plan.views, inside: Inside(plan.inside.into()), lanes, vcpus: plan.cpus.len() as u64,
     };
     let guest = Guest::create(system, tables, slot, shape).step("make a guest")?;
-    if gic == 2 {
+    if config.gic == 2 {
         // The second device of a board with GICv2 is the virtual CPU interface.
         let interface = Frames::at(root_slot::DEVICES + 1);
         interface.grant(system, p2m.domain, slot::MEMORY + 1, READ_WRITE_EXECUTE).step("grant the interrupt interface")?;
@@ -97,7 +98,7 @@ pub fn make(
         let one = Vcpu::create(system, guest, setup, slot).step("make a vCPU")?;
         let rights = READ_WRITE_EXECUTE.with(Rights::LINES);
         one.grant_badged(system, vcpu.domain, slot::VCPU + u64::from(index), rights, pauser::VCPU_SERVER).step("grant a vCPU")?;
-        exits(system, supply, one, index, gic, plan, p2m, vcpu)?;
+        exits(system, supply, one, index, config, plan, p2m, vcpu)?;
         vcpus.push(one).map_err(|_| StartError::Plan("too many vCPUs"))?;
     }
     calls(system, supply, p2m, vcpu)?;
@@ -145,7 +146,7 @@ fn portal(
 /// Where a vCPU's exits go, and p2m's way to hand one on.
 #[allow(clippy::too_many_arguments, reason = "everything that two servers and a vCPU have to do with each other")]
 fn exits(
-    system: &impl System, supply: &mut Supply, one: Vcpu, index: u8, gic: u8, plan: &GuestPlan<'_>, p2m: &Built,
+    system: &impl System, supply: &mut Supply, one: Vcpu, index: u8, config: &VcpuConfig<'_>, plan: &GuestPlan<'_>, p2m: &Built,
     vcpu: &Built,
 ) -> Result<(), StartError> {
     let badge = badge::EXIT | u64::from(index);
@@ -158,8 +159,26 @@ fn exits(
         let portal = if class == ExitClass::Memory { faults } else { others };
         one.route(system, class, portal, groups(class), badge).step("route exits")?;
     }
-    for (number, (page, pages)) in (0u8..).zip(platform::windows(gic, plan.cpus.len() as u64)) {
+    let own = platform::windows(config.gic, plan.cpus.len() as u64);
+    for (number, (page, pages)) in (0u8..).zip(own.into_iter().chain(bus_windows(config))) {
         one.window(system, number, page, pages, ExitClass::Device).step("make a window")?;
+    }
+    Ok(())
+}
+
+/// Windows on what the guest sees of functions of PCI.
+fn bus_windows(config: &VcpuConfig<'_>) -> impl Iterator<Item = (u64, u64)> {
+    let bus = config.bus.iter();
+    bus.flat_map(|bus| platform::BUS_WINDOWS.into_iter().chain(bus.functions.iter().flat_map(|one| &one.hidden).map(|run| (run.page, run.pages))))
+}
+
+/// Gives a vcpu server the pages of functions that the guest sees: of the configuration to read it, of the table of messages to fill it.
+pub fn functions(system: &impl System, config: &VcpuConfig<'_>, vcpu: &Built) -> Result<(), StartError> {
+    for (place, one) in config.bus.iter().flat_map(|bus| bus.functions.iter().enumerate()) {
+        messages::map_as(system, vcpu.domain, bus::configuration(place), (one.run, 0), Access::READ)?;
+        if let Some(table) = one.table {
+            messages::map(system, vcpu.domain, bus::table(place), table.run, 0)?;
+        }
     }
     Ok(())
 }

@@ -4,12 +4,13 @@
 //! keeps.
 //!
 //! Whoever tells this hardware where its tables are can have it write anywhere. Nobody but irqfwd gets these pages, and only
-//! in a system where a guest owns such a function.
+//! in a system where a guest owns such a function; where it sees the function as such, its vcpu server has the same pages of that,
+//! the configuration to read it.
 
 use crate::build::{READ_WRITE, addressed};
 use crate::supply::Supply;
 use crate::{Board, StartError, Step};
-use trellis_idl::kernel::PAGE;
+use trellis_idl::kernel::{Access, PAGE};
 use trellis_idl::layout::message::{BLOCK, SERVICE, blocks, function, redistributor, table};
 use trellis_idl::layout::platform::REDISTRIBUTOR_BYTES;
 use trellis_idl::layout::{DEVICE, DEVICE_PAGES, TABLES, TABLES_BYTES, root_slot};
@@ -56,9 +57,14 @@ pub fn attach(system: &impl System, plan: Option<&MessagePlan>, tables: Option<F
 
 /// Maps a page of a device's run at a place.
 pub fn map(system: &impl System, domain: Domain, place: usize, run: u8, page: u64) -> Result<(), StartError> {
+    map_as(system, domain, place, (run, page), READ_WRITE)
+}
+
+/// The same with this access.
+pub fn map_as(system: &impl System, domain: Domain, place: usize, (run, page): (u8, u64), access: Access) -> Result<(), StartError> {
     if !(1..RUNS).contains(&run) {
         return Err(StartError::Plan("a device that is not there"));
     }
     let frames = Frames::at(root_slot::DEVICES + u64::from(run));
-    domain.map(system, DEVICE + place as u64 * PAGE, frames, page, 1, READ_WRITE).step("map a device")
+    domain.map(system, DEVICE + place as u64 * PAGE, frames, page, 1, access).step("map a device")
 }

@@ -4,7 +4,7 @@
 use super::*;
 use crate::fake::{Fake, FakeBoard, FakeDomain, Mapped, Object, plan, plan_with_device};
 use trellis_idl::kernel::{Access, ExitClass, Groups, Op, PAGE, PASSIVE};
-use trellis_idl::layout::{BUFFERS, CONFIG, PAYLOAD, PROGRAM, RINGS, STACK_BYTES, STACK_STRIDE, STACKS, TABLES, badge, message, vcpu_signal};
+use trellis_idl::layout::{BUFFERS, CONFIG, PAYLOAD, PROGRAM, RINGS, STACK_BYTES, STACK_STRIDE, STACKS, TABLES, badge, bus, message, vcpu_signal};
 use trellis_idl::plan::{FunctionPlan, MessagePlan, RangePlan, TablePlace, TablePlan};
 use trellis_idl::wire::GuestEnd;
 
@@ -471,6 +471,29 @@ fn irqfwd_alone_gets_what_makes_lines_of_messages_and_the_next_one_gets_the_same
     fake.bits.borrow_mut().push_back(root_signal::server(IRQFWD));
     root.step(&fake);
     assert_eq!(expect(IRQFWD + 2), run, "what hardware writes stays where it is");
+}
+
+#[test]
+fn a_vcpu_server_gets_the_functions_that_its_guest_sees_and_windows_on_them() {
+    let fake = Fake::new();
+    let mut plan = messages(&fake);
+    plan.functions[0].chosen = true;
+    let board = FakeBoard::with(Some(plan));
+    start_on(&fake, plan_with_device(), board);
+    let maps = |domain: usize| fake.domain(domain).maps.iter().copied().filter(|map| (DEVICE..PAYLOAD).contains(&map.0)).collect::<std::vec::Vec<_>>();
+    let at = |place: usize| DEVICE + place as u64 * PAGE;
+    let of_irqfwd = |place: usize| maps(IRQFWD + 1).into_iter().find(|map| map.0 == at(place)).expect("irqfwd has it");
+    let (configuration, table) = (of_irqfwd(message::function(0)), of_irqfwd(message::table(0)));
+    let expected: [Mapped; 2] = [
+        (at(bus::configuration(0)), configuration.1, configuration.2, configuration.3, Access::READ.0),
+        (at(bus::table(0)), table.1, table.2, table.3, table.4),
+    ];
+    assert_eq!(maps(5), expected, "the same pages and no others, and the configuration to read it");
+    assert_eq!(maps(3), [], "the other guest's has none");
+    let windows = |vcpu: usize| fake.windows(vcpu).split_off(6);
+    let device = ExitClass::Device as u64;
+    assert_eq!(windows(0), []);
+    assert_eq!(windows(2), [(0x8020, 1, device), (0x3_f000, 256, device), (0xb000, 2, device)]);
 }
 
 #[test]
