@@ -111,7 +111,7 @@ impl System {
             Role::Vcpu(index) => {
                 let guest = &self.guests[usize::from(index)];
                 let loads = loads(guest, payload);
-                payload.add_config(server.name, &vcpu_config(guest, loads))?
+                payload.add_config(server.name, &VcpuConfig { bus: self.bus_plan(usize::from(index)), ..vcpu_config(guest, loads) })?
             }
             Role::Irqfwd => payload.add_config(server.name, &self.irqfwd_config())?,
             Role::Smmu => payload.add_config(server.name, &self.smmu_config().ok_or(ComposeError::Encoding("smmu"))?)?,

@@ -5,6 +5,7 @@
 use crate::board::Board;
 use crate::function::{self, Requester};
 use crate::manifest::{DeviceEntry, GuestEntry};
+use crate::pci;
 use crate::problem::{Code, Problem, nearest};
 use crate::ranges::{self, Pending, RegisterRange, Stretch, Table};
 use crate::smmu;
@@ -93,6 +94,8 @@ impl Device {
 pub struct Owned {
     /// Which.
     pub device: Device,
+    /// Where the guest sees its ranges, in their order.
+    pub places: Vec<u64>,
     /// What the guest is shown of it, and where.
     pub stretches: Vec<Stretch>,
     /// Its interrupts as the guest numbers them, in the order of the device's.
@@ -101,6 +104,8 @@ pub struct Owned {
     pub direct: bool,
     /// The SMMU keeps it to the guest's memory.
     pub protected: bool,
+    /// The guest sees it as a function of PCI, by its configuration.
+    pub as_pci: bool,
     /// Where the manifest names it: bytes from its beginning.
     pub at: usize,
 }
@@ -142,23 +147,25 @@ pub fn owned(entry: &GuestEntry, board: &Board) -> Vec<Owned> {
     let mut next = OWNED;
     let known = entry.devices.iter().filter_map(|entry| Some((entry, find(board, entry)?)));
     let place = |(entry, device): (&DeviceEntry, &Device)| {
-        let mut stretches = Vec::new();
+        let (mut places, mut stretches) = (Vec::new(), Vec::new());
         for range in device.all_ranges() {
             let bytes = (range.pages().end - range.pages().start) * PAGE;
             let base = next.next_multiple_of(bytes.next_power_of_two().max(STRIDE));
             next = base.saturating_add(bytes);
+            places.push(base + range.base % PAGE);
             stretches.extend(device.shown(&range, base + range.base % PAGE));
         }
         let protected = entry.unprotected.is_none() && smmu::protects(board, device);
         let (lines, direct, at) = (Vec::new(), entry.direct, entry.device.span.start);
-        Owned { device: device.clone(), stretches, lines, direct, protected, at }
+        Owned { device: device.clone(), places, stretches, lines, direct, protected, as_pci: entry.as_pci.is_some(), at }
     };
     let mut all: Vec<Owned> = known.map(place).collect();
     number(&mut all);
     all
 }
 
-/// Gives each interrupt a number in the guest: its own, or where the guest has no such line or it is taken, a high one.
+/// Gives each interrupt a number in the guest: its own, or where the guest has no such line or it is taken, a high one. Those that a
+/// frame makes of messages follow each other.
 fn number(all: &mut [Owned]) {
     let mut own = BTreeSet::from([SERIAL_LINE]);
     let keeps: BTreeSet<u32> = all
@@ -166,8 +173,17 @@ fn number(all: &mut [Owned]) {
         .flat_map(|owned| owned.device.lines.iter().copied())
         .filter(|line| (FIRST_LINE..LINES_END).contains(line) && own.insert(*line))
         .collect();
+    let framed: u32 = all.iter().filter(|owned| owned.is_framed()).map(|owned| owned.device.lines.len() as u32).sum();
+    let is_free = |first: &u32| (*first..first + framed).all(|line| !own.contains(&line));
+    // Where there is no such place, these are none, which is refused.
+    let first = (FIRST_LINE..=LINES_END.saturating_sub(framed)).rev().find(is_free);
+    let mut frame = first.into_iter().flat_map(|first| first..first + framed);
+    own.extend(frame.clone());
+    for owned in all.iter_mut().filter(|owned| owned.is_framed()) {
+        owned.lines = owned.device.lines.iter().map(|_| frame.next().unwrap_or(0)).collect();
+    }
     let mut free = (FIRST_LINE..LINES_END).rev().filter(|line| !own.contains(line));
-    for owned in all {
+    for owned in all.iter_mut().filter(|owned| !owned.is_framed()) {
         // One that is left without is one too many, which is refused.
         let of = |line: &u32| if keeps.contains(line) { *line } else { free.next().unwrap_or(0) };
         owned.lines = owned.device.lines.iter().map(of).collect();
@@ -194,6 +210,7 @@ pub fn check(guests: &[GuestEntry], board: &Board, problems: &mut Problems) {
         }
         alone(board, entry, device, problems);
         memory(board, entry, device, problems);
+        shown(entry, device, problems);
         lines(board, entry, device, problems);
     }
     room(guests, board, problems);
@@ -260,6 +277,17 @@ fn memory(board: &Board, entry: &DeviceEntry, device: &Device, problems: &mut Pr
     }
 }
 
+/// As what it is shown.
+fn shown(entry: &DeviceEntry, device: &Device, problems: &mut Problems) {
+    if let (Some(key), None) = (&entry.as_pci, device.function) {
+        problems.push(
+            Problem::new(Code::KeyDoesNotApply, format!("device `{}` is no function of PCI", device.name))
+                .at(key.clone(), "means nothing here")
+                .hint("leave it out: its guest finds it in the device tree"),
+        );
+    }
+}
+
 fn lines(board: &Board, entry: &DeviceEntry, device: &Device, problems: &mut Problems) {
     for line in &device.lines {
         let also = board.devices.iter().find(|other| other.name != device.name && other.lines.contains(line));
@@ -289,7 +317,9 @@ fn room(guests: &[GuestEntry], board: &Board, problems: &mut Problems) {
         sources += all.iter().map(|owned| owned.device.lines.len()).sum::<usize>();
         let past = all.iter().flat_map(|owned| &owned.stretches).any(|one| one.address.saturating_add(one.bytes) > OWNED_END);
         let Some(last) = guest.devices.last() else { continue };
-        let is_too_much = function::too_many(before.iter()) || smmu::too_many(board, before.iter());
+        let has_no_line = all.iter().any(|owned| owned.lines.contains(&0));
+        let is_too_much =
+            function::too_many(before.iter()) || smmu::too_many(board, before.iter()) || pci::too_many(&all) || has_no_line;
         if own > MAX_DEVICES || runs > MOST_RUNS || sources > MAX_SOURCES || past || is_too_much {
             problems.push(
                 Problem::new(Code::TooManyDevices, format!("guest `{}` owns too much", guest.name.value))

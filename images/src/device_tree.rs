@@ -5,6 +5,7 @@
 //! written: one guest's parser stops at any other.
 
 use crate::device::Owned;
+use crate::pci;
 use std::ops::Range;
 use trellis_idl::layout::platform::{CPU_INTERFACE, DISTRIBUTOR, REDISTRIBUTOR_BYTES, REDISTRIBUTORS, SERIAL};
 use vm_fdt::{FdtWriter, FdtWriterResult};
@@ -53,7 +54,8 @@ impl Platform<'_> {
         self.interrupt_controller(&mut tree)?;
         self.clock(&mut tree)?;
         self.serial(&mut tree)?;
-        self.devices.iter().try_for_each(|owned| device(&mut tree, owned))?;
+        self.devices.iter().filter(|owned| !owned.as_pci).try_for_each(|owned| device(&mut tree, owned))?;
+        pci::bus_node(&mut tree, self.devices)?;
         tree.end_node(root)?;
         tree.finish()
     }
@@ -68,6 +70,10 @@ impl Platform<'_> {
         let node = tree.begin_node("chosen")?;
         tree.property_string("bootargs", self.command_line)?;
         tree.property_string("stdout-path", "/pl011@9000000")?;
+        if pci::functions(self.devices).next().is_some() {
+            // Registers stay where they are: base address registers keep nothing else.
+            tree.property_u32("linux,pci-probe-only", 1)?;
+        }
         if let Some(initrd) = &self.initrd {
             tree.property_u64("linux,initrd-start", initrd.start)?;
             tree.property_u64("linux,initrd-end", initrd.end)?;
@@ -136,6 +142,7 @@ impl Platform<'_> {
         tree.property_u32("#address-cells", 2)?;
         tree.property_u32("#size-cells", 2)?;
         tree.property_phandle(INTC)?;
+        pci::frame_node(tree, self.devices)?;
         tree.end_node(node)
     }
 

@@ -56,7 +56,13 @@ pub(crate) fn duty(system: &System, name: &str, role: Role) -> Duty {
                 format!("call {} on each of its CPUs", system.guests()[usize::from(index)].p2m_name()),
                 "be called by root".into(),
                 "signal root and console".into(),
-            ],
+            ]
+            .into_iter()
+            .chain(system.guests()[usize::from(index)].devices.iter().filter(|owned| owned.as_pci).map(|owned| {
+                let table = if owned.device.table.is_some() { ", and fill the table of its messages" } else { "" };
+                format!("read the configuration of {}{table}", owned.device.name)
+            }))
+            .collect(),
         },
         Role::Monitor => Duty {
             purpose: "watches guests: is asked about what they do to watched pages, and decides".into(),
@@ -294,7 +300,13 @@ fn explain_guest(guest: &Guest) -> String {
         let pages = owned.stretches.iter();
         let pages = pages.map(|one| format!("{} page(s) at {:#x}, seen at {:#x}", one.pages(), one.page() * PAGE, one.address));
         text += &format!("  owns {}: {}; {lines}\n", device.name, pages.collect::<Vec<_>>().join("; "));
-        if device.table.is_some() {
+        if owned.as_pci {
+            text += &format!("    it finds {} by its configuration, as a function of PCI: {}\n", device.name, if device.table.is_some() {
+                "its messages go to a frame (GICv2m)"
+            } else {
+                "its first message is its wire"
+            });
+        } else if device.table.is_some() {
             text += &format!("    the table of {}'s messages is on pages that it does not see\n", device.name);
         }
         if owned.protected {

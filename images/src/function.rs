@@ -166,7 +166,7 @@ impl System {
                 line: *device.lines.first()?,
                 messages: device.messages,
                 table: table(device, &mut next),
-                chosen: false,
+                chosen: owned.is_framed(),
             })
         });
         Some(MessagePlan {

@@ -21,6 +21,7 @@ mod kernel_file;
 mod manifest;
 mod monitor;
 mod payload;
+mod pci;
 mod picture;
 
 mod place;

@@ -181,6 +181,8 @@ pub struct DeviceEntry {
     pub direct: bool,
     /// Where `dma = "unprotected"` stands.
     pub unprotected: Option<Span>,
+    /// Where `as = "pci"` stands.
+    pub as_pci: Option<Span>,
 }
 
 const SYSTEM_KEYS: [&str; 6] = ["name", "board", "control", "server-float", "guest", "server"];
@@ -188,7 +190,7 @@ const GUEST_KEYS: [&str; 19] = [
     "kind", "kernel", "initrd", "command-line", "memory", "load-offset", "populate", "cpus", "priority", "budget", "gic",
     "on-reset", "essential", "sve", "views", "views-inside", "view", "device", "monitor",
 ];
-const DEVICE_KEYS: [&str; 3] = ["device", "forward", "dma"];
+const DEVICE_KEYS: [&str; 4] = ["device", "forward", "dma", "as"];
 const GUEST_LATER: [Later; 1] = [("swap", "swapping servers at runtime")];
 
 impl Manifest {
@@ -361,10 +363,12 @@ fn device(table: &Table<'_, '_>, problems: &mut Problems) -> Option<DeviceEntry>
     table.require("device", "device = \"rtc\", as the board file names it", problems);
     let forward = table.choice("forward", &[("server", false), ("direct", true)], problems);
     let dma = table.choice("dma", &[("unprotected", ())], problems);
+    let shown = table.choice("as", &[("platform", false), ("pci", true)], problems);
     Some(DeviceEntry {
         device: table.text("device", "device = \"rtc\"", problems)?,
         direct: forward.is_some_and(|forward| forward.value),
         unprotected: dma.map(|dma| dma.span),
+        as_pci: shown.filter(|shown| shown.value).map(|shown| shown.span),
     })
 }
 

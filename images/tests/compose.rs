@@ -8,8 +8,8 @@ use trellis_idl::event::EventKind;
 use trellis_idl::kernel::{Access, PAGE};
 use trellis_idl::layout::PROGRAM;
 use trellis_idl::plan::{
-    ConsoleConfig, DevicePages, EventPlan, FunctionPlan, IrqfwdConfig, MessagePlan, MonitorConfig, P2mConfig, Part, Plan, RangePlan, Role, RulePlan,
-    RuleVerdict, SmmuConfig, SourcePlan, SpacePlan, StreamPlan, TablePlace, TablePlan, VcpuConfig, WatchedPlan, WatcherPlan, Without,
+    BusPlan, ConsoleConfig, DevicePages, EventPlan, FunctionPlan, IrqfwdConfig, MessagePlan, MonitorConfig, P2mConfig, Part, Plan, RangePlan, Role, RulePlan,
+    RuleVerdict, ShownFunction, SmmuConfig, SourcePlan, SpacePlan, StreamPlan, TablePlace, TablePlan, VcpuConfig, WatchedPlan, WatcherPlan, Without,
 };
 use trellis_images::{ComposeError, Download, Programs, Source, System, query};
 use zerocopy::{FromBytes, IntoBytes};
@@ -284,6 +284,51 @@ fn a_function_with_several_ranges_shows_its_guest_all_but_the_pages_with_its_tab
     // Each of them in the tree, in order.
     let cells = [0xb10_0000u64, 0x2_0000, 0xb12_0000, PAGE, 0xb12_2000, PAGE, 0xb12_4000, 4 * PAGE].map(u64::to_be_bytes).concat();
     assert!(system.guests()[0].placement.tree.windows(cells.len()).any(|window| window == cells));
+}
+
+#[test]
+fn a_guest_that_sees_functions_finds_them_on_a_bus_and_their_messages_in_a_frame() {
+    let text = std::fs::read_to_string("edu.toml").expect("the manifest");
+    let text = text.replace("board = \"virt\"", "board = \"tests/files/functions-board.toml\"");
+    let text = text.replace("device = \"edu\"", "device = \"edu\"\nas = \"pci\"");
+    let text = text + "[[guest.edu.device]]\ndevice = \"card\"\ndma = \"unprotected\"\nas = \"pci\"\n";
+    let text = text + "[[guest.edu.device]]\ndevice = \"high\"\n";
+    let system = System::from_text(Path::new("edu.toml"), text, &Shelf).unwrap_or_else(|report| panic!("{}", report.render(false)));
+    let image = system.compose(&programs()).expect("an image");
+    let plan = Part { offset: header(&image).plan.base, bytes: header(&image).plan.bytes };
+    let plan: Plan<'_> = postcard::from_bytes(part(&image, plan)).expect("a plan");
+    let vcpu: VcpuConfig<'_> = postcard::from_bytes(config(&image, plan.servers[2].config)).expect("a configuration");
+    let forward: IrqfwdConfig =
+        postcard::from_bytes(config(&image, plan.servers.last().expect("servers").config)).expect("a configuration");
+    let functions = forward.messages.expect("functions").functions;
+    assert_eq!(functions.iter().map(|one| (one.chosen, one.table.is_some(), one.messages)).collect::<Vec<_>>(), [(false, false, 4), (true, true, 3)]);
+    // Three follow each other for the table's messages, and the highest that are left are the others'.
+    let lines: Vec<_> = forward.sources.iter().map(|source| u32::from(source.guest_line)).collect();
+    assert_eq!(lines, [124, 123, 122, 121, 125, 126, 127, 120]);
+    let range = |base, register, bits| RangePlan { base, register, bits };
+    let edu = ShownFunction { run: functions[0].run, ranges: [range(0xb00_0000, 0, 20)].into_iter().collect(), wire: Some(124), ..ShownFunction::default() };
+    let card = ShownFunction {
+        run: functions[1].run,
+        ranges: [range(0xb10_0000, 0, 17), range(0xb12_0000, 4, 15)].into_iter().collect(),
+        table: functions[1].table,
+        entries: 3,
+        hidden: [0xb121, 0xb123].map(|page| DevicePages { page, pages: 1 }).into_iter().collect(),
+        wire: None,
+    };
+    let bus = BusPlan { doorbell: 0x0809_0040, first_line: 125, lines: 3, functions: [edu, card].into_iter().collect() };
+    assert_eq!(vcpu.bus, Some(bus));
+    let tree = &system.guests()[0].placement.tree;
+    let has = |bytes: &[u8]| tree.windows(bytes.len()).any(|window| window == bytes);
+    let cells = |cells: &[u32]| cells.iter().flat_map(|cell| cell.to_be_bytes()).collect::<Vec<u8>>();
+    for words in ["pcie@3f000000", "pci-host-ecam-generic", "v2m@8020000", "arm,gic-v2m-frame", "linux,pci-probe-only", "dma-coherent", "high@b"] {
+        assert!(has(words.as_bytes()), "{words}");
+    }
+    assert!(!has(b"edu@") && !has(b"card@"), "they are on the bus");
+    assert!(has(&cells(&[0, 0, 0, 1, 1, 0, 0, 0, 92, 1])), "device 0's wire is an edge of interrupt 124");
+    assert!(has(&cells(&[0x0200_0000, 0, 0x0b00_0000, 0, 0x0b00_0000, 0, 0x0500_0000])));
+    let explained = system.explain();
+    let said = ["finds edu by its configuration, as a function of PCI: its first message is its wire", "read the configuration of card, and fill the table of its messages"];
+    said.into_iter().for_each(|words| assert!(explained.contains(words), "{explained}"));
 }
 
 #[test]
