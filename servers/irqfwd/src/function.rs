@@ -56,8 +56,11 @@ impl<R: Registers> Function<R> {
             Some(table) => self.table(table, plan.messages)?,
             None => self.messages(plan.messages)?,
         };
+        let is_used = self.is_used();
         self.place(plan)?;
         match &plan.table {
+            Some(_) if is_used && is_chosen(plan) => {}
+            Some(table) if is_chosen(plan) => self.clear(capability, table),
             Some(table) => self.fill(capability, table, plan.messages, doorbell),
             None => self.direct(capability, plan.messages, doorbell)?,
         }
@@ -65,9 +68,14 @@ impl<R: Registers> Function<R> {
         Ok(())
     }
 
+    /// Whether it may make accesses of its own: its guest uses it.
+    pub fn is_used(&self) -> bool {
+        self.page.read(COMMAND) & MASTER != 0
+    }
+
     /// It makes no access of its own any more, and so writes no message.
     pub fn disconnect(&self) {
-        self.command(MEMORY | NO_WIRE);
+        self.command(self.page.read(COMMAND) & MEMORY | NO_WIRE);
         if let Ok(capability) = self.capability(MESSAGES) {
             self.page.write(capability, self.page.read(capability) & !WRITES);
         }
@@ -145,6 +153,23 @@ impl<R: Registers> Function<R> {
 
     /// Messages whose addresses stand in a table: number i writes i. Those that are not used stay masked.
     fn fill(&self, capability: usize, plan: &TablePlan, messages: u8, doorbell: u64) {
+        self.with_entries(capability, plan, |number, at| {
+            if number < messages.into() {
+                self.entry(at, doorbell, number as u32);
+            } else {
+                self.mask(at);
+            }
+        });
+    }
+
+    /// The same where its guest fills the table: nothing that anybody wrote before is there.
+    fn clear(&self, capability: usize, plan: &TablePlan) {
+        self.with_entries(capability, plan, |_, at| self.mask(at));
+    }
+
+    /// Goes through the entries on the page, by their number and place, with the function's own mask over them where they write nothing
+    /// yet; in the end they write.
+    fn with_entries(&self, capability: usize, plan: &TablePlan, each: impl Fn(usize, usize)) {
         let control = self.page.read(capability);
         let entries = (control >> 16 & 0x7ff) as usize + 1;
         if self.page.read(COMMAND) & MEMORY == 0 {
@@ -155,14 +180,14 @@ impl<R: Registers> Function<R> {
             self.page.write(capability, control | TABLE_WRITES | TABLE_MASKED);
         }
         let first = plan.at.offset as usize % PAGE as usize;
-        for (number, at) in (first..=PAGE as usize - ENTRY).step_by(ENTRY).take(entries).enumerate() {
-            if number < messages.into() {
-                self.entry(at, doorbell, number as u32);
-            } else if self.table.read(at + 12) & MASKED == 0 {
-                self.table.write(at + 12, MASKED);
-            }
-        }
+        (first..=PAGE as usize - ENTRY).step_by(ENTRY).take(entries).enumerate().for_each(|(number, at)| each(number, at));
         self.page.write(capability, control & !TABLE_MASKED | TABLE_WRITES);
+    }
+
+    fn mask(&self, at: usize) {
+        if self.table.read(at + 12) & MASKED == 0 {
+            self.table.write(at + 12, MASKED);
+        }
     }
 
     /// Nobody may change an entry that is not masked (6.8.2.9), so one that is right is let alone.
@@ -250,6 +275,11 @@ impl<R: Registers> Function<R> {
         used.iter().zip(before).for_each(|(at, word)| self.page.write(*at, word));
         if is_wide { all.wrapping_neg() } else { (all as u32).wrapping_neg().into() }
     }
+}
+
+/// Whether its guest fills its table of messages.
+pub const fn is_chosen(plan: &FunctionPlan) -> bool {
+    plan.chosen && plan.table.is_some()
 }
 
 /// A base address register.

@@ -11,7 +11,7 @@ use heapless::Vec;
 use trellis_idl::kernel::{FIRST_MESSAGE, MESSAGES, PAGE};
 use trellis_idl::layout::message::{ADDRESS, BLOCK, SERVICE, redistributor};
 use trellis_idl::layout::platform::REDISTRIBUTOR_BYTES;
-use trellis_idl::plan::MAX_VCPUS;
+use trellis_idl::plan::{MAX_FUNCTIONS, MAX_VCPUS};
 use trellis_runtime::memory::{Hardware, Registers, SharedMemory};
 
 /// Registers of the service (GICv3 12.19).
@@ -105,12 +105,19 @@ pub struct Its<H: Hardware> {
     next: u64,
     /// Each CPU's redistributor; its place is the number of its collection.
     targets: Vec<Target, MAX_VCPUS>,
-    /// The message that makes each line, and the collection that it is in.
-    events: [Option<(Event, u16)>; MESSAGES as usize],
+    /// The collection that each line is in, with all messages that make it.
+    collections: [u16; MESSAGES as usize],
+    /// Devices that have tables.
+    devices: Vec<Device, MAX_FUNCTIONS>,
     /// What was there was complete: nothing in it is new.
     is_taken_over: bool,
-    /// Devices that have tables.
-    devices: u64,
+}
+
+/// A device, and the lines that its messages make: message 0 the first, and so on. Several devices may make one line.
+#[derive(Debug)]
+struct Device {
+    number: u32,
+    lines: Vec<u32, { 1 << EVENT_BITS }>,
 }
 
 impl<H: Hardware> Its<H> {
@@ -124,7 +131,7 @@ impl<H: Hardware> Its<H> {
             return Err(Failure::NoLines);
         }
         let mut its = Its {
-            hardware, service, base, next: 0, targets: Vec::new(), events: [None; MESSAGES as usize], is_taken_over: false, devices: 0,
+            hardware, service, base, next: 0, targets: Vec::new(), collections: [0; MESSAGES as usize], devices: Vec::new(), is_taken_over: false,
         };
         let by_address = kind >> 19 & 1 == 1;
         for (index, affinity) in (0..).zip(cpus) {
@@ -209,7 +216,7 @@ impl<H: Hardware> Its<H> {
         self.service.write(CONTROL, self.service.read(CONTROL) | ENABLED);
         for index in 0..self.targets.len() {
             let target = self.target(index as u16)?;
-            self.send(&[Command::map_collection(index as u16, target), Command::settle(target)])?;
+            self.send([Command::map_collection(index as u16, target), Command::settle(target)])?;
         }
         Ok(())
     }
@@ -246,27 +253,26 @@ impl<H: Hardware> Its<H> {
         (BLOCK / entry).min(1 << bits)
     }
 
-    /// A device's messages make these lines, none of which may come yet.
-    pub fn add_device(&mut self, device: u32, line: u32, messages: u8) -> Result<(), Failure> {
-        let place = self.devices;
-        let table = EVENTS + place * EVENT_TABLE;
-        if u64::from(device) >= self.device_entries() || table + EVENT_TABLE > BLOCK || u64::from(messages) > 1 << EVENT_BITS {
+    /// Whether an earlier server did everything: its devices may be in use.
+    pub const fn is_taken_over(&self) -> bool {
+        self.is_taken_over
+    }
+
+    /// A device's messages make these lines, message 0 the first one: none of them may come yet, and no other message of the device makes any.
+    pub fn add_device(&mut self, number: u32, lines: &[u32]) -> Result<(), Failure> {
+        let table = EVENTS + self.devices.len() as u64 * EVENT_TABLE;
+        if u64::from(number) >= self.device_entries() || table + EVENT_TABLE > BLOCK || lines.iter().any(|line| index_of(*line).is_none()) {
             return Err(Failure::TooMany);
         }
-        if !self.is_taken_over {
-            self.send(&[Command::unmap_device(device), Command::map_device(device, self.base + table, EVENT_BITS)])?;
+        let device = Device { number, lines: Vec::from_slice(lines).map_err(|_| Failure::TooMany)? };
+        self.devices.push(device).map_err(|_| Failure::TooMany)?;
+        if self.is_taken_over {
+            return Ok(());
         }
-        for number in 0..u32::from(messages) {
-            let event = Event { device, number };
-            let index = index_of(line + number).ok_or(Failure::TooMany)?;
-            *self.events.get_mut(index).ok_or(Failure::TooMany)? = Some((event, 0));
-            if !self.is_taken_over {
-                self.send(&[Command::map_event(event, line + number, 0)])?;
-            }
-        }
-        self.devices += 1;
+        self.send([Command::unmap_device(number), Command::map_device(number, self.base + table, EVENT_BITS)])?;
+        self.send((0..).zip(lines).map(|(event, line)| Command::map_event(Event { device: number, number: event }, *line, 0)))?;
         let target = self.target(0)?;
-        self.send(&[Command::settle(target)])
+        self.send([Command::settle(target)])
     }
 
     /// That was all: the next server need not do it again.
@@ -275,29 +281,37 @@ impl<H: Hardware> Its<H> {
         self.hardware.memory().publish();
     }
 
-    /// A line may come, to the CPU with this place.
+    /// A line may come, to the CPU with this place. Each message that makes it is moved.
     pub fn open(&mut self, line: u32, cpu: usize) -> Result<(), Failure> {
-        let (index, event, before) = self.event(line)?;
+        let (index, events) = self.events(line)?;
+        let before = self.collections.get(index).copied().unwrap_or(0);
         let (from, target) = (self.target(before)?, self.target(cpu as u16)?);
-        if let Some(place) = self.events.get_mut(index) {
-            *place = Some((event, cpu as u16));
+        if let Some(place) = self.collections.get_mut(index) {
+            *place = cpu as u16;
         }
         self.set_enabled(index, true);
-        self.send(&[Command::move_event(event, cpu as u16), Command::reread(event), Command::settle(from), Command::settle(target)])
+        let moves = events.iter().map(|event| Command::move_event(*event, cpu as u16));
+        let rereads = events.iter().map(|event| Command::reread(*event));
+        self.send(moves.chain(rereads).chain([Command::settle(from), Command::settle(target)]))
     }
 
     /// It may not.
     pub fn close(&mut self, line: u32) -> Result<(), Failure> {
-        let (index, event, collection) = self.event(line)?;
-        let target = self.target(collection)?;
+        let (index, events) = self.events(line)?;
+        let target = self.target(self.collections.get(index).copied().unwrap_or(0))?;
         self.set_enabled(index, false);
-        self.send(&[Command::reread(event), Command::settle(target)])
+        self.send(events.iter().map(|event| Command::reread(*event)).chain([Command::settle(target)]))
     }
 
-    fn event(&self, line: u32) -> Result<(usize, Event, u16), Failure> {
+    /// The place of a line, and the messages that make it: of a device one at most.
+    fn events(&self, line: u32) -> Result<(usize, Vec<Event, MAX_FUNCTIONS>), Failure> {
         let index = index_of(line).ok_or(Failure::TooMany)?;
-        let (event, collection) = self.events.get(index).copied().flatten().ok_or(Failure::TooMany)?;
-        Ok((index, event, collection))
+        let event = |device: &Device| {
+            let number = device.lines.iter().position(|own| *own == line)?;
+            Some(Event { device: device.number, number: number as u32 })
+        };
+        let events: Vec<Event, MAX_FUNCTIONS> = self.devices.iter().filter_map(event).collect();
+        if events.is_empty() { Err(Failure::TooMany) } else { Ok((index, events)) }
     }
 
     fn target(&self, collection: u16) -> Result<Target, Failure> {
@@ -313,8 +327,8 @@ impl<H: Hardware> Its<H> {
         memory.publish();
     }
 
-    /// Has commands carried out.
-    fn send(&mut self, commands: &[Command]) -> Result<(), Failure> {
+    /// Has commands carried out: fewer than there is room for.
+    fn send(&mut self, commands: impl IntoIterator<Item = Command>) -> Result<(), Failure> {
         let memory = self.hardware.memory();
         for command in commands {
             for (word, offset) in command.0.into_iter().zip((0..BYTES).step_by(8)) {

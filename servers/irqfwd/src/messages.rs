@@ -2,10 +2,10 @@
 //! Lines that messages make: whoever opens, moves and masks one asks the translation service, behind a lock, since threads
 //! of several CPUs do.
 
-use crate::function::Function;
+use crate::function::{Function, is_chosen};
 use crate::its::{Failure, Its};
 use heapless::Vec;
-use trellis_idl::kernel::Refusal;
+use trellis_idl::kernel::{MESSAGES, Refusal};
 use trellis_idl::layout::message::{function, table};
 use trellis_idl::plan::{FunctionPlan, MAX_FUNCTIONS, MAX_VCPUS, MessagePlan};
 use trellis_runtime::memory::Hardware;
@@ -63,12 +63,25 @@ impl<H: Hardware> Messages<H> {
         let affinities: Vec<u32, MAX_VCPUS> = plan.cpus.iter().map(|(_, affinity)| *affinity).collect();
         let mut its = Its::start(hardware, plan.redistributors_at, plan.frames.into(), &affinities)?;
         for one in &plan.functions {
-            its.add_device(one.requester.into(), one.line, one.messages)?;
+            its.add_device(one.requester.into(), &lines(plan, one)?)?;
         }
         its.finish();
         let cpus = plan.cpus.iter().map(|(cpu, _)| *cpu).collect();
         Ok(Messages { its: Shared::new(its), functions, doorbell: plan.doorbell, cpus })
     }
+}
+
+/// The lines of a function's messages. Those of a guest's functions whose tables it fills make the same ones, whichever of them
+/// writes: all that these functions have.
+fn lines(plan: &MessagePlan, one: &FunctionPlan) -> Result<Vec<u32, { MESSAGES as usize }>, Failure> {
+    let is_alike = |other: &&FunctionPlan| is_chosen(other) && other.guest == one.guest;
+    let chosen = plan.functions.iter().filter(|_| is_chosen(one)).filter(is_alike);
+    let own = Some(one).filter(|one| !is_chosen(one));
+    let mut all = Vec::new();
+    for line in chosen.chain(own).flat_map(|one| (one.line..=u32::MAX).take(one.messages.into())) {
+        all.push(line).map_err(|_| Failure::TooMany)?;
+    }
+    Ok(all)
 }
 
 impl<H: Hardware> Gate for &Messages<H> {

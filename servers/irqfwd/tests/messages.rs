@@ -37,7 +37,9 @@ impl System for Nothing {
 /// Two functions: one writes a message, the other four.
 fn plan() -> MessagePlan {
     let ranges = |base| [RangePlan { base, register: 0, bits: 20 }].into_iter().collect();
-    let function = |guest, requester, base, line, messages| FunctionPlan { guest, run: 3, requester, ranges: ranges(base), line, messages, table: None, chosen: false };
+    let function = |guest, requester, base, line, messages| FunctionPlan {
+        guest, run: 3, requester, ranges: ranges(base), line, messages, table: None, chosen: false,
+    };
     MessagePlan {
         service: 1,
         redistributors: 2,
@@ -284,4 +286,135 @@ fn a_table_or_a_range_that_is_not_what_the_board_file_says_keeps_a_function_off(
         assert_eq!((&messages).connect(&Nothing, 1), Err(failure), "case {index}");
         assert!(!fake.function(1).is_on() && !fake.function(1).is_master(), "case {index}");
     }
+}
+
+/// Two functions of guest 1 whose tables it fills, with other guests' around them: three lines of one, two of the other.
+fn chosen() -> MessagePlan {
+    let one = |guest, requester, line, messages| {
+        let like = with_table(messages).functions[1].clone();
+        FunctionPlan { guest, requester, line, chosen: true, ..like }
+    };
+    let functions = [one(1, 0x18, LINE + 1, 3), plan().functions[0].clone(), one(2, 0x28, LINE + 6, 2), one(1, 0x20, LINE + 4, 2)];
+    MessagePlan { functions: functions.into_iter().collect(), ..plan() }
+}
+
+fn chosen_functions() -> [Function; 4] {
+    [function_with_table(), Function::new(0x10_0000, false, 1), function_with_table(), function_with_table()]
+}
+
+#[test]
+fn a_message_that_the_guest_chose_makes_its_line_whichever_function_writes_it() {
+    let fake = Fake::new();
+    let messages = Messages::start(fake.board(), &chosen()).expect("all is there");
+    let gate = &messages;
+    for line in LINE..LINE + 8 {
+        gate.open(&Nothing, line, 3).expect("it is there");
+    }
+    for device in [0x18, 0x20] {
+        for number in 0..5 {
+            assert_eq!(fake.message(device, number), Some((3, LINE + 1 + number)), "{device:#x} message {number}");
+        }
+        for number in [5, 6, 7, 31, 32, u32::MAX] {
+            assert_eq!(fake.message(device, number), None, "{device:#x} message {number}");
+        }
+    }
+    // Another guest's of the same kind, and one whose messages nobody chooses.
+    assert_eq!([0, 1, 2].map(|number| fake.message(0x28, number)), [Some((3, LINE + 6)), Some((3, LINE + 7)), None]);
+    assert_eq!([0, 1].map(|number| fake.message(0x10, number)), [Some((3, LINE)), None]);
+}
+
+#[test]
+fn a_line_that_several_functions_make_is_moved_and_masked_for_all_of_them() {
+    let fake = Fake::new();
+    let messages = Messages::start(fake.board(), &chosen()).expect("all is there");
+    let gate = &messages;
+    let line = LINE + 4;
+    for cpu in [1, 3, 3, 1] {
+        gate.open(&Nothing, line, cpu).expect("it is there");
+        assert_eq!([0x18, 0x20].map(|device| fake.message(device, 3)), [Some((cpu.into(), line)); 2]);
+    }
+    gate.close(&Nothing, line);
+    assert_eq!([0x18, 0x20].map(|device| fake.message(device, 3)), [None, None]);
+    assert_eq!(fake.pending(), vec![line], "both are one interrupt");
+    gate.open(&Nothing, line, 3).expect("it is there");
+    assert_eq!((fake.taken(3), fake.taken(1), fake.pending()), (vec![line], vec![], vec![]));
+    // Its neighbours are as they were.
+    assert_eq!([2, 4].map(|number| fake.message(0x20, number)), [None, None]);
+}
+
+#[test]
+fn entries_are_the_guests_as_long_as_it_is_there_and_nobodys_before_and_after() {
+    let fake = Fake::new();
+    let mut left = chosen_functions();
+    // Whoever was there before has left entries that write elsewhere.
+    left.iter_mut().flat_map(|function| &mut function.entries).for_each(|entry| entry[3] = 0);
+    fake.functions(&left);
+    let first = Messages::start(fake.board(), &chosen()).expect("all is there");
+    for _ in 0..2 {
+        (&first).connect(&Nothing, 1).expect("it can");
+        for place in [0, 3] {
+            let function = fake.function(place);
+            assert!(function.is_on() && function.is_master() && function.may_write(), "its guest unmasks what it fills");
+            assert!(function.messages().iter().all(Option::is_none), "function {place}: nothing that was there before");
+        }
+        assert!(!fake.function(2).is_master(), "another guest's");
+        // The guest fills some, in any order.
+        let (high, low) = ((model::DOORBELL >> 32) as u32, model::DOORBELL as u32);
+        fake.set_entry(0, 4, [low, high, 0, 0]);
+        fake.set_entry(3, 0, [low, high, 4, 0]);
+        (&first).disconnect(&Nothing, 1);
+        assert!([0, 3].iter().all(|place| fake.function(*place).messages().iter().all(Option::is_none)));
+    }
+}
+
+#[test]
+fn a_server_that_follows_a_lost_one_leaves_what_the_guest_chose() {
+    let fake = Fake::new();
+    fake.functions(&chosen_functions());
+    let first = Messages::start(fake.board(), &chosen()).expect("all is there");
+    (&first).connect(&Nothing, 1).expect("it can");
+    for line in LINE + 1..LINE + 6 {
+        (&first).open(&Nothing, line, 3).expect("it is there");
+    }
+    let (high, low) = ((model::DOORBELL >> 32) as u32, model::DOORBELL as u32);
+    fake.set_entry(3, 1, [low, high, 2, 0]);
+    let (before, commands) = (fake.function(3).entries, fake.commands());
+    fake.forbid_moves();
+    drop(first);
+    let second = Messages::start(fake.board(), &chosen()).expect("it is as it was");
+    (&second).connect(&Nothing, 1).expect("it can");
+    assert_eq!((fake.commands(), fake.function(3).entries), (commands, before), "nothing is told again");
+    assert_eq!(fake.function(3).messages()[1], Some((model::DOORBELL, 2)));
+    assert_eq!(fake.message(0x20, 2), Some((3, LINE + 3)));
+    (&second).open(&Nothing, LINE + 3, 1).expect("it is there");
+    assert_eq!([0x18, 0x20].map(|device| fake.message(device, 2)), [Some((1, LINE + 3)); 2]);
+}
+
+#[test]
+fn a_guest_chooses_among_as_many_lines_as_there_are_and_no_more() {
+    let one = |requester, line, messages| FunctionPlan { requester, line, messages, ..chosen().functions[0].clone() };
+    let of = |functions: &[FunctionPlan]| MessagePlan { functions: functions.iter().cloned().collect(), ..plan() };
+    let fake = Fake::new();
+    fake.functions(&[function_with_table(), function_with_table()]);
+    let messages = Messages::start(fake.board(), &of(&[one(0x18, LINE, 31), one(0x20, LINE + 31, 1)])).expect("all is there");
+    (&messages).open(&Nothing, LINE + 31, 1).expect("it is there");
+    assert_eq!([0x18, 0x20].map(|device| fake.message(device, 31)), [Some((1, LINE + 31)); 2]);
+    let wrong = [
+        &[one(0x18, LINE, 31), one(0x20, LINE + 31, 2)][..],
+        &[one(0x18, LINE, 32), one(0x20, LINE, 1)],
+        &[one(0x18, LINE + 31, 2)],
+        &[one(0x18, LINE - 1, 1)],
+        &[one(0x18, u32::MAX, 2)],
+        &[one(0x18, LINE, 255)],
+    ];
+    for (index, functions) in wrong.into_iter().enumerate() {
+        let fake = Fake::new();
+        assert_eq!(Messages::start(fake.board(), &of(functions)).map(drop), Err(Failure::TooMany), "case {index}");
+    }
+    // Where it has no table there is nothing to choose.
+    let bare = FunctionPlan { table: None, ..one(0x18, LINE, 2) };
+    let fake = Fake::new();
+    let messages = Messages::start(fake.board(), &of(&[bare, one(0x20, LINE + 2, 2)])).expect("all is there");
+    (&messages).open(&Nothing, LINE + 2, 1).expect("it is there");
+    assert_eq!([(0x18, 2), (0x20, 0)].map(|(device, number)| fake.message(device, number)), [None, Some((1, LINE + 2))]);
 }

@@ -94,9 +94,14 @@ impl Function {
 
     /// The message of each entry of its table that it may write: address and data.
     pub fn messages(&self) -> Vec<Option<(u64, u32)>> {
-        let may = self.control & 3 << 30 == 2 << 30;
+        let may = self.may_write();
         let message = |[low, high, data, control]: &[u32; 4]| (may && control & 1 == 0).then_some((u64::from(*high) << 32 | u64::from(*low), *data));
         self.entries.iter().map(message).collect()
+    }
+
+    /// Entries of its table that are not masked are written.
+    pub fn may_write(&self) -> bool {
+        self.control & 3 << 30 == 2 << 30
     }
 
     pub fn read(&self, offset: usize) -> u32 {

@@ -102,6 +102,11 @@ impl Fake {
         self.lock().functions[place].clone()
     }
 
+    /// Its guest, or whoever was there before, writes an entry of its table.
+    pub fn set_entry(&self, place: usize, number: usize, entry: [u32; 4]) {
+        self.lock().functions[place].entries[number] = entry;
+    }
+
     /// From now on nobody may take a function from its place.
     pub fn forbid_moves(&self) {
         self.lock().functions.iter_mut().for_each(|function| function.may_move = false);
