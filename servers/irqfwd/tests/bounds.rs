@@ -41,6 +41,33 @@ impl System for Willing {
     }
 }
 
+/// The same, which has not finished with the line of a place for so many times that it is asked.
+struct Busy(u64, Mutex<u32>);
+
+impl System for Busy {
+    fn invoke(&self, op: Op, arguments: [u64; 6]) -> Result<[u64; 3], Refusal> {
+        if op == Op::LineRelease {
+            let mut left = self.1.lock().unwrap();
+            let is_busy = arguments[0] - slot::LINE == self.0 && *left > 0;
+            *left -= u32::from(is_busy);
+            return Ok([u64::from(is_busy), 0, 0]);
+        }
+        Willing(None).invoke(op, arguments)
+    }
+
+    fn call(&self, _: u64, _: [u64; WORDS]) -> Result<[u64; WORDS], Refusal> {
+        Err(Refusal::Unsupported)
+    }
+
+    fn wait(&self, _: u64, _: u64) -> u64 {
+        0
+    }
+
+    fn with_buffer<R>(&self, f: impl FnOnce(&mut [u8; 4096]) -> R) -> R {
+        f(&mut [0; 4096])
+    }
+}
+
 /// Guests whose functions were connected, and disconnected.
 #[derive(Default)]
 struct Noted(Mutex<(Vec<u8>, Vec<u8>)>);
@@ -76,9 +103,13 @@ fn config() -> IrqfwdConfig {
 }
 
 fn call(server: &impl Server, words: &[u64]) -> Result<[u64; WORDS], Refusal> {
+    call_on(&Willing(None), server, words)
+}
+
+fn call_on(system: &impl System, server: &impl Server, words: &[u64]) -> Result<[u64; WORDS], Refusal> {
     let mut all = [0; WORDS];
     all[..words.len()].copy_from_slice(words);
-    match server.call(&Willing(None), badge::ROOT, all) {
+    match server.call(system, badge::ROOT, all) {
         Reply::Call(answer) => from_answer(answer[0]).map(|()| answer),
         other => panic!("{other:?}"),
     }
@@ -118,4 +149,24 @@ fn a_guest_whose_lines_cannot_come_has_no_functions_connected() {
     assert_eq!(noted.0.lock().unwrap().0, [0], "an earlier server's guest 1 has ended");
     assert_eq!(call(&server, &[IrqfwdOp::Bind as u64, 1]), Ok([0; WORDS]), "it starts again");
     assert_eq!(noted.0.lock().unwrap().0, [0, 1]);
+}
+
+#[test]
+fn a_line_that_is_not_free_yet_is_not_forgotten_over_those_that_are() {
+    let mut config = config();
+    for line in [35, 36] {
+        config.sources.push(SourcePlan { line, guest: 0, guest_line: 126, edge: false, direct: false }).expect("there is room");
+    }
+    // The first of the guest's three lines, and the last: 0 and 3, and between them another guest's.
+    for busy in [0, 2, 3] {
+        let server = Irqfwd::<&Noted>::start(&Willing(None), config.clone(), Box::leak(Box::new(Forwarder::new())), None);
+        let system = Busy(busy, Mutex::new(2));
+        let unbind = || call_on(&system, &server, &[IrqfwdOp::Unbind as u64, 0]).err();
+        let counts = || [0, 2, 3].map(|line| call_on(&system, &server, &[IrqfwdOp::Count as u64, line]).is_ok());
+        for _ in 0..2 {
+            assert_eq!(unbind(), Some(Refusal::Again), "line {busy}");
+            assert_eq!(counts(), [0, 2, 3].map(|line| line == busy), "the others are done, and this one is known");
+        }
+        assert_eq!((unbind(), counts()), (None, [false; 3]), "line {busy}");
+    }
 }
