@@ -152,13 +152,19 @@ impl System {
 
     fn irqfwd_config(&self) -> IrqfwdConfig {
         let cpus = |guest: &Guest| bounded(guest.cpus.iter().copied().filter(|_| !guest.devices.is_empty()));
-        let lines = self.owned().flat_map(|(guest, owned)| {
-            let source = move |(line, seen): (&u32, &u32)| SourcePlan {
-                guest: guest as u8, line: *line, guest_line: *seen as u8, edge: owned.device.edge, direct: owned.direct,
-            };
-            owned.device.lines.iter().zip(&owned.lines).map(source)
-        });
-        IrqfwdConfig { guests: bounded(self.guests.iter().map(cpus)), sources: bounded(lines), messages: self.message_plan() }
+        let mut sources: Vec<SourcePlan> = Vec::new();
+        for (guest, owned) in self.owned() {
+            for (line, seen) in owned.device.lines.iter().zip(&owned.lines) {
+                match sources.iter_mut().find(|source| source.line == *line) {
+                    // A line that devices share is handed on straight where all of them say so.
+                    Some(source) => source.direct &= owned.direct,
+                    None => sources.push(SourcePlan {
+                        guest: guest as u8, line: *line, guest_line: *seen as u8, edge: owned.device.edge, direct: owned.direct,
+                    }),
+                }
+            }
+        }
+        IrqfwdConfig { guests: bounded(self.guests.iter().map(cpus)), sources: bounded(sources), messages: self.message_plan() }
     }
 
     /// The programs of the monitors, by the monitors' names.

@@ -11,7 +11,7 @@ use crate::ranges::{self, Pending, RegisterRange, Stretch, Table};
 use crate::smmu;
 use crate::table::{Problems, not_there_yet};
 use serde::Deserialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use trellis_idl::kernel::PAGE;
 use trellis_idl::layout::platform::{OWNED, OWNED_END};
 use trellis_idl::plan::{MAX_DEVICES, MAX_SOURCES};
@@ -165,7 +165,7 @@ pub fn owned(entry: &GuestEntry, board: &Board) -> Vec<Owned> {
 }
 
 /// Gives each interrupt a number in the guest: its own, or where the guest has no such line or it is taken, a high one. Those that a
-/// frame makes of messages follow each other.
+/// frame makes of messages follow each other. Devices that share a line share its number.
 fn number(all: &mut [Owned]) {
     let mut own = BTreeSet::from([SERIAL_LINE]);
     let keeps: BTreeSet<u32> = all
@@ -183,9 +183,10 @@ fn number(all: &mut [Owned]) {
         owned.lines = owned.device.lines.iter().map(|_| frame.next().unwrap_or(0)).collect();
     }
     let mut free = (FIRST_LINE..LINES_END).rev().filter(|line| !own.contains(line));
+    let mut given = BTreeMap::new();
     for owned in all.iter_mut().filter(|owned| !owned.is_framed()) {
         // One that is left without is one too many, which is refused.
-        let of = |line: &u32| if keeps.contains(line) { *line } else { free.next().unwrap_or(0) };
+        let of = |line: &u32| if keeps.contains(line) { *line } else { *given.entry(*line).or_insert_with(|| free.next().unwrap_or(0)) };
         owned.lines = owned.device.lines.iter().map(of).collect();
     }
 }
@@ -211,7 +212,7 @@ pub fn check(guests: &[GuestEntry], board: &Board, problems: &mut Problems) {
         alone(board, entry, device, problems);
         memory(board, entry, device, problems);
         shown(entry, device, problems);
-        lines(board, entry, device, problems);
+        lines(board, guest, entry, device, problems);
     }
     room(guests, board, problems);
 }
@@ -288,17 +289,24 @@ fn shown(entry: &DeviceEntry, device: &Device, problems: &mut Problems) {
     }
 }
 
-fn lines(board: &Board, entry: &DeviceEntry, device: &Device, problems: &mut Problems) {
+/// Devices that share a line are one guest's: whose interrupt it is only their drivers can tell.
+fn lines(board: &Board, guest: &GuestEntry, entry: &DeviceEntry, device: &Device, problems: &mut Problems) {
     for line in &device.lines {
-        let also = board.devices.iter().find(|other| other.name != device.name && other.lines.contains(line));
-        let why = match also {
-            Some(other) => format!("device `{}` has the same", other.name),
-            None => continue,
+        let is_owned = |other: &Device| guest.devices.iter().any(|entry| entry.device.value == other.name);
+        let mut others = board.devices.iter().filter(|other| other.name != device.name && other.lines.contains(line));
+        let Some(other) = others.find(|other| device.edge || other.edge || !is_owned(other)) else { continue };
+        let hint = if device.edge || other.edge {
+            "an edge of one would hide the other's; lines that are shared are triggered by their level".into()
+        } else {
+            format!("a line has one guest: give it `{}` too", other.name)
         };
         problems.push(
-            Problem::new(Code::DeviceLine, format!("interrupt {line} of device `{}` cannot be handed on: {why}", device.name))
-                .at(entry.device.span.clone(), "this device")
-                .hint("a line has one owner; lines that several devices share are not there yet"),
+            Problem::new(
+                Code::DeviceLine,
+                format!("interrupt {line} of device `{}` cannot be handed on: device `{}` has the same", device.name, other.name),
+            )
+            .at(entry.device.span.clone(), "this device")
+            .hint(hint),
         );
     }
 }
@@ -314,7 +322,7 @@ fn room(guests: &[GuestEntry], board: &Board, problems: &mut Problems) {
         before.extend(all.iter().cloned());
         let smmu = usize::from(before.iter().any(|owned| owned.protected));
         let runs = runs + function::runs(board, before.iter()).len() + smmu;
-        sources += all.iter().map(|owned| owned.device.lines.len()).sum::<usize>();
+        sources += all.iter().flat_map(|owned| &owned.device.lines).collect::<BTreeSet<_>>().len();
         let past = all.iter().flat_map(|owned| &owned.stretches).any(|one| one.address.saturating_add(one.bytes) > OWNED_END);
         let Some(last) = guest.devices.last() else { continue };
         let has_no_line = all.iter().any(|owned| owned.lines.contains(&0));

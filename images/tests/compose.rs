@@ -287,6 +287,27 @@ fn a_function_with_several_ranges_shows_its_guest_all_but_the_pages_with_its_tab
 }
 
 #[test]
+fn devices_that_share_a_line_share_what_forwards_it() {
+    let device = |name: &str, rest: &str| format!("[[guest.g.device]]\ndevice = \"{name}\"\n{rest}");
+    let head = "name = \"test\"\nboard = \"tests/files/devices-board.toml\"\n[guest.g]\nkernel = \"hello\"\nmemory = \"16M\"\n";
+    let direct = "forward = \"direct\"\n";
+    for (rest, is_direct) in [(["", ""], false), ([direct, ""], false), (["", direct], false), ([direct, direct], true)] {
+        let text = format!("{head}{}{}{}", device("high", ""), device("two", rest[0]), device("one", rest[1]));
+        let system = System::from_text(Path::new("shared.toml"), text, &Shelf).unwrap_or_else(|report| panic!("{}", report.render(false)));
+        let image = system.compose(&programs()).expect("an image");
+        let plan = Part { offset: header(&image).plan.base, bytes: header(&image).plan.bytes };
+        let plan: Plan<'_> = postcard::from_bytes(part(&image, plan)).expect("a plan");
+        let forward: IrqfwdConfig =
+            postcard::from_bytes(config(&image, plan.servers.last().expect("servers").config)).expect("a configuration");
+        let source = |line, guest_line, direct| SourcePlan { guest: 0, line, guest_line, edge: false, direct };
+        assert_eq!(forward.sources[..], [source(153, 127, false), source(52, 52, is_direct)]);
+        // Both nodes of the tree name it.
+        let cells = [0u32, 20, 4].map(u32::to_be_bytes).concat();
+        assert_eq!(system.guests()[0].placement.tree.windows(12).filter(|window| *window == cells).count(), 2);
+    }
+}
+
+#[test]
 fn a_guest_that_sees_functions_finds_them_on_a_bus_and_their_messages_in_a_frame() {
     let text = std::fs::read_to_string("edu.toml").expect("the manifest");
     let text = text.replace("board = \"virt\"", "board = \"tests/files/functions-board.toml\"");
