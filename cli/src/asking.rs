@@ -368,7 +368,7 @@ mod tests {
         use trellis_idl::control::{GuestState, Life};
         let guest = GuestState {
             guest: 0, name: name("db").expect("short"), life: Life::Runs, reboots: 0, memory_bytes: 0, views: [1; 2],
-            tables: [0; 2], vcpus: Default::default(),
+            tables: [0; 2], stopped: 0, vcpus: Default::default(),
         };
         let list = [part(VERSION, 2, Part::Guest(guest)), part(VERSION, 2, Part::Done)].concat();
         let failure = failure(vec![part(VERSION, 1, Part::Refused(Refused::NoGuest)), list]);

@@ -366,7 +366,7 @@ mod tests {
         use trellis_idl::control::{GuestState, Life, Name, VcpuState};
         let vcpus = std::iter::repeat_n(VcpuState { cpu: 1, is_on: true, view: 0 }, 8).collect();
         let name = Name::try_from("web").expect("a short name");
-        GuestState { guest: 0, name, life: Life::Runs, reboots: 0, memory_bytes: 1 << 30, views: [1; 2], tables: [1; 2], vcpus }
+        GuestState { guest: 0, name, life: Life::Runs, reboots: 0, memory_bytes: 1 << 30, views: [1; 2], tables: [1; 2], stopped: 0, vcpus }
     }
 
     #[test]

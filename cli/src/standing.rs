@@ -59,6 +59,10 @@ impl Standing {
         let mut text = self.system.as_ref().map(system).unwrap_or_default();
         text += "\n";
         text += &columns::lines("", &self.guest_rows());
+        for guest in self.guests.iter().filter(|guest| guest.stopped > 0) {
+            let accesses = if guest.stopped == 1 { "an access".into() } else { format!("{} accesses", guest.stopped) };
+            text += &format!("the SMMU stopped {accesses} of {}'s devices\n", guest.name);
+        }
         text += "\n";
         text += &columns::lines("", &self.server_rows());
         if !self.sources.is_empty() {
@@ -171,7 +175,7 @@ impl Standing {
         json!({
             "name": guest.name.as_str(), "state": self.life(guest.life), "restarts": guest.reboots,
             "memory_bytes": guest.memory_bytes, "views": guest.views[1], "most_views": guest.views[0],
-            "tables_left": guest.tables[1], "tables": guest.tables[0], "vcpus": vcpus.collect::<Vec<_>>(),
+            "tables_left": guest.tables[1], "tables": guest.tables[0], "accesses_stopped": guest.stopped, "vcpus": vcpus.collect::<Vec<_>>(),
         })
     }
 }
@@ -236,6 +240,7 @@ mod tests {
         let vcpu = |cpu, is_on, view| VcpuState { cpu, is_on, view };
         let guest = |text, life, vcpus: &[VcpuState]| GuestState {
             guest: 0, name: name(text), life, reboots: 1, memory_bytes: 16 << 20, views: [8, 2], tables: [30, 12],
+            stopped: if text == "db" { 7 } else { 0 },
             vcpus: vcpus.iter().copied().collect(),
         };
         let server = ServerState { server: 1, name: name("p2m.web"), rank: 1, has_stopped: true, threads: 3, memory_bytes: 90 << 10 };
@@ -259,7 +264,8 @@ mod tests {
         let expected = "system two, up 2.5 s, control = \"full\"\n2 CPUs; the kernel keeps 628 KiB, 900 MiB are free\n\n\
             GUEST  STATE         VCPUS               MEMORY  VIEWS   TABLES LEFT  RESTARTS\n\
             web    paused        CPU 0, CPU 1 (off)  16 MiB  2 of 8  12 of 30     1\n\
-            db     lost p2m.web  CPU 1 (view 3)      16 MiB  2 of 8  12 of 30     1\n\n\
+            db     lost p2m.web  CPU 1 (view 3)      16 MiB  2 of 8  12 of 30     1\n\
+            the SMMU stopped 7 accesses of db's devices\n\n\
             SERVER   STATE    RANK  THREADS  MEMORY\np2m.web  stopped  1     3        90 KiB\n\n\
             LINE  GUEST  SEEN AS  BY SERVER  STRAIGHT  STORMS  WAITED\n\
             153   web    127      12         0         0       9 < 1 us, 2 < 16 us, 1 longer\n\nCPU 0x410fd083\n";
@@ -273,6 +279,7 @@ mod tests {
         assert_eq!(json["system"]["up_seconds"], 2.5);
         assert_eq!(json["guests"][0]["state"], "paused");
         assert_eq!(json["guests"][0]["vcpus"][1]["on"], false);
+        assert_eq!([0, 1].map(|guest| &json["guests"][guest]["accesses_stopped"]), [&json!(0), &json!(7)]);
         assert_eq!(json["servers"][0]["stopped"], true);
         let source = &json["sources"][0];
         assert_eq!((&source["line"], &source["guest"], &source["guest_line"]), (&json!(153), &json!("web"), &json!(127)));

@@ -182,7 +182,7 @@ mod tests {
         let system =
             SystemState { name: name("two"), control: Control::Full, up: 2500, clock_hz: 1000, cpus: 2, kernel_bytes: 1, free_bytes: 1 };
         let guest = |guest, text| GuestState {
-            guest, name: name(text), life: Life::Runs, reboots: 0, memory_bytes: 16 << 20, views: [1; 2], tables: [1; 2],
+            guest, name: name(text), life: Life::Runs, reboots: 0, memory_bytes: 16 << 20, views: [1; 2], tables: [1; 2], stopped: 0,
             vcpus: [VcpuState { cpu: guest, is_on: true, view: 0 }].into_iter().collect(),
         };
         let standing = Standing::of(&[Part::System(system), Part::Guest(guest(0, "web")), Part::Guest(guest(1, "db"))]);

@@ -439,6 +439,8 @@ pub struct GuestState {
     pub views: [u16; 2],
     /// Pages of page tables that its maps may have, and that are left.
     pub tables: [u32; 2],
+    /// Accesses of its devices that the SMMU stopped, as far as it told of them.
+    pub stopped: u64,
     /// Its vCPUs.
     pub vcpus: Vec<VcpuState, 8>,
 }

@@ -151,9 +151,9 @@ fn answers_keep_their_bytes() {
     let vcpus = Vec::from_slice(&[VcpuState { cpu: 1, is_on: true, view: 3 }]).expect("one fits");
     let guest = GuestState {
         guest: 1, name: name("web"), life: Life::Ended(Ended::Status(9)), reboots: 2, memory_bytes: 1 << 20, views: [8, 2],
-        tables: [30, 12], vcpus,
+        tables: [30, 12], stopped: 5, vcpus,
     };
-    is(&answer(Part::Guest(guest)), "01050301037765620202090280804008021e0c01010103");
+    is(&answer(Part::Guest(guest)), "01050301037765620202090280804008021e0c0501010103");
     let server = ServerState { server: 2, name: name("p2m.a"), rank: 1, has_stopped: false, threads: 3, memory_bytes: 8192 };
     is(&answer(Part::Server(server)), "010504020570326d2e610100038040");
     let silicon = Silicon { midr: 0x41, features: 0x20, predictors: 0, memory_model: 2, list_registers: 4, vectors: 0 };
@@ -186,7 +186,7 @@ fn the_longest_answers_fit_a_frame() {
         Part::System(SystemState { name: name.clone(), control: Control::Full, up: all, clock_hz: all, cpus: 255, kernel_bytes: all, free_bytes: all }),
         Part::Guest(GuestState {
             guest: 255, name: name.clone(), life: Life::Ended(Ended::Status(all)), reboots: u32::MAX, memory_bytes: all,
-            views: [u16::MAX; 2], tables: [u32::MAX; 2], vcpus,
+            views: [u16::MAX; 2], tables: [u32::MAX; 2], stopped: all, vcpus,
         }),
         Part::Server(ServerState { server: 255, name, rank: 255, has_stopped: true, threads: 255, memory_bytes: all }),
         Part::Silicon(Silicon { midr: all, features: all, predictors: all, memory_model: all, list_registers: 255, vectors: u16::MAX }),
@@ -261,7 +261,7 @@ fn interfaces_keep_their_schema() {
         (IRQFWD, Interface { number: 4, version: 1, schema: 0x2086_1834_d911_3b13 }),
         (SMMU, Interface { number: 6, version: 1, schema: 0x7c40_a98e_ddec_1472 }),
         (MONITOR, Interface { number: 5, version: 1, schema: 0xc1b8_1220_923d_0adf }),
-        (CONTROL, Interface { number: 8, version: 1, schema: 0x1e08_93c4_c5c2_de4d }),
+        (CONTROL, Interface { number: 8, version: 1, schema: 0xffba_3369_afe8_432b }),
         (HOST, Interface { number: 3, version: 1, schema: 0x432a_c7e2_8c63_4581 }),
     ];
     for (now, then) in golden {

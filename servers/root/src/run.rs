@@ -315,6 +315,9 @@ impl<'a, B: Board> Root<'a, B> {
             (Ok(ToRoot::Stop(place)), Role::Monitor) => self.condemned(index, place),
             (Ok(ToRoot::Ready), _) => None,
             (Ok(ToRoot::DeviceStopped(stopped)), Role::Smmu) => {
+                if let Some(shield) = &mut self.shield {
+                    shield.count(&stopped);
+                }
                 self.report(system, &Report::DeviceStopped(stopped));
                 None
             }

@@ -18,8 +18,8 @@ use trellis_idl::interface;
 use trellis_idl::kernel::{PAGE, Rights};
 use trellis_idl::layout::space::{EVENTS, REGISTERS, streams, tables};
 use trellis_idl::layout::{TABLES, TABLES_BYTES, badge, root_slot, slot, smmu_signal};
-use trellis_idl::plan::{Plan, Role, ServerPlan, SmmuConfig};
-use trellis_idl::wire::SmmuOp;
+use trellis_idl::plan::{MAX_GUESTS, Plan, Role, ServerPlan, SmmuConfig};
+use trellis_idl::wire::{SmmuOp, Stopped};
 use trellis_runtime::handle::budget;
 use trellis_runtime::{Domain, Frames, Line, Machine, Portal, System, message};
 
@@ -50,6 +50,8 @@ pub struct Shield {
     /// Guests whose devices it is about, and those whose devices see memory: a bit each.
     concerned: u32,
     attached: u32,
+    /// Accesses of each guest's devices that were stopped and told of.
+    stopped: [u64; MAX_GUESTS],
 }
 
 /// What root needs of that. Apart, since the rest is large and the stack is not.
@@ -87,7 +89,7 @@ pub fn make(
     let (built, portal) = in_room(system, board, supply, room, (number, server), (&lines, &rings), ends)?;
     attach(system, &needs, tables, built.domain)?;
     let concerned = needs.concerned;
-    Ok(Some((Shield { number, room, rings, lines, tables, portal, concerned, attached: 0 }, built)))
+    Ok(Some((Shield { number, room, rings, lines, tables, portal, concerned, attached: 0, stopped: [0; MAX_GUESTS] }, built)))
 }
 
 /// Memory that begins with its own machine address, of which the table of streams is at a multiple of its size.
@@ -136,6 +138,18 @@ fn server_of(
 }
 
 impl Shield {
+    /// It stopped an access, and others that it counted alone.
+    pub fn count(&mut self, stopped: &Stopped) {
+        if let Some(count) = self.stopped.get_mut(usize::from(stopped.guest)) {
+            *count = count.saturating_add(1 + u64::from(stopped.more));
+        }
+    }
+
+    /// How many of a guest's devices it stopped.
+    pub fn stopped(&self, guest: usize) -> u64 {
+        self.stopped.get(guest).copied().unwrap_or(0)
+    }
+
     /// Makes it again, after it died or to end it. It has to be started, and told again which devices see memory ([`Shield::agree`]).
     #[inline(never)]
     pub fn again(

@@ -293,6 +293,7 @@ impl<B: Board> Root<'_, B> {
             memory_bytes: plan.memory_bytes,
             views: [plan.views, views as u16],
             tables: [plan.table_pages, left as u32],
+            stopped: self.shield.as_ref().map_or(0, |shield| shield.stopped(guest)),
             vcpus: vcpus.collect(),
         })
     }

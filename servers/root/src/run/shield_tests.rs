@@ -129,4 +129,6 @@ fn what_a_device_must_not_do_is_told_the_host_if_smmu_says_it() {
         root.step(&fake);
     }
     assert_eq!(reports(&board), [Report::DeviceStopped(stopped)], "and nobody else");
+    let shield = root.shield.as_ref().expect("smmu");
+    assert_eq!([0, 1, 2, 16, usize::MAX].map(|guest| shield.stopped(guest)), [0, 4, 0, 0, 0]);
 }
