@@ -4,15 +4,16 @@
 use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
 use trellis_idl::plan::{
-    Channel, ConsoleConfig, GuestPlan, Load, MonitorConfig, OnReset, P2mConfig, PagesPlan, Part, Plan, Populate, Role, Segment, ServerPlan, Sve,
-    VERSION, VcpuConfig, ViewPlan,
+    BusPlan, Channel, ConsoleConfig, DevicePages, FunctionPlan, GuestPlan, IrqfwdConfig, Load, MessagePlan, MonitorConfig, OnReset, P2mConfig,
+    PagesPlan, Part, Plan, Populate, RangePlan, Role, Segment, ServerPlan, ShownFunction, SmmuConfig, SourcePlan, SpacePlan, StreamPlan, Sve,
+    TablePlace, TablePlan, VERSION, VcpuConfig, ViewPlan,
 };
 use trellis_idl::wire::ViewAccess;
 
 /// The first byte says which type the others are.
 pub fn run(bytes: &[u8]) {
     let Some((which, bytes)) = bytes.split_first() else { return };
-    match which % 5 {
+    match which % 7 {
         0 => {
             if let Some(plan) = decoded::<Plan<'_>>(bytes) {
                 // Root starts from what passes; either word is an answer.
@@ -22,7 +23,9 @@ pub fn run(bytes: &[u8]) {
         1 => drop(decoded::<P2mConfig<'_>>(bytes)),
         2 => drop(decoded::<VcpuConfig<'_>>(bytes)),
         3 => drop(decoded::<ConsoleConfig<'_>>(bytes)),
-        _ => drop(decoded::<MonitorConfig<'_>>(bytes)),
+        4 => drop(decoded::<MonitorConfig<'_>>(bytes)),
+        5 => drop(decoded::<IrqfwdConfig>(bytes)),
+        _ => drop(decoded::<SmmuConfig>(bytes)),
     }
 }
 
@@ -102,6 +105,15 @@ pub fn seeds() -> Vec<Vec<u8>> {
         view: [view].into_iter().collect(),
         devices: Default::default(),
     };
+    let place = |offset| TablePlace { register: 1, offset };
+    let function = ShownFunction {
+        run: 5,
+        ranges: [RangePlan { base: 0xb00_0000, register: 1, bits: 12 }].into_iter().collect(),
+        table: Some(TablePlan { run: 6, entries: 4, at: place(0), pending: place(0x800) }),
+        entries: 4,
+        hidden: [DevicePages { page: 0xb000, pages: 1 }].into_iter().collect(),
+        wire: None,
+    };
     let vcpu = VcpuConfig {
         watchers: 0,
         guest: "a",
@@ -113,9 +125,33 @@ pub fn seeds() -> Vec<Vec<u8>> {
         x0: 0x4010_0000,
         gic: 3,
         aarch32: false,
-        bus: None,
+        bus: Some(BusPlan { doorbell: 0x809_0040, first_line: 124, lines: 4, functions: [function.clone()].into_iter().collect() }),
     };
     let channel = Channel { name: "a", is_guest: true };
     let console = ConsoleConfig { channels: [channel; 3].into_iter().collect(), uart: true, monitors: 0 };
-    vec![message(0, &plan), message(1, &p2m), message(2, &vcpu), message(3, &console)]
+    let own = FunctionPlan {
+        guest: 0, run: 5, requester: 0x28, ranges: function.ranges, line: 8192, messages: 4, table: function.table, chosen: true,
+    };
+    let messages = MessagePlan {
+        service: 2,
+        redistributors: 3,
+        redistributors_at: 0x80a_0000,
+        frames: 8,
+        doorbell: 0x809_0040,
+        cpus: [(0, 0)].into_iter().collect(),
+        functions: [own].into_iter().collect(),
+    };
+    let source = SourcePlan { guest: 0, line: 8192, guest_line: 124, edge: true, direct: false };
+    let irqfwd = IrqfwdConfig {
+        guests: [[0].into_iter().collect()].into_iter().collect(), sources: [source].into_iter().collect(), messages: Some(messages),
+    };
+    let smmu = SmmuConfig {
+        run: 7,
+        lines: [106, 109],
+        stream_bits: 6,
+        pages: 9,
+        spaces: [SpacePlan { guest: 0, first: 0x4_0000, pages: 512, doorbell: Some(0x8090), tables: 4 }].into_iter().collect(),
+        streams: [StreamPlan { number: 0x28, guest: 0, protected: true, line: 7 }].into_iter().collect(),
+    };
+    vec![message(0, &plan), message(1, &p2m), message(2, &vcpu), message(3, &console), message(5, &irqfwd), message(6, &smmu)]
 }
