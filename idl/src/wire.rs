@@ -437,11 +437,11 @@ impl ViewAccess {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Schema)]
 #[repr(u64)]
 pub enum IrqfwdOp {
-    /// Forwards the lines of guest `m1`, whose vCPUs are there now; those that are forwarded stay so. Back: `m0` = 0 or 1 + a
-    /// refusal; `Again`: a service of before is on its way.
+    /// Forwards the lines of guest `m1`, whose vCPUs are there now, and connects its functions; what is so already stays so. Back:
+    /// `m0` = 0 or 1 + a refusal; `Again`: a service of before is on its way, or a function is not ready, the same call later goes on.
     Bind = 1,
-    /// Forwards them no more; the lines are masked and nobody's. Back: `m0`; `Again`: a service is on its way, the same call later
-    /// ends it.
+    /// Forwards them no more; the lines are masked and nobody's, the functions disconnected. Back: `m0`; `Again`: a service or an access
+    /// is on its way, the same call later ends it.
     Unbind = 2,
     /// What line `m1` of the configuration did. Back: `m0`; `m1` = services taken, `m2` = interrupts passed, `m3` = those that
     /// went straight to a vCPU, `m4` = services that no vCPU took at first, `m5` = times that it was masked since it came too often,
@@ -460,9 +460,10 @@ pub enum IrqfwdOp {
     Restore = 6,
     /// The same of those that waited: `m2` to `m9` are `m2` to `m9` of [`IrqfwdOp::Delays`]. Back: `m0`.
     RestoreDelays = 7,
-    /// Functions of guest `m1` make no accesses of their own any more; its lines stay as they are. Back: `m0`.
+    /// Functions of guest `m1` make no accesses of their own any more, and are reset where they have a way; its lines stay as they are.
+    /// Back: `m0`; `Again`: accesses that they have begun are not over, the same call later goes on.
     Disconnect = 8,
-    /// They may again. Back: `m0`.
+    /// They may again. Back: `m0`; `Again`: one is not ready after its reset.
     Connect = 9,
 }
 

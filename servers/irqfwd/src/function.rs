@@ -39,7 +39,7 @@ const MASKED: u32 = 1;
 /// A function's configuration, and the page that its table of messages begins on, if it has one.
 #[derive(Debug)]
 pub struct Function<R> {
-    page: R,
+    pub(crate) page: R,
     table: R,
 }
 
@@ -70,7 +70,13 @@ impl<R: Registers> Function<R> {
 
     /// Whether it may make accesses of its own: its guest uses it.
     pub fn is_used(&self) -> bool {
-        self.page.read(COMMAND) & MASTER != 0
+        self.answers() && self.page.read(COMMAND) & MASTER != 0
+    }
+
+    /// Whether its configuration can be read: one that is not there, or is being reset, has no maker, or the one of those that want to be
+    /// asked again (PCI Express 2.3.1).
+    pub(crate) fn answers(&self) -> bool {
+        !matches!(self.page.read(IDENTITY) & 0xffff, 0 | 1 | 0xffff)
     }
 
     /// It makes no access of its own any more, and so writes no message.
@@ -90,8 +96,8 @@ impl<R: Registers> Function<R> {
     }
 
     /// Where a capability is.
-    fn capability(&self, kind: u32) -> Result<usize, Failure> {
-        if matches!(self.page.read(IDENTITY), 0 | u32::MAX) || self.page.read(HEADER) >> 16 & 0x7f != 0 {
+    pub(crate) fn capability(&self, kind: u32) -> Result<usize, Failure> {
+        if !self.answers() || self.page.read(HEADER) >> 16 & 0x7f != 0 {
             return Err(Failure::NoFunction);
         }
         if self.page.read(COMMAND) & HAS_CAPABILITIES == 0 {

@@ -47,6 +47,7 @@ const TABLE_AT: u64 = 0x0000_ffff_ffff_f000;
 
 /// Where what is in the first block.
 const DONE: u64 = ADDRESS + 8;
+const NOTES: u64 = ADDRESS + 16;
 const PROPERTIES: u64 = PAGE;
 const COMMANDS: u64 = 3 * PAGE;
 const EVENTS: u64 = 4 * PAGE;
@@ -92,6 +93,8 @@ pub enum Failure {
     NoMessages,
     /// A function whose table of messages is elsewhere than the board file says.
     OtherTable,
+    /// A function that is being reset, or has begun accesses that are not over.
+    NotYet,
 }
 
 /// The service, and what this server has told it.
@@ -353,6 +356,11 @@ impl<H: Hardware> Its<H> {
     fn wait(&self, is_so: impl Fn(&Self) -> bool) -> Result<(), Failure> {
         if (0..PATIENCE).any(|_| is_so(self)) { Ok(()) } else { Err(Failure::Stuck) }
     }
+}
+
+/// Where in the first block a word for the function with this place is, which is 0 at first.
+pub const fn note(place: u64) -> u64 {
+    NOTES + 8 * place
 }
 
 /// The place of a line among those that messages make.

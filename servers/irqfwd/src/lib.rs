@@ -5,7 +5,7 @@
 //! types that can be used in the right order only. [`binding`] is the life of a line, [`storm`] when it is too much,
 //! [`delays`] how long it took, and [`forwarder`] puts them together; [`server`] is all that with a configuration and
 //! root's questions. Lines that devices make by messages go through [`messages`]: [`its`] is the translation service with its
-//! [`command`]s, [`function`] the device's end.
+//! [`command`]s, [`function`] the device's end, and [`reset`] what becomes of it between two lives of its guest.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -20,6 +20,7 @@ pub mod function;
 pub mod its;
 pub mod messages;
 pub mod queue;
+pub mod reset;
 pub mod server;
 pub mod storm;
 

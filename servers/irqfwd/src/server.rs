@@ -5,6 +5,7 @@
 //! that are sources stay so, and what it was serving comes again once they are bound here.
 
 use crate::delays::STEPS;
+use crate::its::Failure;
 use crate::messages::{Gate, Nobody};
 use crate::{Counters, Forwarder, Limit, Post, Queue, Wish, Woken};
 use trellis_idl::interface::{self, ATTACH};
@@ -20,6 +21,9 @@ const MOST: u32 = 500;
 const WINDOW_MS: u64 = 10;
 /// Milliseconds for which a line that came more often is masked.
 const COOL_DOWN_MS: u64 = 20;
+
+/// Milliseconds for which functions that nobody used are waited for at the start.
+const PATIENCE: u32 = 1000;
 
 /// No source.
 const NONE: u16 = u16::MAX;
@@ -37,6 +41,8 @@ pub struct Irqfwd<G: 'static = Nobody> {
     limit: Limit,
     /// What an earlier server was serving is in the queues again.
     adopted: Shared<bool>,
+    /// Guests of which something is not ready yet, one bit each.
+    waiting: Shared<u32>,
 }
 
 impl<G: Gate> Irqfwd<G> {
@@ -48,7 +54,7 @@ impl<G: Gate> Irqfwd<G> {
         let ticks = |milliseconds: u64| hertz * milliseconds / 1000;
         let limit = Limit { most: MOST, window: ticks(WINDOW_MS), cool_down: ticks(COOL_DOWN_MS) };
         let sources = Shared::new([NONE; MAX_SOURCES]);
-        let server = Irqfwd { config, forwarder, gate, sources, limit, adopted: Shared::new(false) };
+        let server = Irqfwd { config, forwarder, gate, sources, limit, adopted: Shared::new(false), waiting: Shared::new(0) };
         server.bind_all(system);
         server
     }
@@ -66,6 +72,23 @@ impl<G: Gate> Irqfwd<G> {
             self.bind_all(system);
         }
         Ok(post)
+    }
+
+    /// Waits until functions are ready that nobody used, so that guests find them when root has been answered. Only whoever answers root
+    /// does that: nobody waits for the clock with a lock, or with interrupts to serve.
+    pub fn settle(&self, system: &impl System) {
+        for _ in 0..PATIENCE {
+            let waiting = *self.waiting.lock(system);
+            if waiting == 0 {
+                return;
+            }
+            let (now, hertz) = clock(system);
+            system.wait(0, now + hertz / 1000 + 1);
+            for guest in (0..self.config.guests.len() as u64).filter(|guest| waiting >> guest & 1 == 1) {
+                // What is refused still is tried the next time.
+                let _ = self.bind(system, guest);
+            }
+        }
     }
 
     /// Whether a thread answers root, and serves no queue.
@@ -107,23 +130,22 @@ impl<G: Gate> Irqfwd<G> {
             }
         }
         // Whose lines cannot come makes no accesses: its guest has ended, or something of it is on its way.
-        result.and_then(|()| self.connect(system, guest))
+        let result = result.and_then(|()| self.connect(system, guest));
+        let (mut waiting, bit) = (self.waiting.lock(system), 1 << (guest & 31));
+        *waiting = if result == Err(Refusal::Again) { *waiting | bit } else { *waiting & !bit };
+        result
     }
 
     /// What a guest owns may write messages, once they are heard.
     fn connect(&self, system: &impl System, guest: u64) -> Result<(), Refusal> {
         let Some(gate) = self.gate.as_ref() else { return Ok(()) };
-        gate.connect(system, guest as u8).map_err(|why| {
-            log!("a function of guest {guest}: {why:?}");
-            Refusal::BadState
-        })
+        gate.connect(system, guest as u8).map_err(|why| refused(guest, why))
     }
 
-    /// It may not, and touches no memory.
-    fn disconnect(&self, system: &impl System, guest: u64) {
-        if let Some(gate) = &self.gate {
-            gate.disconnect(system, guest as u8);
-        }
+    /// It may not, touches no memory, and forgets what it was told.
+    fn disconnect(&self, system: &impl System, guest: u64) -> Result<(), Refusal> {
+        let Some(gate) = self.gate.as_ref() else { return Ok(()) };
+        gate.disconnect(system, guest as u8).map_err(|why| refused(guest, why))
     }
 
     fn wish(&self, index: usize, plan: &SourcePlan) -> Wish<G> {
@@ -138,8 +160,7 @@ impl<G: Gate> Irqfwd<G> {
 
     fn unbind(&self, system: &impl System, guest: u64) -> Result<(), Refusal> {
         let queue = Queue::of_any(Machine::at(slot::SYSTEM));
-        let mut result = Ok(());
-        self.disconnect(system, guest);
+        let mut result = self.disconnect(system, guest);
         for (index, _) in self.lines(guest) {
             let mut sources = self.sources.lock(system);
             let Some(place) = sources.get_mut(index).filter(|place| **place != NONE) else { continue };
@@ -202,6 +223,15 @@ impl<G: Gate> Irqfwd<G> {
     }
 }
 
+/// Says what is wrong with a function, if it is not that it needs more time.
+fn refused(guest: u64, why: Failure) -> Refusal {
+    if why == Failure::NotYet {
+        return Refusal::Again;
+    }
+    log!("a function of guest {guest}: {why:?}");
+    Refusal::BadState
+}
+
 fn is_message(line: u32) -> bool {
     u64::from(line) >= FIRST_MESSAGE
 }
@@ -234,7 +264,7 @@ impl<G: Gate> Server for Irqfwd<G> {
             Some(IrqfwdOp::Count) => self.count(system, words[1]).map(|counts| answer[1..7].copy_from_slice(&counts)),
             Some(IrqfwdOp::Delays) => self.delays(system, words[1]).map(|delays| answer[1..].copy_from_slice(&delays)),
             Some(IrqfwdOp::Restore) => self.restore(system, &words),
-            Some(IrqfwdOp::Disconnect) => self.guest(words[1]).map(|guest| self.disconnect(system, guest)),
+            Some(IrqfwdOp::Disconnect) => self.guest(words[1]).and_then(|guest| self.disconnect(system, guest)),
             Some(IrqfwdOp::Connect) => self.guest(words[1]).and_then(|guest| self.connect(system, guest)),
             Some(IrqfwdOp::RestoreDelays) => self.restore_delays(system, &words),
             None => Err(Refusal::NoOperation),

@@ -84,8 +84,54 @@ impl Gate for &Noted {
         Ok(())
     }
 
-    fn disconnect(&self, _: &impl System, guest: u8) {
+    fn disconnect(&self, _: &impl System, guest: u8) -> Result<(), Failure> {
         self.0.lock().unwrap().1.push(guest);
+        Ok(())
+    }
+}
+
+/// Functions that are ready when they have been asked for so many times; and the clock.
+#[derive(Default)]
+struct Slow(Mutex<(u32, u64)>);
+
+impl Gate for &Slow {
+    fn open(&self, _: &impl System, _: u32, _: u8) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn close(&self, _: &impl System, _: u32) {}
+
+    fn connect(&self, _: &impl System, guest: u8) -> Result<(), Failure> {
+        let mut slow = self.0.lock().unwrap();
+        // Guest 0 has none.
+        slow.0 = slow.0.saturating_sub(guest.into());
+        if slow.0 == 0 || guest == 0 { Ok(()) } else { Err(Failure::NotYet) }
+    }
+
+    fn disconnect(&self, system: &impl System, guest: u8) -> Result<(), Failure> {
+        self.connect(system, guest)
+    }
+}
+
+/// Waiting takes as long as is said.
+struct Timed<'a>(&'a Slow);
+
+impl System for Timed<'_> {
+    fn invoke(&self, op: Op, arguments: [u64; 6]) -> Result<[u64; 3], Refusal> {
+        if op == Op::Clock { Ok([self.0.0.lock().unwrap().1, 1_000_000, 0]) } else { Willing(None).invoke(op, arguments) }
+    }
+
+    fn call(&self, _: u64, _: [u64; WORDS]) -> Result<[u64; WORDS], Refusal> {
+        Err(Refusal::Unsupported)
+    }
+
+    fn wait(&self, _: u64, deadline: u64) -> u64 {
+        self.0.0.lock().unwrap().1 = deadline;
+        0
+    }
+
+    fn with_buffer<R>(&self, f: impl FnOnce(&mut [u8; 4096]) -> R) -> R {
+        f(&mut [0; 4096])
     }
 }
 
@@ -169,4 +215,27 @@ fn a_line_that_is_not_free_yet_is_not_forgotten_over_those_that_are() {
         }
         assert_eq!((unbind(), counts()), (None, [false; 3]), "line {busy}");
     }
+}
+
+#[test]
+fn functions_that_are_not_ready_are_waited_for_before_root_is_answered_and_never_while_it_is() {
+    for (asked, waited) in [(1, 0), (2, 1), (120, 119), (5000, 1000)] {
+        let slow: &Slow = Box::leak(Box::default());
+        slow.0.lock().unwrap().0 = asked;
+        let server = Irqfwd::start(&Timed(slow), config(), Box::leak(Box::new(Forwarder::new())), Some(slow));
+        assert_eq!(slow.0.lock().unwrap().1, 0, "whoever makes it does not wait");
+        server.settle(&Timed(slow));
+        // In microseconds: a millisecond, and a tick more.
+        assert_eq!(slow.0.lock().unwrap().1, waited * 1001, "asked {asked} times");
+    }
+    let slow: &Slow = Box::leak(Box::default());
+    let server = Irqfwd::start(&Timed(slow), config(), Box::leak(Box::new(Forwarder::new())), Some(slow));
+    for op in [IrqfwdOp::Disconnect, IrqfwdOp::Connect, IrqfwdOp::Unbind, IrqfwdOp::Bind] {
+        slow.0.lock().unwrap().0 = 3;
+        assert_eq!(call(&server, &[op as u64, 0]).err(), None, "{op:?}");
+        for expected in [Some(Refusal::Again), Some(Refusal::Again), None, None] {
+            assert_eq!(call(&server, &[op as u64, 1]).err(), expected, "{op:?}");
+        }
+    }
+    assert_eq!(slow.0.lock().unwrap().1, 0, "root asks again when it likes");
 }

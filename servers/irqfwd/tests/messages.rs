@@ -171,7 +171,7 @@ fn a_function_gets_its_place_and_writes_messages_as_long_as_its_guest_is_there()
         // Once more, as after a lost server: it is not taken away from its guest for a moment.
         fake.forbid_moves();
         gate.connect(&Nothing, 1).expect("it can");
-        gate.disconnect(&Nothing, 1);
+        gate.disconnect(&Nothing, 1).expect("nothing is on its way");
         assert_eq!((fake.function(1).is_master(), fake.function(1).writes()), (false, None));
         gate.connect(&Nothing, 1).expect("it can");
         assert!(fake.function(1).is_master());
@@ -256,7 +256,7 @@ fn a_table_is_silent_without_its_guest_and_what_it_held_before_is_never_written(
         gate.connect(&Nothing, 1).expect("it can");
         let written: Vec<_> = fake.function(1).messages().into_iter().flatten().collect();
         assert_eq!(written, [0, 1, 2, 3].map(|number| (model::DOORBELL, number)));
-        gate.disconnect(&Nothing, 1);
+        gate.disconnect(&Nothing, 1).expect("nothing is on its way");
         assert!(!fake.function(1).is_master() && fake.function(1).messages().iter().all(Option::is_none));
     }
 }
@@ -362,7 +362,7 @@ fn entries_are_the_guests_as_long_as_it_is_there_and_nobodys_before_and_after() 
         let (high, low) = ((model::DOORBELL >> 32) as u32, model::DOORBELL as u32);
         fake.set_entry(0, 4, [low, high, 0, 0]);
         fake.set_entry(3, 0, [low, high, 4, 0]);
-        (&first).disconnect(&Nothing, 1);
+        (&first).disconnect(&Nothing, 1).expect("nothing is on its way");
         assert!([0, 3].iter().all(|place| fake.function(*place).messages().iter().all(Option::is_none)));
     }
 }

@@ -687,7 +687,9 @@ impl Gate for &Asked {
         Ok(())
     }
 
-    fn disconnect(&self, _: &impl System, _: u8) {}
+    fn disconnect(&self, _: &impl System, _: u8) -> Result<(), Failure> {
+        Ok(())
+    }
 }
 
 /// Whoever has the translation service opens, moves and masks what messages make; the kernel forwards it like any other.

@@ -29,8 +29,8 @@ const TIME: Time = Time { priority: 210, budget: budget(2_500, 10_000) };
 pub const CONTROL: u64 = 30_000_000;
 /// The same while nobody knows whether it is one: interrupts wait, and root hears of nobody else.
 pub const BRIEF: u64 = 100_000;
-/// Times that a guest's lines are asked for again, a millisecond apart, while something is on its way.
-const PATIENCE: u32 = 100;
+/// Times that a guest's lines are asked for again, a millisecond apart, while something is on its way, or a function is being reset.
+const PATIENCE: u32 = 1000;
 
 const MACHINE: Machine = Machine::at(root_slot::SYSTEM);
 
@@ -261,21 +261,22 @@ impl Forward {
         self.lines.len()
     }
 
-    /// Asks for a guest's lines to be forwarded, or no more. What is on its way is waited for, a while.
-    pub fn ask(&self, system: &impl System, op: IrqfwdOp, guest: usize) {
+    /// Asks for a guest's lines to be forwarded, or no more. What is on its way is waited for, a while. What is refused is said, and told.
+    pub fn ask(&self, system: &impl System, op: IrqfwdOp, guest: usize) -> Result<(), Refusal> {
         for _ in 0..PATIENCE {
             match self.ends.portal.order(system, op as u64, [guest as u64]) {
-                Ok(_) => return,
+                Ok(_) => return Ok(()),
                 Err(Refusal::Again) => {
                     let (now, hz) = clock(system);
                     system.wait(0, now + hz / 1000 + 1);
                 }
                 Err(refusal) => {
                     log!("guest {guest}'s lines: irqfwd refuses {op:?}: {refusal:?}");
-                    return;
+                    return Err(refusal);
                 }
             }
         }
         log!("guest {guest}'s lines: irqfwd is busy for too long");
+        Err(Refusal::Again)
     }
 }

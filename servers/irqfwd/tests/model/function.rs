@@ -19,6 +19,14 @@ pub struct Function {
     /// It keeps its messages in a table: entries, and where the table is and what waits, as the capability says it.
     pub table: Option<(u32, u32, u32)>,
     pub entries: Vec<[u32; 4]>,
+    /// How it can be reset.
+    pub ways: Ways,
+    /// What its driver told it, among its registers.
+    pub told: u32,
+    /// Times that it was reset.
+    pub resets: usize,
+    /// Ticks of the clock: a millisecond each.
+    pub now: u64,
     wide: bool,
     command: u32,
     bars: [u32; 6],
@@ -26,6 +34,29 @@ pub struct Function {
     address: u64,
     data: u32,
     rom: u32,
+}
+
+/// What a function says of resets, by its capabilities, and how it does them.
+#[derive(Clone, Debug, Default)]
+pub struct Ways {
+    /// It has the capability of PCI Express; and can reset itself by it.
+    pub express: Option<bool>,
+    /// The same of advanced features.
+    pub features: Option<bool>,
+    /// That of power management; and keeps what it was told while it sleeps.
+    pub power: Option<bool>,
+    /// Accesses that it has begun are over at this tick.
+    pub pending_until: u64,
+    /// Ticks after a reset until it answers.
+    pub takes: u64,
+    /// It does as if.
+    pub pretends: bool,
+    /// What PCI Express tells it to do, and its state of power.
+    pub control: u32,
+    pub state: u32,
+    /// Nobody may ask it anything before this tick, nor wake it or have it sleep; it answers from this one on.
+    pub not_before: u64,
+    pub answers_at: u64,
 }
 
 /// What a base address register is for.
@@ -43,6 +74,15 @@ pub enum Range {
 }
 
 const AT: u32 = 0x50;
+/// Capabilities that say something of resets.
+const EXPRESS: usize = 0x70;
+const FEATURES: usize = 0x90;
+const POWER: usize = 0xa0;
+/// Milliseconds that a reset, and going to sleep or waking take.
+const RESETS: u64 = 100;
+const WAKES: u64 = 10;
+/// Milliseconds after which accesses that were begun count as lost.
+const LOST: u64 = 100;
 
 impl Function {
     pub fn new(bytes: u64, wide: bool, most: u32) -> Function {
@@ -51,7 +91,7 @@ impl Function {
         ranges[1] = if wide { Range::High } else { Range::None };
         Function {
             identity: 0x11e8_1234, header: 0, ranges, most, capability: AT, is_ring: false, may_move: true, table: None, entries: Vec::new(),
-            wide, command: 0, bars: [0; 6], control: 0, address: 0, data: 0, rom: 1,
+            ways: Ways::default(), told: 0, resets: 0, now: 0, wide, command: 0, bars: [0; 6], control: 0, address: 0, data: 0, rom: 1,
         }
     }
 
@@ -104,8 +144,47 @@ impl Function {
         self.control & 3 << 30 == 2 << 30
     }
 
+    /// What comes behind a capability.
+    fn next(&self, at: usize) -> u32 {
+        let all = [(EXPRESS, self.ways.express), (FEATURES, self.ways.features), (POWER, self.ways.power)];
+        let next = all.iter().find(|(place, has)| *place > at && has.is_some());
+        next.map_or(0, |(place, _)| (*place as u32) << 8)
+    }
+
+    fn is_pending(&self) -> bool {
+        self.now < self.ways.pending_until
+    }
+
+    /// Everything is as a start of the machine leaves it; or nothing.
+    fn reset(&mut self) {
+        assert!(self.may_move && !self.is_master(), "its guest uses it");
+        self.resets += 1;
+        (self.ways.not_before, self.ways.answers_at) = (self.now + RESETS, self.now + self.ways.takes);
+        if self.ways.pretends {
+            return;
+        }
+        (self.command, self.bars, self.control, self.address, self.data, self.rom, self.told, self.ways.control) = (0, [0; 6], 0, 0, 0, 0, 0, 0);
+        self.entries.iter_mut().for_each(|entry| *entry = [0, 0, 0, 1]);
+    }
+
+    fn is_asked(&self) {
+        assert!(self.now >= self.ways.not_before, "it is being reset");
+    }
+
     pub fn read(&self, offset: usize) -> u32 {
+        self.is_asked();
+        if self.now < self.ways.answers_at {
+            // It wants to be asked again.
+            return if offset == 0 { 0xffff_0001 } else { u32::MAX };
+        }
         match offset {
+            EXPRESS if self.ways.express.is_some() => 0x10 | self.next(EXPRESS),
+            0x74 => self.ways.express.map_or(0, |can| u32::from(can) << 28),
+            0x78 => self.ways.control | u32::from(self.is_pending()) << 21,
+            FEATURES => self.ways.features.map_or(0, |can| 0x13 | self.next(FEATURES) | 1 << 24 | u32::from(can) << 25),
+            0x94 => u32::from(self.is_pending()) << 8,
+            POWER if self.ways.power.is_some() => 0x01 | self.next(POWER),
+            0xa4 => self.ways.state | self.ways.power.map_or(0, |keeps| u32::from(keeps) << 3),
             0x00 => self.identity,
             0x04 => self.command | if self.capability != 0 { 1 << 20 } else { 0 },
             0x0c => self.header,
@@ -113,10 +192,10 @@ impl Function {
             0x30 => self.rom,
             0x34 => if self.capability == 0 { 0 } else { 0x40 },
             // Another capability comes first.
-            0x40 => 1 | if self.is_ring { 0x40 } else { self.capability } << 8,
+            0x40 => 9 | if self.is_ring { 0x40 } else { self.capability } << 8,
             0x50 => match self.table {
-                Some((entries, ..)) => 0x11 | (entries - 1) << 16 | self.control,
-                None => 5 | self.most.trailing_zeros() << 17 | if self.wide() { 1 << 23 } else { 0 } | self.control,
+                Some((entries, ..)) => 0x11 | self.next(0x50) | (entries - 1) << 16 | self.control,
+                None => 5 | self.next(0x50) | self.most.trailing_zeros() << 17 | if self.wide() { 1 << 23 } else { 0 } | self.control,
             },
             0x54 => self.table.map_or(self.address as u32, |(_, at, _)| at),
             0x58 => match self.table {
@@ -143,7 +222,31 @@ impl Function {
     }
 
     pub fn write(&mut self, offset: usize, value: u32) {
+        self.is_asked();
+        if self.now < self.ways.answers_at {
+            return;
+        }
+        assert!(self.ways.state == 0 || offset != 4 || value & 6 & !self.command == 0, "nobody switches it on while it sleeps");
         match offset {
+            0x78 if value & 1 << 15 != 0 => {
+                assert!(self.ways.express == Some(true), "it cannot");
+                assert!(!self.is_pending() || self.now >= LOST, "what it has begun is not over");
+                assert_eq!(value & 0x7fff, self.ways.control, "all else stays");
+                self.reset();
+            }
+            0x78 => self.ways.control = value,
+            0x94 if self.ways.features.is_some() => {
+                assert_eq!((value, self.ways.features), (1, Some(true)));
+                self.reset();
+            }
+            0xa4 if self.ways.power.is_some() => {
+                let woken = value & 3 == 0 && self.ways.state == 3;
+                assert!(value & !3 == 0, "nothing else");
+                if woken && self.ways.power == Some(false) {
+                    self.reset();
+                }
+                (self.ways.state, self.ways.not_before) = (value & 3, self.now + WAKES);
+            }
             0x04 => {
                 assert!(self.may_move || value & 2 != 0, "its guest uses it");
                 assert!(value & 1 == 0, "nobody knows of its ports");

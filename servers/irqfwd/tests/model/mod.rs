@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A translation service, redistributors and functions made of memory.
+//! A translation service, redistributors and functions made of memory, and a clock.
+#![allow(dead_code, unused_imports, reason = "no test uses all of it")]
 
 mod function;
 mod service;
 
-pub use function::{Function, Range};
+pub use function::{Function, Range, Ways};
 use service::Service;
 pub use service::Settings;
 
@@ -97,6 +98,17 @@ impl Fake {
         self.lock().functions = functions.to_vec();
     }
 
+    /// So late it is.
+    pub fn set_clock(&self, now: u64) {
+        self.lock().functions.iter_mut().for_each(|function| function.now = now);
+    }
+
+    /// A function's driver tells it something, and it begins accesses that are over at this tick.
+    pub fn tell(&self, place: usize, pending_until: u64) {
+        let mut whole = self.lock();
+        (whole.functions[place].told, whole.functions[place].ways.pending_until) = (7, pending_until);
+    }
+
     /// One of them.
     pub fn function(&self, place: usize) -> Function {
         self.lock().functions[place].clone()
@@ -105,6 +117,11 @@ impl Fake {
     /// Its guest, or whoever was there before, writes an entry of its table.
     pub fn set_entry(&self, place: usize, number: usize, entry: [u32; 4]) {
         self.lock().functions[place].entries[number] = entry;
+    }
+
+    /// Whoever wants may again.
+    pub fn allow_moves(&self) {
+        self.lock().functions.iter_mut().for_each(|function| function.may_move = true);
     }
 
     /// From now on nobody may take a function from its place.
@@ -155,7 +172,12 @@ impl Registers for Page {
             SERVICE => whole.service.write(offset, value.into()),
             place if place >= redistributor(0) => whole.service.write_redistributor(place - redistributor(0), offset, value.into()),
             place if place >= table(0) => whole.functions[place - table(0)].write_table(offset, value),
-            place => whole.functions[place - function(0)].write(offset, value),
+            place => {
+                // Nobody hears what is written to a function that is not there.
+                if let Some(function) = whole.functions.get_mut(place - function(0)) {
+                    function.write(offset, value);
+                }
+            }
         }
     }
 
@@ -165,7 +187,7 @@ impl Registers for Page {
             SERVICE => whole.service.read(offset),
             place if place >= redistributor(0) => whole.service.read_redistributor(place - redistributor(0), offset),
             place => {
-                let function = &whole.functions[place - function(0)];
+                let Some(function) = whole.functions.get(place - function(0)) else { return u64::MAX };
                 u64::from(function.read(offset)) | u64::from(function.read(offset + 4)) << 32
             }
         }

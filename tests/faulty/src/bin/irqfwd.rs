@@ -21,6 +21,7 @@ mod board {
             Err(why) => panic!("{why}"),
         };
         if server.is_control(Svc.thread()) {
+            server.settle(&Svc);
             serve(server);
         }
         let Err(why) = forward(server);
