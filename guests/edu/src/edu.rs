@@ -2,7 +2,7 @@
 //! Has factorials computed and waits for the message that each is done; has the device ring; lets it ring without an end.
 //! Command line: `facts=` factorials, `rings=` rings, each heard before the next; `storm=` rings in a row that nobody waits
 //! for; `passes=` rings for the figure named `figure=`; `beats=` rings until it resets itself, for ever, each sent to another CPU than
-//! the one before; `calls=` calls for each message of a card; `pages=` of memory that the device copies; `strays=` accesses of the device to what is none of the guest's memory,
+//! the one before; `calls=` calls for each message of a card, and of another kind of card; `pages=` of memory that the device copies; `strays=` accesses of the device to what is none of the guest's memory,
 //! from `stray-at=` on, each `stray-by=` behind the one before; `resets=1`: it resets itself once all that is done, and ends when it
 //! comes again; `keeps=` milliseconds for which it looks after its memory, that nobody else writes it: a guest without the device can
 //! do that.
@@ -14,7 +14,7 @@ use trellis_guest_platform::tree::Device;
 use trellis_guest_platform::figure::Sum;
 use trellis_guest_platform::{Machine, cpu, gic, guest, println, psci, timer, vectors};
 
-use crate::card;
+use crate::{card, twin};
 
 /// Registers of the device (QEMU's manual, "EDU device").
 const IDENTITY: u64 = 0x00;
@@ -87,6 +87,7 @@ fn run(machine: &'static Machine) {
     beats(machine, device, wanted("beats"));
     storm(device, wanted("storm"));
     card::run(machine, wanted("calls"));
+    twin::run(machine, wanted("calls"));
     if wanted("resets") > 0 && !comes_again {
         println!("edu: resets itself");
         psci::system_reset()
@@ -295,7 +296,8 @@ fn storm(device: Device, count: u64) {
 
 fn came(line: u32, entered: u64) {
     if line != LINE.load(Ordering::Acquire) {
-        return card::came(line);
+        card::came(line);
+        return twin::came(line);
     }
     let base = BASE.load(Ordering::Relaxed);
     let reasons = device_read(base + REASON);

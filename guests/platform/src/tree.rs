@@ -36,6 +36,8 @@ pub struct Tree<'a> {
     pub edu: Option<Device>,
     /// A network card (82574L) with several interrupts.
     pub card: Option<Card>,
+    /// A network card (82576) with several interrupts, and a reset of its own.
+    pub twin: Option<Card>,
     /// A source of randomness, as Virtio 1.2 has it.
     pub random: Option<Device>,
     /// A PL011 serial port of the guest's own, beside the platform's.
@@ -78,6 +80,7 @@ impl<'a> Tree<'a> {
         tree.bell = device(fdt, "trellis,doorbell");
         tree.edu = device(fdt, "trellis,edu");
         tree.card = card(fdt, "trellis,card");
+        tree.twin = card(fdt, "trellis,twin");
         tree.random = device(fdt, "trellis,random");
         tree
     }
