@@ -186,11 +186,21 @@ impl<'a, B: Board> Root<'a, B> {
         forward.attach(system)
     }
 
-    /// A guest's lines are forwarded from now on, or no more.
-    fn forward(&self, system: &impl System, op: IrqfwdOp, guest: usize) {
+    /// A guest's lines are forwarded from now on, or no more. An irqfwd that is lost over it is made again and asked again: else a
+    /// function would go on as the life before left it.
+    fn forward(&mut self, system: &impl System, op: IrqfwdOp, guest: usize) {
         let owns = self.plan.guests.get(guest).is_some_and(|guest| !guest.devices.is_empty());
-        if let Some(forward) = self.forward.as_ref().filter(|forward| owns && !self.policy.has_stopped(forward.number)) {
-            forward.ask(system, op, guest);
+        for _ in 0..2 {
+            let Some(forward) = self.forward.as_ref().filter(|forward| owns && !self.policy.has_stopped(forward.number)) else { return };
+            let number = forward.number;
+            if forward.ask(system, op, guest).is_ok() {
+                return;
+            }
+            let Some(death) = self.stopped(system, number) else { return };
+            log!("server {} is lost", self.name(number));
+            self.faulted = self.faulted_on(system, number);
+            // A death while another one is dealt with is none of a guest's.
+            self.happened(system, Event::ServerStopped(number as u8, death, seconds(system)));
         }
     }
 

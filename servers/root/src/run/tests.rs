@@ -548,6 +548,25 @@ fn a_guest_that_is_made_again_has_its_lines_let_go_and_forwarded_again() {
     assert_eq!(fake.domain(7).table[&slot::DEVICE].0, Object::Run(3));
 }
 
+/// Its functions would go on as the life before left them.
+#[test]
+fn an_irqfwd_that_is_lost_when_a_function_is_to_be_taken_away_is_made_again_and_asked_again() {
+    let fake = Fake::new();
+    let (mut root, board) = start_plan(&fake, plan_with_device());
+    reports(&board);
+    fake.calls.borrow_mut().clear();
+    fake.refuse_calls.set(Some(IRQFWD + 1));
+    fake.stopped.borrow_mut().insert((IRQFWD + 1, 0), 2);
+    assert!(Producer::new(board.ring(ring::root_report(4))).send(&ToRoot::Reset));
+    fake.bits.borrow_mut().push_back(root_signal::server(4));
+    root.step(&fake);
+    let irqfwd = |next: usize, op: IrqfwdOp| (Object::Portal(IRQFWD + next, 1, badge::ROOT), op as u64);
+    let asked: std::vec::Vec<_> = fake.calls.borrow().iter().copied().filter(|(to, _)| matches!(to, Object::Portal(.., 1, _))).collect();
+    assert_eq!(asked, [irqfwd(1, IrqfwdOp::Disconnect), irqfwd(2, IrqfwdOp::Disconnect), irqfwd(2, IrqfwdOp::Connect)]);
+    let seen = reports(&board);
+    assert!(matches!(seen[..], [Report::GuestRebooted { guest: 1, times: 1 }, Report::ServerFaulted { .. }]), "{seen:?}");
+}
+
 #[test]
 fn a_guest_that_ends_lets_its_lines_go() {
     let fake = Fake::new();
