@@ -3,6 +3,7 @@
 
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
+const FILE: u32 = 0o100_644;
 const LINK: u32 = 0o120_777;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 
@@ -22,6 +23,11 @@ impl Archive {
     /// Adds an executable file.
     pub fn program(self, path: &str, bytes: &[u8]) -> Archive {
         self.entry(path, PROGRAM, (0, 0), bytes)
+    }
+
+    /// Adds a file that nobody executes.
+    pub fn file(self, path: &str, bytes: &[u8]) -> Archive {
+        self.entry(path, FILE, (0, 0), bytes)
     }
 
     /// Adds a symbolic link.

@@ -3,6 +3,7 @@
 
 use crate::apt::{Apt, find};
 use crate::cpio::Archive;
+use crate::modules::{Module, with_all_they_need};
 use crate::place;
 use crate::progress::Progress;
 use crate::status::{Doing, Failure};
@@ -14,7 +15,9 @@ use std::path::{Path, PathBuf};
 /// What the initramfs runs: it shows that the kernel is up, and ends. With `trellis.shell` on the kernel's command line it
 /// gives whoever sits at the console a shell before that. `alarm=2` sets the first clock's alarm so many seconds off and
 /// waits for it; `port=ttyAMA1` says hello through that port, reads 4096 bytes, sends them back, and reads a line.
-/// Both say how many interrupts that made.
+/// Both say how many interrupts that made. `network=10.0.2.15` loads the modules, gives the first network card this address
+/// and asks the emulator's `10.0.2.2` for an answer; `fetch=URL` fetches a file through it, and says its checksum and how many
+/// interrupts that took.
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -54,11 +57,30 @@ if [ -n \"$port\" ]; then
     echo \"port: $words, interrupts $(($(interrupts $irq) - before))\"
     exec 3>&-
 fi
+if [ -n \"$network\" ]; then
+    for module in $(cat /lib/modules/order); do insmod /lib/modules/$module.ko; done
+    ifconfig eth0 $network netmask 255.255.255.0 up
+    function=$(readlink -f /sys/class/net/eth0/device/..)
+    driver=$(readlink -f /sys/class/net/eth0/device/driver)
+    echo \"network: eth0 by ${driver##*/} of ${function##*/}, $(cat $function/msi_irqs/* | sort | uniq -c | xargs) messages\"
+    echo \"network: $(ping -q -A -c 3 10.0.2.2 | grep received)\"
+    if [ -n \"$fetch\" ]; then
+        before=$(interrupts virtio0-input.0)
+        timeout 200 wget -q -O /fetched $fetch
+        sum=$(sha256sum </fetched)
+        echo \"fetched: $(wc -c </fetched) bytes, sha256 ${sum%% *}, interrupts $(($(interrupts virtio0-input.0) - before))\"
+    fi
+fi
 echo 'trellis: linux is up'
 read -r words </proc/cmdline
 case \" $words \" in *' trellis.shell '*) setsid cttyhack sh ;; esac
 poweroff -f
 ";
+
+/// The archive of modules in the cache.
+const MODULES: &str = "linux-modules.cpio";
+/// Drivers that the initramfs with a network loads.
+const DRIVERS: [&str; 2] = ["virtio_pci", "virtio_net"];
 
 /// Files of a Linux guest.
 #[derive(Clone, Debug)]
@@ -74,20 +96,50 @@ pub fn linux() -> Result<Linux, Failure> {
     let folder = place::cache()?.join("guests");
     let files = Linux { kernel: folder.join("linux.Image"), initramfs: folder.join("linux.cpio") };
     if !files.kernel.is_file() {
-        fetch("Debian's arm64 kernel", &files.kernel, |apt, progress| {
-            let package = apt.dependency("linux-image-cloud-arm64", "linux-image-")?;
-            progress.step(&package);
-            let boot = apt.unpack(&package)?.join("boot");
-            image(&read(&find(&boot, |name| name.starts_with("vmlinuz-"))?)?)
-        })?;
+        fetch_kernel(&folder)?;
     }
     let busybox = folder.join("busybox");
     if !busybox.is_file() {
-        fetch("Debian's arm64 busybox", &busybox, |apt, _| read(&apt.unpack("busybox-static")?.join("bin/busybox")))?;
+        let unpack = |apt: &Apt, _: &mut Progress| Ok([read(&apt.unpack("busybox-static")?.join("bin/busybox"))?]);
+        fetch("Debian's arm64 busybox", [&busybox], unpack)?;
     }
     // Cheap, and never older than this tool.
     write(&files.initramfs, &initramfs(&read(&busybox)?))?;
     Ok(files)
+}
+
+/// The kernel and its modules: a module fits the kernel that it was built with, and no other.
+fn fetch_kernel(folder: &Path) -> Result<(), Failure> {
+    fetch("Debian's arm64 kernel", [&folder.join("linux.Image"), &folder.join(MODULES)], |apt, progress| {
+        let package = apt.dependency("linux-image-cloud-arm64", "linux-image-")?;
+        progress.step(&package);
+        let unpacked = apt.unpack(&package)?;
+        let kernel = image(&read(&find(&unpacked.join("boot"), |name| name.starts_with("vmlinuz-"))?)?)?;
+        Ok([kernel, archived(&with_all_they_need(&unpacked.join("lib/modules"), &DRIVERS)?)])
+    })
+}
+
+/// An archive of modules, and their names in the order in which they are to be loaded.
+fn archived(modules: &[Module]) -> Vec<u8> {
+    let folders = ["lib", "lib/modules"];
+    let archive = folders.iter().fold(Archive::default(), |archive, folder| archive.directory(folder));
+    let order: String = modules.iter().map(|module| format!("{}\n", module.name)).collect();
+    let add = |archive: Archive, module: &Module| archive.file(&format!("lib/modules/{}.ko", module.name), &module.bytes);
+    modules.iter().fold(archive, add).file("lib/modules/order", order.as_bytes()).finish()
+}
+
+/// The initramfs with the modules of a network card's drivers.
+pub fn network_initramfs() -> Result<PathBuf, Failure> {
+    linux()?;
+    let folder = place::cache()?.join("guests");
+    let (modules, file) = (folder.join(MODULES), folder.join("linux-network.cpio"));
+    if !modules.is_file() {
+        fetch_kernel(&folder)?;
+    }
+    // Archives may follow each other (Linux, Documentation/driver-api/early-userspace/buffer-format.rst).
+    let archives = [initramfs(&read(&folder.join("busybox"))?), read(&modules)?].concat();
+    write(&file, &archives)?;
+    Ok(file)
 }
 
 /// The same initramfs with a program of ours, which runs in as many copies as the kernel's command line says: `churn=3`.
@@ -104,31 +156,34 @@ pub fn churn_initramfs(program: &Path) -> Result<PathBuf, Failure> {
 pub fn u_boot() -> Result<PathBuf, Failure> {
     let file = place::cache()?.join("guests/u-boot.bin");
     if !file.is_file() {
-        fetch("Debian's U-Boot", &file, |apt, _| read(&apt.unpack("u-boot-qemu")?.join("usr/lib/u-boot/qemu_arm64/u-boot.bin")))?;
+        let unpack = |apt: &Apt, _: &mut Progress| Ok([read(&apt.unpack("u-boot-qemu")?.join("usr/lib/u-boot/qemu_arm64/u-boot.bin"))?]);
+        fetch("Debian's U-Boot", [&file], unpack)?;
     }
     Ok(file)
 }
 
-/// Makes one file of the cache out of packages.
-fn fetch(
+/// Makes files of the cache out of packages; they belong together.
+fn fetch<const N: usize>(
     what: &str,
-    file: &Path,
-    make: impl FnOnce(&Apt, &mut Progress) -> Result<Vec<u8>, Failure>,
+    files: [&PathBuf; N],
+    make: impl FnOnce(&Apt, &mut Progress) -> Result<[Vec<u8>; N], Failure>,
 ) -> Result<(), Failure> {
     // Two runs at once: the second waits, and then finds what the first has fetched.
     let lock = place::cache()?.join("lock");
     let lock = fs::File::create(&lock).doing(|| format!("create {}", lock.display()))?;
     lock.lock().doing(|| "lock the cache".into())?;
-    if file.is_file() {
+    if files.iter().all(|file| file.is_file()) {
         return Ok(());
     }
-    eprintln!("trellis| fetching {what} from Debian's archive into {} (once; nothing is installed)", file.display());
+    eprintln!("trellis| fetching {what} from Debian's archive into {} (once; nothing is installed)", place::cache()?.display());
     let mut progress = Progress::of(format!("fetching {what}"));
     let apt = Apt::new(&place::cache()?.join("apt"))?;
     progress.step("packages");
-    let bytes = make(&apt, &mut progress)?;
+    let made = make(&apt, &mut progress)?;
     apt.clean();
-    write(file, &bytes)
+    // Whoever is interrupted in between leaves the last ones missing, and they are all fetched again.
+    files.iter().skip(1).for_each(|file| drop(fs::remove_file(file)));
+    files.iter().zip(&made).try_for_each(|(file, bytes)| write(file, bytes))
 }
 
 /// An arm64 Image out of what distributions call vmlinuz: the Image itself, the same compressed, or an EFI program

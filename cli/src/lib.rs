@@ -2,7 +2,7 @@
 //! The `trellis` command as a library, so that the boot tests drive what users type.
 //!
 //! One file a subcommand (`args` lists them); `system` loads and composes, `programs` builds what runs on the board,
-//! `debian` fetches guests; `drive` runs an image in the `emulator` (and holds an `autopsy` when it hangs); `frame`,
+//! `debian` fetches guests and their `modules`; `drive` runs an image in the `emulator` (and holds an `autopsy` when it hangs); `frame`,
 //! `session` and `report` turn its serial port into lines and an exit status, `timeline` what it says of each CPU into a
 //! trace; `trace` looks at single instructions. A `door` lets others talk to the system through a `relay`; `ctl` is the
 //! other end, `asking` its questions, `standing` (with `silicon`), `views_list` and `top` what it shows.
@@ -28,6 +28,7 @@ pub mod figures;
 pub mod flat;
 pub mod frame;
 pub mod lines;
+pub mod modules;
 pub mod names;
 pub mod place;
 pub mod programs;

@@ -121,6 +121,7 @@ impl Source for Host {
                 let path = self.programs()?.get(CHURN).ok_or_else(|| format!("there is no program in {CHURN}"))?;
                 debian::churn_initramfs(path)
             }
+            Download::NetworkInitrd => debian::network_initramfs(),
             Download::UBoot => debian::u_boot(),
         };
         path.map_err(|failure| failure.text(false))

@@ -15,13 +15,16 @@ pub enum Download {
     BusyboxInitrd,
     /// The same with a program of ours that keeps vector registers busy.
     ChurnInitrd,
+    /// The same with Linux' drivers for a network card of Virtio's on PCI.
+    NetworkInitrd,
     /// U-Boot for QEMU's virt board: a raw image.
     UBoot,
 }
 
 impl Download {
     /// Every download.
-    pub const ALL: [Download; 4] = [Download::Linux, Download::BusyboxInitrd, Download::ChurnInitrd, Download::UBoot];
+    pub const ALL: [Download; 5] =
+        [Download::Linux, Download::BusyboxInitrd, Download::ChurnInitrd, Download::NetworkInitrd, Download::UBoot];
 
     /// How a manifest names it.
     pub const fn name(self) -> &'static str {
@@ -29,6 +32,7 @@ impl Download {
             Download::Linux => "debian:linux",
             Download::BusyboxInitrd => "debian:busybox-initrd",
             Download::ChurnInitrd => "debian:busybox-churn-initrd",
+            Download::NetworkInitrd => "debian:busybox-network-initrd",
             Download::UBoot => "debian:u-boot",
         }
     }
@@ -54,7 +58,8 @@ pub trait Source {
 pub struct Folders {
     /// Where guests of ours lie, each under its own name.
     pub guests: PathBuf,
-    /// Where downloads lie: `linux`, `busybox-initrd`, `busybox-churn-initrd`, `u-boot`.
+    /// Where downloads lie: `linux`, `busybox-initrd`, `busybox-churn-initrd`,
+    /// `busybox-network-initrd`, `u-boot`.
     pub downloads: PathBuf,
 }
 
