@@ -8,7 +8,7 @@ use crate::syndrome::Syndrome;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
-use trellis_idl::kernel::{Op, Refusal};
+use trellis_idl::kernel::{FIRST_MESSAGE, Op, Refusal};
 use trellis_idl::trace::{Record, TraceKind, Who};
 
 /// A record, or that some are missing.
@@ -196,6 +196,7 @@ fn line(number: u64) -> String {
         25 => "list registers that want refilling (line 25)".into(),
         26 => "the kernel's alarm (line 26)".into(),
         27 => "the guest's timer (line 27)".into(),
+        FIRST_MESSAGE.. => format!("a device's message (line {number})"),
         1020.. => format!("an interrupt that went away (line {number})"),
         _ => format!("line {number}"),
     }
@@ -258,6 +259,16 @@ mod tests {
         let lines = before_fault(2, &records, 1_000_000_000, &two_guests());
         assert_eq!(lines[0], "  CPU 2,     2.500 µs before: web vCPU 0 runs");
         assert!(lines[1].starts_with("  CPU 2,     0.000 µs before: web vCPU 0 stops for HVC"));
+    }
+
+    #[test]
+    fn each_kind_of_line_has_its_words() {
+        let cases = [
+            (0, "a kick of another CPU (line 0)"), (26, "the kernel's alarm (line 26)"), (34, "line 34"), (1019, "line 1019"),
+            (1023, "an interrupt that went away (line 1023)"), (8191, "an interrupt that went away (line 8191)"),
+            (8192, "a device's message (line 8192)"), (u64::MAX, "a device's message (line 18446744073709551615)"),
+        ];
+        cases.into_iter().for_each(|(number, words)| assert_eq!(line(number), words));
     }
 
     #[test]
