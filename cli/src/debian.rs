@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 /// waits for it; `port=ttyAMA1` says hello through that port, reads 4096 bytes, sends them back, and reads a line.
 /// Both say how many interrupts that made. `network=10.0.2.15` loads the modules, gives the first network card this address
 /// and asks the emulator's `10.0.2.2` for an answer; `fetch=URL` fetches a file through it, and says its checksum and how many
-/// interrupts that took.
+/// interrupts that took; `random=8` also reads so many times 64 bytes from the second function's source of randomness.
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -70,6 +70,11 @@ if [ -n \"$network\" ]; then
         sum=$(sha256sum </fetched)
         echo \"fetched: $(wc -c </fetched) bytes, sha256 ${sum%% *}, interrupts $(($(interrupts virtio0-input.0) - before))\"
     fi
+    if [ -n \"$random\" ]; then
+        before=$(interrupts virtio1-input)
+        bytes=$(dd if=/dev/hwrng bs=64 count=$random 2>/dev/null | wc -c)
+        echo \"random: $bytes bytes from $(cat /sys/class/misc/hw_random/rng_current), interrupts $(($(interrupts virtio1-input) - before))\"
+    fi
 fi
 echo 'trellis: linux is up'
 read -r words </proc/cmdline
@@ -78,9 +83,9 @@ poweroff -f
 ";
 
 /// The archive of modules in the cache.
-const MODULES: &str = "linux-modules.cpio";
+const MODULES: &str = "linux-drivers.cpio";
 /// Drivers that the initramfs with a network loads.
-const DRIVERS: [&str; 2] = ["virtio_pci", "virtio_net"];
+const DRIVERS: [&str; 3] = ["virtio_pci", "virtio_net", "virtio_rng"];
 
 /// Files of a Linux guest.
 #[derive(Clone, Debug)]

@@ -16,7 +16,7 @@ use trellis_cli::place;
 use trellis_cli::run::Run;
 use trellis_cli::status::Status;
 
-const LIMIT: Duration = Duration::from_secs(400);
+const LIMIT: Duration = Duration::from_secs(300);
 /// Bytes of the file.
 const BYTES: usize = 64 << 20;
 /// Where Linux fetches it: this machine, as the emulator's user network shows it.
@@ -120,6 +120,19 @@ fn linux_fetches_a_file_through_a_card_of_its_own_and_its_neighbour_keeps_its_ti
 #[test]
 fn it_fetches_it_where_the_kernel_hands_its_messages_on_by_itself() {
     fetches(&[("as = \"pci\"", "as = \"pci\"\nforward = \"direct\"")]);
+}
+
+/// The frame makes lines of the messages of both functions, each of which its driver takes from the same ones.
+#[test]
+fn it_fetches_it_beside_a_second_function_whose_messages_go_to_the_same_frame() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let second = "as = \"pci\"\n\n[[guest.linux.device]]\ndevice = \"random\"\nas = \"pci\"";
+    let (text, sum) = fetching(folder.path(), &[("as = \"pci\"", second), ("quiet ", "quiet random=8 ")]);
+    let seen = story::of_text(&text, Run { timeout: Some(LIMIT), ..Run::default() });
+    expect_fetched(&seen, &sum);
+    let random = seen.out.split("linux| random: 512 bytes from virtio_rng.0, interrupts ").nth(1);
+    let interrupts = random.and_then(|rest| rest.lines().next()?.parse::<u64>().ok());
+    seen.expect(interrupts.is_some_and(|count| count >= 8), "each reading is an interrupt of the second function's");
 }
 
 /// From its first packet to its last, the server that forwards its messages is ended and made again.
