@@ -27,6 +27,10 @@ fn run(machine: &'static Machine) {
     if let Some(period) = machine.arguments().value("talks").and_then(|period| period.parse().ok()) {
         return talk(name, period);
     }
+    if machine.arguments().number("sleeps", 0) != 0 {
+        println!("{name}: sleeps");
+        return cpu::sleep_until(|| false);
+    }
     WANTED.store(machine.arguments().number("waits", INTERRUPTS), Ordering::Relaxed);
     vectors::set_handler(tick);
     let mut started = 1;

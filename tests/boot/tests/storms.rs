@@ -145,3 +145,67 @@ fn whatever_is_ended_and_made_again_devices_through_the_server_go_on() {
 fn whatever_is_ended_and_made_again_devices_without_the_server_go_on() {
     storms("direct");
 }
+
+/// Guests that storm on CPUs 0 to 3, by their timer, a clock, a port and messages; guests that sleep on CPUs 4 to 7.
+fn neighbours() -> String {
+    let mut text = String::from("name = \"neighbours\"\nboard = \"virt\"\ncontrol = \"full\"\n");
+    let mut guest = |name: &str, kernel: &str, line: &str, cpu: usize, rest: &str| {
+        text += &format!("[guest.{name}]\nkernel = \"{kernel}\"\ncommand-line = \"{line}\"\nmemory = \"16M\"\ncpus = [{cpu}]\n{rest}");
+    };
+    let device = |guest: &str, device: &str| format!("essential = false\n[[guest.{guest}.device]]\ndevice = \"{device}\"\n");
+    guest("talk", "hello", "name=talk talks=100", 0, "");
+    guest("clock", "alarm", "storm=100000000", 1, &device("clock", "rtc"));
+    guest("port", "alarm", "port=100000000", 2, &device("port", "serial1"));
+    guest("ring", "edu", "rings=100000000", 3, &(device("ring", "edu") + "dma = \"unprotected\"\n"));
+    for cpu in 4..8 {
+        guest(&format!("idle{cpu}"), "hello", &format!("name=idle{cpu} sleeps=1"), cpu, "essential = false\n");
+    }
+    text
+}
+
+/// How often each CPU's kernel was entered in the last second by an interrupt, and by exits of each guest on its own. What looking at
+/// them takes is among the former: the CPU whose records are read is asked for them.
+fn entries(system: &System) -> (Vec<u64>, Vec<f64>) {
+    let text = system.ctl(What::Top { once: true }, true).unwrap_or_else(|failure| panic!("{}", failure.text(false)));
+    let top: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let number = |one: &serde_json::Value, key: &str| one[key].as_f64().expect("a number");
+    let list = |name: &str| top[name].as_array().expect("a list").clone();
+    let count = |cpu: &serde_json::Value| (number(cpu, "interrupts_per_second") * number(cpu, "window_seconds")).round() as u64;
+    (list("cpus").iter().map(count).collect(), list("guests").iter().map(|guest| number(guest, "exits_per_second")).collect())
+}
+
+/// The same three times, each time after a second of which nobody saw anything.
+fn looks(system: &System) -> Vec<(Vec<u64>, Vec<f64>)> {
+    let look = |_| {
+        thread::sleep(Duration::from_millis(1500));
+        entries(system)
+    };
+    (0..3).map(look).collect()
+}
+
+/// The figure of the seed: what a storm costs those who have nothing to do with it. They are entered as often as without it.
+#[test]
+fn a_cpu_whose_guest_sleeps_executes_nothing_for_the_storms_of_others() {
+    let mut system = System::start(&neighbours(), Run { console: Some("talk".into()), ..Run::default() });
+    system.until("the storms are on, and the others sleep", |system| {
+        let text = system.log.text();
+        text.contains("port| alarm: sent 500") && (4..8).all(|cpu| text.contains(&format!("idle{cpu}: sleeps")))
+    });
+    thread::sleep(Duration::from_secs(3));
+    let storm = looks(&system);
+    for guest in OWNERS {
+        system.says(What::Pause { guest: guest.into() });
+    }
+    let calm = looks(&system);
+    let all = format!("{storm:?}, and without it {calm:?}");
+    // One entry for each question may lie on either side of the second's edge.
+    let looked = 1 + calm.iter().flat_map(|(interrupts, _)| &interrupts[4..]).max().expect("four CPUs");
+    assert!(looked < 20, "there is little to be told of who sleeps: {all}");
+    for (interrupts, exits) in &storm {
+        assert!(interrupts[1..4].iter().sum::<u64>() > 200 && exits[2] > 500.0, "they storm: {all}");
+        assert!(interrupts[4..].iter().all(|count| *count <= looked) && exits[4..] == [0.0; 4], "nobody else has to do with it: {all}");
+    }
+    system.keys.write_all(b"x").expect("it listens");
+    let outcome = system.run.join().expect("it does not panic");
+    assert_eq!(outcome.map_err(|failure| failure.text(false)), Ok(Status::Well), "{}", system.log.text());
+}
