@@ -74,7 +74,10 @@ pub(crate) fn duty(system: &System, name: &str, role: Role) -> Duty {
             may: system
                 .owned()
                 .filter(|(_, owned)| !owned.device.lines.is_empty())
-                .map(|(index, owned)| format!("take {} and raise it in guest {}", line_list(&owned.device.lines), guest(index as u8)))
+                .map(|(index, owned)| {
+                    let which = if owned.device.lines.len() == 1 { "it" } else { "them" };
+                    format!("take {} and raise {which} in guest {}", line_list(&owned.device.lines), guest(index as u8))
+                })
                 .chain(message_rights(system))
                 .chain(["be called by root".into(), "signal root and console".into()])
                 .collect(),
