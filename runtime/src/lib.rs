@@ -25,6 +25,7 @@ pub mod handle;
 pub mod log;
 pub mod memory;
 pub mod message;
+pub mod pci;
 pub mod ring;
 pub mod serve;
 pub mod shared;

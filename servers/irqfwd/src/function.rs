@@ -9,32 +9,14 @@ use crate::its::Failure;
 use trellis_idl::kernel::PAGE;
 use trellis_idl::plan::{FunctionPlan, MAX_RANGES, RangePlan, TablePlace, TablePlan};
 use trellis_runtime::memory::Registers;
+use trellis_runtime::pci::{self, BASE, COMMAND, ENTRY, HEADER, IDENTITY, MASTER, MEMORY, NO_WIRE, TABLE, TABLE_MASKED, TABLE_WRITES};
 
-const IDENTITY: usize = 0x00;
-/// The command, and above it the status.
-const COMMAND: usize = 0x04;
-const HEADER: usize = 0x0c;
-const BASE: usize = 0x10;
 /// Where its program for a start of the machine is; the lowest bit lets it answer there.
 const ROM: usize = 0x30;
-const CAPABILITIES: usize = 0x34;
-/// It answers accesses to memory, makes accesses of its own, has no wire.
-const MEMORY: u32 = 1 << 1;
-const MASTER: u32 = 1 << 2;
-const NO_WIRE: u32 = 1 << 10;
-/// In the status: there are capabilities.
-const HAS_CAPABILITIES: u32 = 1 << 20;
 /// The capability of messages (6.8.1): it may write them, 64 bits of address, so many as a power of two that it can and may.
 const MESSAGES: u32 = 5;
 const WRITES: u32 = 1 << 16;
 const WIDE: u32 = 1 << 23;
-/// That of messages in a table (6.8.2): it may write them; none of them, whatever their entries say.
-const TABLE: u32 = 0x11;
-const TABLE_WRITES: u32 = 1 << 31;
-const TABLE_MASKED: u32 = 1 << 30;
-/// Bytes of an entry: an address, data, and a word of which the lowest bit masks it.
-const ENTRY: usize = 16;
-const MASKED: u32 = 1;
 
 /// A function's configuration, and the page that its table of messages begins on, if it has one.
 #[derive(Debug)]
@@ -100,22 +82,8 @@ impl<R: Registers> Function<R> {
         if !self.answers() || self.page.read(HEADER) >> 16 & 0x7f != 0 {
             return Err(Failure::NoFunction);
         }
-        if self.page.read(COMMAND) & HAS_CAPABILITIES == 0 {
-            return Err(Failure::NoMessages);
-        }
-        let mut at = self.page.read(CAPABILITIES) as usize & 0xfc;
-        // As many as fit into the page's first part: a ring of them has no end.
-        for _ in 0..48 {
-            let word = self.page.read(at);
-            if at >= 0x40 && word & 0xff == kind {
-                return Ok(at);
-            }
-            at = (word >> 8) as usize & 0xfc;
-            if at < 0x40 {
-                break;
-            }
-        }
-        Err(Failure::NoMessages)
+        let found = pci::capabilities(&self.page).find(|one| one.kind == kind);
+        found.map(|one| one.at).ok_or(Failure::NoMessages)
     }
 
     /// Where the capability of messages is, if it has so many.
@@ -160,17 +128,15 @@ impl<R: Registers> Function<R> {
     /// Messages whose addresses stand in a table: number i writes i. Those that are not used stay masked.
     fn fill(&self, capability: usize, plan: &TablePlan, messages: u8, doorbell: u64) {
         self.with_entries(capability, plan, |number, at| {
-            if number < messages.into() {
-                self.entry(at, doorbell, number as u32);
-            } else {
-                self.mask(at);
-            }
+            let used = number < messages.into();
+            let words = used.then_some([doorbell as u32, (doorbell >> 32) as u32, number as u32]);
+            pci::put_entry(&self.table, at, words, !used);
         });
     }
 
     /// The same where its guest fills the table: nothing that anybody wrote before is there.
     fn clear(&self, capability: usize, plan: &TablePlan) {
-        self.with_entries(capability, plan, |_, at| self.mask(at));
+        self.with_entries(capability, plan, |_, at| pci::put_entry(&self.table, at, None, true));
     }
 
     /// Goes through the entries on the page, by their number and place, with the function's own mask over them where they write nothing
@@ -188,26 +154,6 @@ impl<R: Registers> Function<R> {
         let first = plan.at.offset as usize % PAGE as usize;
         (first..=PAGE as usize - ENTRY).step_by(ENTRY).take(entries).enumerate().for_each(|(number, at)| each(number, at));
         self.page.write(capability, control & !TABLE_MASKED | TABLE_WRITES);
-    }
-
-    fn mask(&self, at: usize) {
-        if self.table.read(at + 12) & MASKED == 0 {
-            self.table.write(at + 12, MASKED);
-        }
-    }
-
-    /// Nobody may change an entry that is not masked (6.8.2.9), so one that is right is let alone.
-    fn entry(&self, at: usize, doorbell: u64, data: u32) {
-        let wanted = [doorbell as u32, (doorbell >> 32) as u32, data];
-        let places = [at, at + 4, at + 8];
-        let is_masked = self.table.read(at + 12) & MASKED != 0;
-        if places.map(|place| self.table.read(place)) != wanted {
-            self.table.write(at + 12, MASKED);
-            places.into_iter().zip(wanted).for_each(|(place, word)| self.table.write(place, word));
-            self.table.write(at + 12, 0);
-        } else if is_masked {
-            self.table.write(at + 12, 0);
-        }
     }
 
     /// Its registers get their places. They must be those that the board file lists, each with as many bytes: with more it

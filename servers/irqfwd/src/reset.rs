@@ -8,13 +8,12 @@
 
 use crate::function::Function;
 use trellis_runtime::memory::{Registers, SharedMemory};
+use trellis_runtime::pci::{COMMAND, EXPRESS, MASTER, MEMORY, NO_WIRE};
 
-const COMMAND: usize = 0x04;
 /// What of the command is 0 after a reset, and is not when one begins.
-const TOLD: u32 = 1 << 1 | 1 << 2 | 1 << 10;
+const TOLD: u32 = MEMORY | MASTER | NO_WIRE;
 
 /// PCI Express (7.5.3): what it can, and in one word what it is to do and how it is.
-const EXPRESS: u32 = 0x10;
 const EXPRESS_CAN: usize = 4;
 const EXPRESS_CONTROL: usize = 8;
 const EXPRESS_RESETS: u32 = 1 << 28;

@@ -12,6 +12,10 @@ use trellis_idl::layout::bus;
 use trellis_idl::layout::platform::{CONFIGURATION, CONFIGURATION_BYTES, FRAME};
 use trellis_idl::plan::{BusPlan, MAX_FUNCTIONS, RangePlan, ShownFunction, TablePlan};
 use trellis_runtime::memory::Registers as Page;
+use trellis_runtime::pci::{
+    self, BASE, CAPABILITIES, CAPABILITIES_END, COMMAND, ENTRY, EXPRESS, FIRST_CAPABILITY, HEADER, IDENTITY, MASKED, MASTER, MEMORY,
+    MOST_CAPABILITIES, NO_WIRE, TABLE, TABLE_MASKED, TABLE_WRITES,
+};
 
 /// Bytes of configuration of each function, and functions of each device.
 const CONFIGURED: u64 = 0x1000;
@@ -19,28 +23,13 @@ const FUNCTIONS: u64 = 8;
 /// What a bus reads where nothing answers.
 const NOTHING: u32 = u32::MAX;
 
-const IDENTITY: usize = 0x00;
-/// The command, and above it the status.
-const COMMAND: usize = 0x04;
 const CLASS: usize = 0x08;
-const HEADER: usize = 0x0c;
-const BASE: usize = 0x10;
 const BASE_END: usize = 0x28;
 const SUBSYSTEM: usize = 0x2c;
-const CAPABILITIES: usize = 0x34;
 const INTERRUPT: usize = 0x3c;
-/// Where capabilities begin, and end.
-const FIRST: usize = 0x40;
-const END: usize = 0x100;
-/// Capabilities that fit there: a ring of them has no end.
-const MOST: usize = (END - FIRST) / 4;
 
 /// Bits of the command that the guest reads as it wrote them: memory, accesses of its own, errors, no wire.
-const COMMANDS: u32 = 1 << 1 | 1 << 2 | 1 << 6 | 1 << 8 | 1 << 10;
-/// It answers accesses to memory.
-const MEMORY: u32 = 1 << 1;
-/// In the status: there are capabilities.
-const HAS_CAPABILITIES: u32 = 1 << 20;
+const COMMANDS: u32 = MEMORY | MASTER | 1 << 6 | 1 << 8 | NO_WIRE;
 /// The kind of header, without the bit that says that there are other functions.
 const KIND: u32 = 0x7f << 16;
 /// A base address register of 64 bits, and what says so.
@@ -49,19 +38,11 @@ const WIDTH: u32 = 7;
 /// The first of the four wires.
 const WIRE: u32 = 1 << 8;
 
-/// Capabilities (PCI Code and ID Assignment, chapter 2) that are shown: the vendor's own, PCI Express, messages in a table.
+/// The vendor's own capability (PCI Code and ID Assignment, chapter 2), which is shown as those of PCI Express and of messages in a table
+/// are.
 const VENDOR: u32 = 0x09;
-const EXPRESS: u32 = 0x10;
-const TABLE: u32 = 0x11;
 /// In the second word of PCI Express: it can be reset (PCI Express Base 3.0, 7.8.3).
 const CAN_RESET: u32 = 1 << 28;
-/// In the first word of messages in a table (6.8.2): they may be written; none of them, whatever their entries say.
-const ENABLED: u32 = 1 << 31;
-const ALL_MASKED: u32 = 1 << 30;
-
-/// Bytes of an entry: an address, data, and a word of which the lowest bit masks it.
-const ENTRY: u64 = 16;
-const MASKED: u32 = 1;
 
 /// The frame's registers: which lines it makes; where messages are written to.
 const FRAME_TYPE: u64 = 0x8;
@@ -82,7 +63,7 @@ struct Written {
     sized: u8,
     /// A number that means nothing to the function.
     line: u8,
-    /// [`ENABLED`] and [`ALL_MASKED`].
+    /// [`TABLE_WRITES`] and [`TABLE_MASKED`].
     control: u32,
 }
 
@@ -249,7 +230,7 @@ impl<P: Page> View<'_, P> {
             BASE..BASE_END => self.base(at, written.sized)?,
             CAPABILITIES => self.capabilities().iter().find(|one| one.is_shown).map_or(0, |one| one.at as u32),
             INTERRUPT => u32::from(written.line) | if self.function()?.wire.is_some() { WIRE } else { 0 },
-            FIRST..END => self.capability(at, written.control)?,
+            FIRST_CAPABILITY..CAPABILITIES_END => self.capability(at, written.control)?,
             _ => 0,
         })
     }
@@ -270,20 +251,16 @@ impl<P: Page> View<'_, P> {
     }
 
     /// Its capabilities, as they are linked.
-    fn capabilities(&self) -> Vec<Capability, MOST> {
-        let mut all: Vec<Capability, MOST> = Vec::new();
-        if self.configuration.read(COMMAND) & HAS_CAPABILITIES == 0 {
-            return all;
-        }
+    fn capabilities(&self) -> Vec<Capability, MOST_CAPABILITIES> {
+        let mut all: Vec<Capability, MOST_CAPABILITIES> = Vec::new();
         let has_table = self.function().is_some_and(|function| function.table.is_some());
-        let mut at = self.configuration.read(CAPABILITIES) as usize & 0xfc;
-        while at >= FIRST && all.iter().all(|before| before.at != at) {
-            let word = self.configuration.read(at);
-            let kind = word & 0xff;
+        for pci::Capability { at, kind } in pci::capabilities(&self.configuration) {
+            if all.iter().any(|before| before.at == at) {
+                break;
+            }
             let is_shown = matches!(kind, VENDOR | EXPRESS) || kind == TABLE && has_table;
             // There are not more than there is room.
             let _ = all.push(Capability { at, kind, is_shown });
-            at = (word >> 8) as usize & 0xfc;
         }
         all
     }
@@ -308,7 +285,7 @@ impl<P: Page> View<'_, P> {
 
     /// Writes a word of configuration.
     fn configure(&mut self, at: usize, value: u32, lanes: u32) {
-        let is_table = at >= FIRST && self.capabilities().iter().any(|one| one.at == at && one.is_shown && one.kind == TABLE);
+        let is_table = at >= FIRST_CAPABILITY && self.capabilities().iter().any(|one| one.at == at && one.is_shown && one.kind == TABLE);
         let Some(written) = self.written() else { return };
         match at {
             COMMAND => written.command = merge(written.command, value, lanes) & COMMANDS,
@@ -318,7 +295,7 @@ impl<P: Page> View<'_, P> {
             }
             INTERRUPT => written.line = merge(written.line.into(), value, lanes) as u8,
             _ if is_table => {
-                written.control = merge(written.control, value, lanes) & (ENABLED | ALL_MASKED);
+                written.control = merge(written.control, value, lanes) & (TABLE_WRITES | TABLE_MASKED);
                 let entries = self.function().map_or(0, |function| function.entries);
                 (0..entries.into()).for_each(|index| self.settle(index));
             }
@@ -330,8 +307,8 @@ impl<P: Page> View<'_, P> {
     fn entry_at(&self, address: u64) -> Option<(usize, usize)> {
         let function = self.function()?;
         let offset = address.checked_sub(table_at(function)?)?;
-        let index = (offset / ENTRY) as usize;
-        (index < usize::from(function.entries)).then_some((index, (offset % ENTRY) as usize / 4))
+        let index = offset as usize / ENTRY;
+        (index < usize::from(function.entries)).then_some((index, offset as usize % ENTRY / 4))
     }
 
     /// The place of an entry among all.
@@ -373,27 +350,15 @@ impl<P: Page> View<'_, P> {
         command != NOTHING && command & MEMORY != 0
     }
 
-    /// Puts into the function's entry what the guest's says. Nobody may change one that is not masked (6.8.2.9).
+    /// Puts into the function's entry what the guest's says.
     fn settle(&self, index: usize) {
         let (Some(TablePlan { at, .. }), Some(written)) = (self.function().and_then(|function| function.table), self.state.written.get(self.place)) else { return };
         let Some(entry) = self.state.entries.get(self.place_of(index)).filter(|_| self.answers()) else { return };
         let event = event(self.plan, entry.words);
-        let is_masked = entry.is_masked || written.control != ENABLED || event.is_none();
-        let first = at.offset as usize % PAGE as usize + index * ENTRY as usize;
-        let wanted = [self.plan.doorbell as u32, (self.plan.doorbell >> 32) as u32, event.unwrap_or(0)];
-        let places = [first, first + 4, first + 8];
-        let was_masked = self.table.read(first + 12) & MASKED != 0;
-        if event.is_some() && places.map(|place| self.table.read(place)) != wanted {
-            if !was_masked {
-                self.table.write(first + 12, MASKED);
-            }
-            places.into_iter().zip(wanted).for_each(|(place, word)| self.table.write(place, word));
-            if !is_masked {
-                self.table.write(first + 12, 0);
-            }
-        } else if is_masked != was_masked {
-            self.table.write(first + 12, is_masked.into());
-        }
+        let is_masked = entry.is_masked || written.control != TABLE_WRITES || event.is_none();
+        let first = at.offset as usize % PAGE as usize + index * ENTRY;
+        let words = event.map(|event| [self.plan.doorbell as u32, (self.plan.doorbell >> 32) as u32, event]);
+        pci::put_entry(&self.table, first, words, is_masked);
     }
 }
 

@@ -110,9 +110,9 @@ impl World {
 
     /// The driver masks all, fills, and lets go, as drivers do.
     fn enable(&mut self) {
-        self.put(0x50, ENABLED | ALL_MASKED);
+        self.put(0x50, TABLE_WRITES | TABLE_MASKED);
         (0..3).for_each(|index| self.name(index as u64, [DOOR, 0, FIRST_LINE + index]));
-        self.put(0x50, ENABLED);
+        self.put(0x50, TABLE_WRITES);
     }
 }
 
@@ -240,10 +240,10 @@ fn all_are_masked_while_the_capability_says_so() {
     (0..3).for_each(|index| world.name(index, [DOOR, 0, FIRST_LINE]));
     let masks = |world: &World| [0, 1, 2].map(|index| world.entry(index)[3]);
     assert_eq!(masks(&world), [1; 3], "not switched on");
-    for (control, masked) in [(ENABLED, 0), (ENABLED | ALL_MASKED, 1), (ENABLED, 0), (0, 1), (ENABLED, 0), (ALL_MASKED, 1)] {
+    for (control, masked) in [(TABLE_WRITES, 0), (TABLE_WRITES | TABLE_MASKED, 1), (TABLE_WRITES, 0), (0, 1), (TABLE_WRITES, 0), (TABLE_MASKED, 1)] {
         world.put(0x50, control);
         assert_eq!(masks(&world), [masked; 3], "{control:x}");
-        assert_eq!(world.at(0x50) & (ENABLED | ALL_MASKED), control);
+        assert_eq!(world.at(0x50) & (TABLE_WRITES | TABLE_MASKED), control);
     }
     // The upper byte alone, as some do.
     world.access(CONFIGURATION + 0x53, 1, Some(0x80)).expect("a device");
@@ -289,7 +289,7 @@ fn write() -> impl Strategy<Value = (u64, u8, u64)> {
     let table = (0..0x50u64).prop_map(|at| TABLE_AT + at);
     let control = (0..0x100u64).prop_map(|at| CONFIGURATION + at);
     let words = prop_oneof![
-        Just(u64::from(DOOR)), Just(0), Just(1), Just(u64::MAX), Just(u64::from(ENABLED)), (0..8u64).prop_map(|line| u64::from(FIRST_LINE) - 1 + line), any::<u64>(),
+        Just(u64::from(DOOR)), Just(0), Just(1), Just(u64::MAX), Just(u64::from(TABLE_WRITES)), (0..8u64).prop_map(|line| u64::from(FIRST_LINE) - 1 + line), any::<u64>(),
     ];
     let place = prop_oneof![4 => table, 1 => control, 2 => Just(CONFIGURATION + 0x50), 1 => (0..PAGE).prop_map(|at| TABLE_AT + at)];
     (place, prop_oneof![Just(1u8), Just(2), Just(4), Just(4), Just(4), Just(8)], words)
