@@ -15,44 +15,33 @@ use trellis_runtime::{Reply, Server, System};
 /// 0, the last, the count, one more, and what is round or enormous; of a byte too.
 const NUMBERS: [u64; 14] = [0, 1, 2, 3, 7, 8, 255, 256, 257, 511, 512, 65_535, 1 << 32, u64::MAX];
 
-/// A kernel that does whatever it is asked, but for the line with a place. The source of a line has its place as a number.
-struct Willing(Option<u64>);
+/// A kernel that does whatever it is asked, with these exceptions. The source of a line has its place as a number.
+#[derive(Default)]
+struct Willing {
+    /// The line with this place is gone.
+    gone: Option<u64>,
+    /// It has not finished with the line with this place, for so many times that it is asked.
+    busy: Mutex<(u64, u32)>,
+}
+
+impl Willing {
+    fn is_busy(&self, line: u64) -> bool {
+        let mut busy = self.busy.lock().unwrap();
+        let is_so = line == busy.0 && busy.1 > 0;
+        busy.1 -= u32::from(is_so);
+        is_so
+    }
+}
 
 impl System for Willing {
     fn invoke(&self, op: Op, arguments: [u64; 6]) -> Result<[u64; 3], Refusal> {
         Ok(match op {
             Op::Clock => [5, 1_000_000_000, 0],
-            Op::LineForward if self.0 == Some(arguments[0] - slot::LINE) => return Err(Refusal::Gone),
+            Op::LineForward if self.gone == Some(arguments[0] - slot::LINE) => return Err(Refusal::Gone),
             Op::LineForward => [arguments[0] - slot::LINE, 0, 0],
+            Op::LineRelease => [self.is_busy(arguments[0] - slot::LINE).into(), 0, 0],
             _ => [0; 3],
         })
-    }
-
-    fn call(&self, _: u64, _: [u64; WORDS]) -> Result<[u64; WORDS], Refusal> {
-        Err(Refusal::Unsupported)
-    }
-
-    fn wait(&self, _: u64, _: u64) -> u64 {
-        0
-    }
-
-    fn with_buffer<R>(&self, f: impl FnOnce(&mut [u8; 4096]) -> R) -> R {
-        f(&mut [0; 4096])
-    }
-}
-
-/// The same, which has not finished with the line of a place for so many times that it is asked.
-struct Busy(u64, Mutex<u32>);
-
-impl System for Busy {
-    fn invoke(&self, op: Op, arguments: [u64; 6]) -> Result<[u64; 3], Refusal> {
-        if op == Op::LineRelease {
-            let mut left = self.1.lock().unwrap();
-            let is_busy = arguments[0] - slot::LINE == self.0 && *left > 0;
-            *left -= u32::from(is_busy);
-            return Ok([u64::from(is_busy), 0, 0]);
-        }
-        Willing(None).invoke(op, arguments)
     }
 
     fn call(&self, _: u64, _: [u64; WORDS]) -> Result<[u64; WORDS], Refusal> {
@@ -118,7 +107,7 @@ struct Timed<'a>(&'a Slow);
 
 impl System for Timed<'_> {
     fn invoke(&self, op: Op, arguments: [u64; 6]) -> Result<[u64; 3], Refusal> {
-        if op == Op::Clock { Ok([self.0.0.lock().unwrap().1, 1_000_000, 0]) } else { Willing(None).invoke(op, arguments) }
+        if op == Op::Clock { Ok([self.0.0.lock().unwrap().1, 1_000_000, 0]) } else { Willing::default().invoke(op, arguments) }
     }
 
     fn call(&self, _: u64, _: [u64; WORDS]) -> Result<[u64; WORDS], Refusal> {
@@ -149,7 +138,7 @@ fn config() -> IrqfwdConfig {
 }
 
 fn call(server: &impl Server, words: &[u64]) -> Result<[u64; WORDS], Refusal> {
-    call_on(&Willing(None), server, words)
+    call_on(&Willing::default(), server, words)
 }
 
 fn call_on(system: &impl System, server: &impl Server, words: &[u64]) -> Result<[u64; WORDS], Refusal> {
@@ -164,7 +153,7 @@ fn call_on(system: &impl System, server: &impl Server, words: &[u64]) -> Result<
 #[test]
 fn every_number_that_root_says_is_tried_at_its_bounds() {
     let noted: &Noted = Box::leak(Box::default());
-    let server = Irqfwd::start(&Willing(None), config(), Box::leak(Box::new(Forwarder::new())), Some(noted));
+    let server = Irqfwd::start(&Willing::default(), config(), Box::leak(Box::new(Forwarder::new())), Some(noted));
     assert_eq!(*noted.0.lock().unwrap(), (vec![0, 1], vec![]));
     for number in NUMBERS {
         let refused = (number > 1).then_some(Refusal::OutOfRange);
@@ -190,7 +179,7 @@ fn every_number_that_root_says_is_tried_at_its_bounds() {
 #[test]
 fn a_guest_whose_lines_cannot_come_has_no_functions_connected() {
     let noted: &Noted = Box::leak(Box::default());
-    let ended = Willing(Some(1));
+    let ended = Willing { gone: Some(1), ..Willing::default() };
     let server = Irqfwd::start(&ended, config(), Box::leak(Box::new(Forwarder::new())), Some(noted));
     assert_eq!(noted.0.lock().unwrap().0, [0], "an earlier server's guest 1 has ended");
     assert_eq!(call(&server, &[IrqfwdOp::Bind as u64, 1]), Ok([0; WORDS]), "it starts again");
@@ -205,8 +194,8 @@ fn a_line_that_is_not_free_yet_is_not_forgotten_over_those_that_are() {
     }
     // The first of the guest's three lines, and the last: 0 and 3, and between them another guest's.
     for busy in [0, 2, 3] {
-        let server = Irqfwd::<&Noted>::start(&Willing(None), config.clone(), Box::leak(Box::new(Forwarder::new())), None);
-        let system = Busy(busy, Mutex::new(2));
+        let server = Irqfwd::<&Noted>::start(&Willing::default(), config.clone(), Box::leak(Box::new(Forwarder::new())), None);
+        let system = Willing { busy: Mutex::new((busy, 2)), ..Willing::default() };
         let unbind = || call_on(&system, &server, &[IrqfwdOp::Unbind as u64, 0]).err();
         let counts = || [0, 2, 3].map(|line| call_on(&system, &server, &[IrqfwdOp::Count as u64, line]).is_ok());
         for _ in 0..2 {

@@ -99,8 +99,15 @@ fn is_whole(system: &System, before: &[String]) {
     panic!("something was lost: {before:?}, now {now:?}");
 }
 
+/// A key for the guest that only talks ends it, and the system with it.
+fn ends_well(mut system: System) {
+    system.keys.write_all(b"x").expect("it listens");
+    let outcome = system.run.join().expect("it does not panic");
+    assert_eq!(outcome.map_err(|failure| failure.text(false)), Ok(Status::Well), "{}", system.log.text());
+}
+
 fn storm(forward: &str, rounds: u64, mut seed: u64) {
-    let mut system = System::start(&manifest(forward), Run { console: Some("talk".into()), ..Run::default() });
+    let system = System::start(&manifest(forward), Run { console: Some("talk".into()), ..Run::default() });
     let folder = tempfile::tempdir().expect("a folder");
     let irqfwd = program(folder.path());
     goes_on(&system);
@@ -122,9 +129,7 @@ fn storm(forward: &str, rounds: u64, mut seed: u64) {
     is_whole(&system, &before);
     let status = system.says(What::Status);
     assert!(status.contains("LINE  GUEST") && status.lines().any(|line| line.starts_with("34    clock")), "{status}");
-    system.keys.write_all(b"x").expect("it listens");
-    let outcome = system.run.join().expect("it does not panic");
-    assert_eq!(outcome.map_err(|failure| failure.text(false)), Ok(Status::Well), "{}", system.log.text());
+    ends_well(system);
 }
 
 /// Rounds of one to six steps each: six of a system for a way in each run, at night fifty of each of ten systems, a thousand in all.
@@ -186,7 +191,7 @@ fn looks(system: &System) -> Vec<(Vec<u64>, Vec<f64>)> {
 /// The figure of the seed: what a storm costs those who have nothing to do with it. They are entered as often as without it.
 #[test]
 fn a_cpu_whose_guest_sleeps_executes_nothing_for_the_storms_of_others() {
-    let mut system = System::start(&neighbours(), Run { console: Some("talk".into()), ..Run::default() });
+    let system = System::start(&neighbours(), Run { console: Some("talk".into()), ..Run::default() });
     system.until("the storms are on, and the others sleep", |system| {
         let text = system.log.text();
         text.contains("port| alarm: sent 500") && (4..8).all(|cpu| text.contains(&format!("idle{cpu}: sleeps")))
@@ -205,7 +210,5 @@ fn a_cpu_whose_guest_sleeps_executes_nothing_for_the_storms_of_others() {
         assert!(interrupts[1..4].iter().sum::<u64>() > 200 && exits[2] > 500.0, "they storm: {all}");
         assert!(interrupts[4..].iter().all(|count| *count <= looked) && exits[4..] == [0.0; 4], "nobody else has to do with it: {all}");
     }
-    system.keys.write_all(b"x").expect("it listens");
-    let outcome = system.run.join().expect("it does not panic");
-    assert_eq!(outcome.map_err(|failure| failure.text(false)), Ok(Status::Well), "{}", system.log.text());
+    ends_well(system);
 }
