@@ -24,6 +24,8 @@ pub const FIRST_MESSAGE: u64 = 8192;
 
 /// How many of them there can be lines of.
 pub const MESSAGES: u64 = 32;
+/// Device windows that a vCPU can have.
+pub const WINDOWS: usize = 16;
 
 /// Operation numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -140,7 +142,7 @@ pub enum Op {
     VcpuCreate = 0x40,
     /// Sends a class of exits: `x0` vCPU, `x1` [`ExitClass`], `x2` portal on the vCPU's CPU, `x3` groups (see [`Groups`]), `x4` badge.
     VcpuRoute = 0x41,
-    /// Makes a device window: `x0` vCPU, `x1` index < 16, `x2` first guest page, `x3` pages (0 = none), `x4` the route's class.
+    /// Makes a device window: `x0` vCPU, `x1` index < [`WINDOWS`], `x2` first guest page, `x3` pages (0 = none), `x4` the route's class.
     VcpuWindow = 0x42,
     /// Reads a register of a stopped vCPU: `x0` vCPU, `x1` [`VcpuRegister`]. Back: `x0` = 0, `x1` = value.
     VcpuGet = 0x43,

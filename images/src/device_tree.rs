@@ -13,10 +13,13 @@ use vm_fdt::{FdtWriter, FdtWriterResult};
 /// First byte of every guest's memory.
 pub const MEMORY_BASE: u64 = 0x4000_0000;
 
-const INTC: u32 = 1;
+/// Handles: the interrupt controller, the clock, the frame that makes lines of messages.
+pub(crate) const INTC: u32 = 1;
 const CLOCK: u32 = 2;
+pub(crate) const FRAME_HANDLE: u32 = 3;
+
 const LEVEL_HIGH: u32 = 4;
-const EDGE_RISING: u32 = 1;
+pub(crate) const EDGE_RISING: u32 = 1;
 
 /// What the tree says about one guest.
 #[derive(Clone, Debug)]

@@ -2,20 +2,17 @@
 //! Functions that a guest sees as such: what its vcpu server is told of them, and the bus in its device tree.
 
 use crate::device::{Device, Owned};
+use crate::device_tree::{EDGE_RISING, FRAME_HANDLE, INTC};
 use crate::system::{System, bounded};
 use std::ops::Range;
-use trellis_idl::kernel::PAGE;
-use trellis_idl::layout::platform::{CONFIGURATION, CONFIGURATION_BYTES, FRAME, OWNED, OWNED_END};
+use trellis_idl::kernel::{PAGE, WINDOWS};
+use trellis_idl::layout::platform::{self, CONFIGURATION, CONFIGURATION_BYTES, FRAME, OWNED, OWNED_END};
 use trellis_idl::plan::{BusPlan, DevicePages, RangePlan, ShownFunction};
 use vm_fdt::{FdtWriter, FdtWriterResult};
 
 /// Windows of a vCPU that are free for pages which the guest has not got.
-const MOST_HIDDEN: usize = 8;
+const MOST_HIDDEN: usize = WINDOWS - platform::windows(3, 1).len() - platform::BUS_WINDOWS.len();
 
-/// Cells of the tree: its interrupt controller, the frame.
-const INTC: u32 = 1;
-const FRAME_HANDLE: u32 = 3;
-const EDGE_RISING: u32 = 1;
 /// Of an address on the bus: memory of 32 bits; the device's number; of a wire: the first.
 const MEMORY: u32 = 0x0200_0000;
 const DEVICE: u32 = 11;
@@ -30,8 +27,8 @@ impl Owned {
     /// Pages of its registers, in the guest, that the guest has not got.
     fn hidden(&self) -> Vec<Range<u64>> {
         let mut all: Vec<Range<u64>> = Vec::new();
+        let ranges = self.device.all_ranges();
         for pages in self.device.hidden() {
-            let ranges = self.device.all_ranges();
             let found = ranges.iter().zip(&self.places).find(|(range, _)| range.pages().contains(&pages.start));
             let Some((range, place)) = found else { continue };
             let first = place / PAGE + (pages.start - range.pages().start);
@@ -48,14 +45,14 @@ impl Owned {
 
 /// Whether a guest's functions hide more than its vCPUs have windows for.
 pub(crate) fn too_many(all: &[Owned]) -> bool {
-    all.iter().filter(|owned| owned.as_pci).map(|owned| owned.hidden().len()).sum::<usize>() > MOST_HIDDEN
+    functions(all).map(|owned| owned.hidden().len()).sum::<usize>() > MOST_HIDDEN
 }
 
 impl System {
     /// What a guest's vcpu server is told of functions that the guest sees; nothing where there are none.
     pub(crate) fn bus_plan(&self, guest: usize) -> Option<BusPlan> {
         let plan = self.message_plan()?;
-        let owned: Vec<&Owned> = self.guests[guest].devices.iter().filter(|owned| owned.as_pci).collect();
+        let owned: Vec<&Owned> = functions(&self.guests[guest].devices).collect();
         let of = |device: &Device| plan.functions.iter().find(|function| Some(function.requester) == device.function.map(|number| number.0));
         let functions = owned.iter().filter_map(|owned| {
             let function = of(&owned.device)?;

@@ -4,7 +4,7 @@
 use crate::board::Board;
 use crate::device::{Device, Owned};
 use crate::guest::Guest;
-use crate::system::{System, bounded};
+use crate::system::{System, bounded, line_of};
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use trellis_idl::boot::Range;
@@ -99,9 +99,8 @@ impl System {
     pub(crate) fn smmu_config(&self) -> Option<SmmuConfig> {
         let smmu = self.board.smmu.as_ref().filter(|_| self.has_smmu())?;
         let run = self.board.fixed_devices().len() + self.stretches().count() + self.message_runs().len();
-        let line = |at: usize| self.text.bytes().take(at).filter(|byte| *byte == b'\n').count() as u32 + 1;
         let plans = self.owned().flat_map(|(guest, owned)| {
-            let plan = move |number| StreamPlan { number, guest: guest as u8, protected: owned.protected, line: line(owned.at) };
+            let plan = move |number| StreamPlan { number, guest: guest as u8, protected: owned.protected, line: line_of(&self.text, owned.at) };
             streams(&self.board, &owned.device).into_iter().map(plan)
         });
         let plans: Vec<StreamPlan> = plans.collect();

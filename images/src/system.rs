@@ -233,6 +233,11 @@ impl System {
     }
 }
 
+/// The line of a text that its byte with this number is on.
+pub(crate) fn line_of(text: &str, at: usize) -> u32 {
+    text.bytes().take(at).filter(|byte| *byte == b'\n').count() as u32 + 1
+}
+
 /// As many as fit; `check` has refused more.
 pub(crate) fn bounded<T, const N: usize>(items: impl IntoIterator<Item = T>) -> Bounded<T, N> {
     items.into_iter().take(N).collect()
@@ -287,11 +292,10 @@ fn check(path: &Path, text: String, source: &dyn Source, problems: &mut Problems
         folder,
         source,
     };
-    let line = |at: usize| text.bytes().take(at).filter(|byte| *byte == b'\n').count() as u32 + 1;
     let guests: Vec<Guest> = manifest
         .guests
         .iter()
-        .filter_map(|guest| checker.guest(guest, line(guest.name.span.start), problems))
+        .filter_map(|guest| checker.guest(guest, line_of(&text, guest.name.span.start), problems))
         .collect();
     let monitors: Vec<Monitor> = manifest.servers.iter().filter_map(|server| checker.monitor(server, &manifest.guests, problems)).collect();
     let forward = checker.forward(manifest.forward.as_ref(), &guests, problems);

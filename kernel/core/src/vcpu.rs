@@ -78,8 +78,7 @@ pub struct Window {
     pub class: u8,
 }
 
-/// Windows a vCPU can have.
-pub const WINDOWS: usize = 16;
+pub use trellis_idl::kernel::WINDOWS;
 
 /// What vCPU names name, without the machine in the type.
 #[derive(Debug)]

@@ -179,7 +179,7 @@ impl Shield {
 
     /// A guest's devices see memory from now on.
     pub fn show(&mut self, system: &impl System, guest: usize, made: &Made) -> Result<(), StartError> {
-        if self.concerned >> guest & 1 == 0 {
+        if !self.concerns(guest) {
             return Ok(());
         }
         let first = made.memory.info(system).step("ask where memory is")?.first;
@@ -190,7 +190,7 @@ impl Shield {
 
     /// They see none any more.
     pub fn hide(&mut self, system: &impl System, guest: usize) -> Result<(), StartError> {
-        if self.concerned >> guest & 1 == 0 {
+        if !self.concerns(guest) {
             return Ok(());
         }
         // However it ends, nobody relies on it from here on.
